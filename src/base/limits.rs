@@ -1,0 +1,59 @@
+//! Every limit, in one place, with its unit in its name.
+//!
+//! Promise: no other file invents a bound. Called by: every layer; shown in `/.storage/config`. Cannot fail.
+
+use std::time::Duration;
+
+/// A segment file's nominal length; the last group may reach past it by less than one group.
+pub const SEGMENT_BYTES: u64 = 64 << 20;
+/// Most bytes one group (one disk write) holds before padding, its header and directory included.
+pub const GROUP_BYTES_MAX: usize = 1 << 20;
+/// Disk block that groups begin on: the alignment of direct I/O.
+pub const BLOCK_BYTES: usize = 4096;
+/// A file's data is buffered and sealed in pieces that never cross a multiple of this.
+pub const CHUNK_BYTES: usize = 128 << 10;
+/// Plaintext bytes per frame where the data compresses.
+pub const UNIT_COMPRESSED_BYTES: usize = 64 << 10;
+/// Plaintext bytes per frame where it does not.
+pub const UNIT_RAW_BYTES: usize = 16 << 10;
+/// Most frames of one chunk (raw).
+pub const CHUNK_FRAMES_MAX: u32 = (CHUNK_BYTES / UNIT_RAW_BYTES) as u32;
+/// Poly1305 and GCM tags.
+pub const TAG_BYTES: usize = 16;
+/// Most plaintext bytes of a frame of records.
+pub const RECORDS_FRAME_BYTES: usize = 128 << 10;
+
+/// Longest file name, as on ext4.
+pub const NAME_BYTES_MAX: usize = 255;
+/// Longest symlink target, as on Linux (PATH_MAX without the terminator).
+pub const SYMLINK_BYTES_MAX: usize = 4095;
+/// Largest value of one extended attribute (the kernel's own bound).
+pub const XATTR_VALUE_BYTES_MAX: usize = 64 << 10;
+/// Most bytes of all attribute names of a file together, each with its terminator (the kernel's bound on a list).
+pub const XATTR_LIST_BYTES_MAX: usize = 64 << 10;
+/// Most hard links to one file, as on ext4.
+pub const LINKS_MAX: u32 = 65_000;
+/// Largest file: what a signed 64-bit offset can address in whole blocks.
+pub const FILE_BYTES_MAX: u64 = (i64::MAX as u64) & !(BLOCK_BYTES as u64 - 1);
+
+/// Byte budget unless told otherwise: buffers, frames in flight, caches and overlay together.
+pub const BUDGET_BYTES_DEFAULT: u64 = 256 << 20;
+/// Smallest budget that still works.
+pub const BUDGET_BYTES_MIN: u64 = 16 << 20;
+/// Oldest that acknowledged bytes become before they are flushed.
+pub const FLUSH_INTERVAL: Duration = Duration::from_secs(5);
+/// A checkpoint is due when the overlay holds this many entries …
+pub const CHECKPOINT_ENTRIES: usize = 400_000;
+/// … or this many bytes of log have been written since the last …
+pub const CHECKPOINT_LOG_BYTES: u64 = 512 << 20;
+/// … or there has been no operation for this long and there is something to store.
+pub const CHECKPOINT_IDLE: Duration = Duration::from_secs(30);
+/// Bytes of the backing filesystem that ordinary writes may not take, so that deletes and checkpoints always work.
+pub const RESERVE_BYTES: u64 = 192 << 20;
+/// Most lines kept of the error list and of the state history.
+pub const HISTORY_LINES_MAX: usize = 1000;
+
+/// Floor of Argon2id: memory in KiB, passes, lanes. Weaker parameters are refused, also on reading.
+pub const ARGON2_FLOOR: (u32, u32, u32) = (64 << 10, 3, 4);
+/// Ceiling of Argon2id: a header that asks for more is a memory bomb, and refused.
+pub const ARGON2_CEILING: (u32, u32, u32) = (4 << 20, 64, 64);

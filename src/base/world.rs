@@ -1,0 +1,88 @@
+//! Time and chance: the only source of either.
+//!
+//! Promise: whoever holds another `World` sees the same run again; nothing else in the library reads a clock or draws
+//! random bytes. Called by: `vault`, `fs`, `seal`. On failure: without entropy no nonce may be chosen, so `fill` panics;
+//! the operating system's generator does not fail after boot.
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// A moment of the wall clock: seconds since 1970 (may be negative) and nanoseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct Time {
+    /// Whole seconds since 1970-01-01 UTC, rounded down.
+    pub seconds: i64,
+    /// The rest, 0 to 999,999,999.
+    pub nanos: u32,
+}
+
+impl From<SystemTime> for Time {
+    fn from(t: SystemTime) -> Time {
+        match t.duration_since(UNIX_EPOCH) {
+            Ok(d) => Time { seconds: d.as_secs() as i64, nanos: d.subsec_nanos() },
+            Err(before) => {
+                let d = before.duration();
+                match d.subsec_nanos() {
+                    0 => Time { seconds: -(d.as_secs() as i64), nanos: 0 },
+                    n => Time { seconds: -(d.as_secs() as i64) - 1, nanos: 1_000_000_000 - n },
+                }
+            }
+        }
+    }
+}
+
+impl From<Time> for SystemTime {
+    fn from(t: Time) -> SystemTime {
+        let nanos = Duration::from_nanos(u64::from(t.nanos));
+        if t.seconds >= 0 {
+            UNIX_EPOCH + Duration::from_secs(t.seconds as u64) + nanos
+        } else {
+            UNIX_EPOCH - Duration::from_secs(t.seconds.unsigned_abs()) + nanos
+        }
+    }
+}
+
+/// Clock and entropy.
+pub trait World: Send + Sync {
+    /// The wall clock.
+    fn now(&self) -> Time;
+    /// A clock that never goes back, for ages and durations.
+    fn elapsed(&self) -> Duration;
+    /// Unpredictable bytes.
+    fn fill(&self, out: &mut [u8]);
+}
+
+/// The real world.
+#[derive(Debug)]
+pub struct RealWorld {
+    start: Instant,
+}
+
+impl Default for RealWorld {
+    fn default() -> Self {
+        RealWorld { start: Instant::now() }
+    }
+}
+
+impl World for RealWorld {
+    fn now(&self) -> Time {
+        SystemTime::now().into()
+    }
+    fn elapsed(&self) -> Duration {
+        self.start.elapsed()
+    }
+    fn fill(&self, out: &mut [u8]) {
+        getrandom::fill(out).expect("the operating system's random generator works after boot");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_before_1970_survive_the_round_trip() {
+        for t in [Time { seconds: -1, nanos: 999_999_999 }, Time { seconds: -315_619_200, nanos: 0 }, Time::default()] {
+            assert_eq!(Time::from(SystemTime::from(t)), t);
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! A group: the frames that go to disk in one write, with their encrypted directory (format.md §3).
+//!
+//! Promise: a header that decodes was written as a header (magic and CRC), and its lengths lie within a group's bounds;
+//! a directory that decodes accounts for every byte between header and directory. Called by: `segment`.
+
+use super::frame::Kind;
+use super::wire::{Malformed, Reader, Write, malformed};
+use crate::base::choice::Codec;
+use crate::base::id::{Epoch, Ino, SegmentId, Slot};
+use crate::base::limits::{GROUP_BYTES_MAX, TAG_BYTES};
+
+/// Length of the header, which is in the clear.
+pub const HEADER_BYTES: usize = 64;
+/// First bytes of a group.
+pub const MAGIC: [u8; 4] = *b"SRG1";
+
+/// The clear header of a group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Header {
+    /// The segment it belongs to; a recycled file's old groups name another.
+    pub segment: SegmentId,
+    /// The lease it was written under.
+    pub epoch: Epoch,
+    /// Its number in the segment, from 0; also the nonce of its directory.
+    pub group: u32,
+    /// Bytes from the header's first to the directory's last; padding to a block follows.
+    pub len_bytes: u32,
+    /// Sealed bytes of the directory, the last ones of the group.
+    pub directory_len_bytes: u32,
+    /// CRC-32 of everything after the header, started from the CRC-32 of the salt.
+    pub body_crc: u32,
+    /// The segment's salt, again in each group: one bad sector must not cost a segment.
+    pub salt: [u8; 16],
+}
+
+impl Header {
+    /// The bytes on disk.
+    #[must_use]
+    pub fn encode(&self) -> [u8; HEADER_BYTES] {
+        let mut b = [0; HEADER_BYTES];
+        b[0..4].copy_from_slice(&MAGIC);
+        b[4..6].copy_from_slice(&super::FORMAT_VERSION.to_le_bytes());
+        b[8..16].copy_from_slice(&self.segment.0.to_le_bytes());
+        b[16..24].copy_from_slice(&self.epoch.0.to_le_bytes());
+        b[24..28].copy_from_slice(&self.group.to_le_bytes());
+        b[28..32].copy_from_slice(&self.len_bytes.to_le_bytes());
+        b[32..36].copy_from_slice(&self.directory_len_bytes.to_le_bytes());
+        b[36..40].copy_from_slice(&self.body_crc.to_le_bytes());
+        b[40..56].copy_from_slice(&self.salt);
+        let crc = crc32fast::hash(&b[..60]);
+        b[60..64].copy_from_slice(&crc.to_le_bytes());
+        b
+    }
+
+    /// Reads a header; refuses a wrong magic, version, checksum, reserved byte or impossible length.
+    pub fn decode(bytes: &[u8]) -> Result<Header, Malformed> {
+        let Some(head) = bytes.get(..HEADER_BYTES) else { return malformed("group header length") };
+        let mut r = Reader::new(head);
+        if r.array::<4>("group magic")? != MAGIC {
+            return malformed("group magic");
+        }
+        if r.u16("group version")? != super::FORMAT_VERSION {
+            return malformed("group version");
+        }
+        if r.u16("group reserved")? != 0 {
+            return malformed("group reserved");
+        }
+        let header = Header {
+            segment: SegmentId(r.u64("group segment")?),
+            epoch: Epoch(r.u64("group epoch")?),
+            group: r.u32("group number")?,
+            len_bytes: r.u32("group length")?,
+            directory_len_bytes: r.u32("group directory length")?,
+            body_crc: r.u32("group body checksum")?,
+            salt: r.array("group salt")?,
+        };
+        if r.u32("group reserved")? != 0 {
+            return malformed("group reserved");
+        }
+        if r.u32("group header checksum")? != crc32fast::hash(&head[..60]) {
+            return malformed("group header checksum");
+        }
+        let (len, directory) = (header.len_bytes as usize, header.directory_len_bytes as usize);
+        if len > GROUP_BYTES_MAX || directory <= TAG_BYTES || len < HEADER_BYTES + directory {
+            return malformed("group length");
+        }
+        Ok(header)
+    }
+
+    /// What the directory's encryption binds beside its address: the header's fields that it follows from.
+    #[must_use]
+    pub fn bound(&self) -> (u32, u32) {
+        (self.group, self.len_bytes)
+    }
+}
+
+/// The CRC that a body's CRC starts from: stale groups of a recycled segment fail under another salt.
+#[must_use]
+pub fn crc_seed(salt: &[u8; 16]) -> u32 {
+    crc32fast::hash(salt)
+}
+
+/// One frame in a group's directory; frames lie one after the other behind the header, in this order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Entry {
+    /// What the frame holds.
+    pub kind: Kind,
+    /// How it is compressed.
+    pub codec: Codec,
+    /// Its slot.
+    pub slot: Slot,
+    /// Ciphertext and tag.
+    pub sealed_len_bytes: u32,
+    /// After decompression.
+    pub plain_len_bytes: u32,
+    /// The inode whose data it holds, else 0.
+    pub ino: Ino,
+    /// The data's offset in the file, else 0.
+    pub offset_bytes: u64,
+}
+
+/// Encodes a directory.
+#[must_use]
+pub fn encode_directory(entries: &[Entry]) -> Vec<u8> {
+    let mut b = Vec::with_capacity(entries.len() * 16 + 4);
+    b.varint(entries.len() as u64);
+    for e in entries {
+        b.push(e.kind as u8 | (e.codec as u8) << 4);
+        b.varint(u64::from(e.slot.0));
+        b.varint(u64::from(e.sealed_len_bytes));
+        b.varint(u64::from(e.plain_len_bytes));
+        if e.kind == Kind::Data {
+            b.varint(e.ino.0);
+            b.varint(e.offset_bytes);
+        }
+    }
+    b
+}
+
+/// Reads a directory; `frames_len_bytes` is what its frames must add up to.
+pub fn decode_directory(bytes: &[u8], frames_len_bytes: usize) -> Result<Vec<Entry>, Malformed> {
+    let mut r = Reader::new(bytes);
+    let count = r.varint("directory count")?;
+    if count > bytes.len() as u64 / 4 {
+        return malformed("directory count");
+    }
+    let mut entries = Vec::with_capacity(count as usize);
+    let mut sum = 0usize;
+    for _ in 0..count {
+        let kc = r.u8("directory kind")?;
+        let kind = Kind::from_u8(kc & 15)?;
+        let Some(codec) = Codec::from_u8(kc >> 4) else { return malformed("directory codec") };
+        let mut e = Entry {
+            kind,
+            codec,
+            slot: Slot(r.varint_u32("directory slot")?),
+            sealed_len_bytes: r.varint_u32("directory sealed length")?,
+            plain_len_bytes: r.varint_u32("directory plain length")?,
+            ino: Ino(0),
+            offset_bytes: 0,
+        };
+        if kind == Kind::Data {
+            e.ino = Ino(r.varint("directory inode")?);
+            e.offset_bytes = r.varint("directory offset")?;
+        }
+        if (e.sealed_len_bytes as usize) < TAG_BYTES {
+            return malformed("directory sealed length");
+        }
+        sum += e.sealed_len_bytes as usize;
+        entries.push(e);
+    }
+    r.end("directory tail")?;
+    if sum != frames_len_bytes {
+        return malformed("directory sum");
+    }
+    Ok(entries)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header() -> Header {
+        Header {
+            segment: SegmentId(7),
+            epoch: Epoch(2),
+            group: 3,
+            len_bytes: 500,
+            directory_len_bytes: 40,
+            body_crc: 0x0102_0304,
+            salt: *b"0123456789abcdef",
+        }
+    }
+
+    #[test]
+    fn golden_group_header() {
+        let bytes = header().encode();
+        assert_eq!(
+            bytes[..60],
+            *b"SRG1\x01\0\0\0\x07\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\x03\0\0\0\xf4\x01\0\0\x28\0\0\0\x04\x03\x02\x01\
+               0123456789abcdef\0\0\0\0",
+            "on-disk bytes changed: bump FORMAT_VERSION and add a vault to tests/vaults/"
+        );
+        assert_eq!(Header::decode(&bytes), Ok(header()));
+    }
+
+    #[test]
+    fn any_flipped_bit_of_a_header_is_refused() {
+        let good = header().encode();
+        for bit in 0..good.len() * 8 {
+            let mut bad = good;
+            bad[bit / 8] ^= 1 << (bit % 8);
+            assert!(Header::decode(&bad).is_err(), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn golden_directory_and_its_sum() {
+        let e = Entry {
+            kind: Kind::Data,
+            codec: Codec::Lz4,
+            slot: Slot(300),
+            sealed_len_bytes: 100,
+            plain_len_bytes: 200,
+            ino: Ino(5),
+            offset_bytes: 131_072,
+        };
+        let bytes = encode_directory(&[e]);
+        assert_eq!(bytes, b"\x01\x11\xac\x02\x64\xc8\x01\x05\x80\x80\x08");
+        assert_eq!(decode_directory(&bytes, 100), Ok(vec![e]));
+        assert_eq!(decode_directory(&bytes, 99), malformed("directory sum"));
+    }
+}

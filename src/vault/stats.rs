@@ -1,0 +1,111 @@
+//! Numbers about the work done since the mount.
+//!
+//! Promise: every number only grows, except the gauges, and none is estimated. Called by: the whole of `vault` while it
+//! works; `fs::storage` when someone reads `/.storage`. Cannot fail.
+
+use crate::base::histogram::{Counter, Histogram};
+use crate::base::limits::HISTORY_LINES_MAX;
+use crate::base::lock::Held;
+use crate::base::world::Time;
+use std::collections::VecDeque;
+use std::sync::Mutex;
+
+/// Counters and latencies of the vault's own work.
+#[derive(Debug, Default)]
+pub struct Stats {
+    /// Plaintext bytes taken from writers.
+    pub written_bytes: Counter,
+    /// Plaintext bytes given to readers.
+    pub read_bytes: Counter,
+    /// Plaintext bytes sealed.
+    pub sealed_plain_bytes: Counter,
+    /// The same after compression and encryption.
+    pub sealed_bytes: Counter,
+    /// Bytes written to segments, with headers, directories and padding.
+    pub log_bytes: Counter,
+    /// Bytes read back and found right.
+    pub verified_bytes: Counter,
+    /// Groups that did not read back as written.
+    pub verify_mismatches: Counter,
+    /// Frames that did not open when read.
+    pub damaged_frames: Counter,
+    /// Commits.
+    pub commits: Counter,
+    /// fsyncs answered.
+    pub fsyncs: Counter,
+    /// Device flushes.
+    pub device_flushes: Counter,
+    /// Checkpoints.
+    pub checkpoints: Counter,
+    /// Bytes given back by punching holes.
+    pub punched_bytes: Counter,
+    /// Reads answered from the cache of decoded frames.
+    pub cache_hits: Counter,
+    /// Frames that had to be read from the disk.
+    pub cache_misses: Counter,
+    /// Frames read ahead of a sequential reader.
+    pub prefetched: Counter,
+    /// Chunks compressed with zstd, with lz4, stored raw.
+    pub codec_chunks: [Counter; 3],
+    /// Times a writer had to wait for the byte budget.
+    pub writer_waits: Counter,
+    /// How long they waited.
+    pub writer_wait: Histogram,
+    /// Compressing one chunk.
+    pub compress: Histogram,
+    /// Encrypting one chunk.
+    pub encrypt: Histogram,
+    /// One disk write of the log.
+    pub log_write: Histogram,
+    /// One device flush.
+    pub device_flush: Histogram,
+    /// Reading back one group.
+    pub verify: Histogram,
+    /// From the start of a commit to its durability.
+    pub commit: Histogram,
+    /// From an fsync's arrival to its answer.
+    pub fsync: Histogram,
+    /// One checkpoint.
+    pub checkpoint: Histogram,
+    /// Reading and opening frames for a reader.
+    pub frame_read: Histogram,
+    errors: Mutex<VecDeque<Line>>,
+    history: Mutex<VecDeque<Line>>,
+}
+
+/// One line of the error list or the state history.
+#[derive(Debug, Clone)]
+pub struct Line {
+    /// When.
+    pub at: Time,
+    /// What; never a name, a key or plaintext.
+    pub text: String,
+}
+
+fn push(lines: &Mutex<VecDeque<Line>>, at: Time, text: String) {
+    let mut lines = lines.held();
+    if lines.len() == HISTORY_LINES_MAX {
+        lines.pop_front();
+    }
+    lines.push_back(Line { at, text });
+}
+
+impl Stats {
+    /// Notes an error for `/.storage/errors`, and logs it.
+    pub fn error(&self, at: Time, text: String) {
+        log::error!("{text}");
+        push(&self.errors, at, text);
+    }
+    /// Notes a change of state for `/.storage/history`.
+    pub fn event(&self, at: Time, text: String) {
+        push(&self.history, at, text);
+    }
+    /// The newest errors, oldest first.
+    pub fn errors(&self) -> Vec<Line> {
+        self.errors.held().iter().cloned().collect()
+    }
+    /// The newest changes of state, oldest first.
+    pub fn history(&self) -> Vec<Line> {
+        self.history.held().iter().cloned().collect()
+    }
+}
