@@ -6,5 +6,6 @@
 
 pub mod backing;
 pub mod base;
+pub mod buffer;
 pub mod format;
 pub mod vault;
