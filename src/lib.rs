@@ -7,4 +7,5 @@
 pub mod backing;
 pub mod base;
 pub mod format;
+pub mod seal;
 pub mod vault;
