@@ -8,4 +8,5 @@ pub mod backing;
 pub mod base;
 pub mod buffer;
 pub mod format;
+pub mod seal;
 pub mod vault;

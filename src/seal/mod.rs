@@ -1,0 +1,31 @@
+//! The only cipher, key derivation and compression in strongroom.
+//!
+//! Promise: what is sealed here opens only with the same key at the same address, and whatever does not open says
+//! `Forged` and nothing more; no key is ever printed, and each is wiped when dropped. The constructions are written down
+//! byte by byte in format.md. Called by: `segment`, `index`, `vault`, `check`. On failure: `Forged`, `Malformed` or a
+//! `HeaderFault`; sealing itself cannot fail.
+
+mod chain;
+mod codec;
+mod derive;
+mod key;
+mod suite;
+
+pub use chain::Chain;
+pub use codec::{Compressor, decompress};
+pub use key::{MasterKey, PageKey, SegmentKey};
+pub use suite::preferred_suite;
+
+use std::fmt;
+
+/// Bytes that do not open: another key, another place, or changed since they were sealed. Which one cannot be known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Forged;
+
+impl fmt::Display for Forged {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("does not open with this key at this place")
+    }
+}
+
+impl std::error::Error for Forged {}
