@@ -7,4 +7,6 @@
 pub mod backing;
 pub mod base;
 pub mod format;
+pub mod index;
+pub mod seal;
 pub mod vault;
