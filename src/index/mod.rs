@@ -10,9 +10,12 @@
 
 mod memory;
 mod overlay;
+mod pages;
+mod redb_table;
 mod table;
 
 pub use memory::MemoryTable;
+pub use redb_table::RedbTable;
 pub use table::{Changes, Entry, IndexFault, Table};
 
 use crate::base::lock::{Held, Shared};
@@ -251,5 +254,7 @@ fn merge_window(window: Window, stored: Vec<Entry>, horizon: Option<&[u8]>, mut 
     stored.for_each(give);
 }
 
+#[cfg(test)]
+mod redb_tests;
 #[cfg(test)]
 mod tests;
