@@ -103,6 +103,12 @@ impl fmt::Debug for SegmentKey {
 pub struct PageKey(Secret);
 
 impl PageKey {
+    /// A key that tests choose.
+    #[cfg(test)]
+    pub fn of(key: [u8; 32]) -> Self {
+        PageKey(Secret(key))
+    }
+
     /// Encrypts in place; gives the tag. The nonce must be fresh random bytes.
     #[must_use]
     pub fn seal(&self, aad: &[u8], nonce: &[u8; 24], data: &mut [u8]) -> [u8; TAG_BYTES] {

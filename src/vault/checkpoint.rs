@@ -93,6 +93,17 @@ pub fn store(
     Ok(())
 }
 
+/// The last checkpoint of a mount: covers everything, frees what is dead, and says that the close was clean.
+pub fn close(shared: &Shared, position: LogPosition, counters: Counters, next: SegmentId) -> Result<(), VaultFault> {
+    store(shared, position, counters, next, true)?;
+    punch(shared, std::mem::take(&mut *shared.dead.held()));
+    // Prepared, and not begun.
+    match shared.backing.remove(&path(next)) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e.into()),
+        _ => Ok(()),
+    }
+}
+
 /// What a checkpoint says of the log: position, counters, first segment to replay (format.md §5).
 pub fn encode_covered(position: LogPosition, counters: Counters, replay_from: SegmentId) -> Vec<u8> {
     let mut v = position.encode().to_vec();

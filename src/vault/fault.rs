@@ -5,6 +5,8 @@
 
 use crate::base::id::{Ino, SegmentId};
 use crate::format::Malformed;
+use crate::index::IndexFault;
+use crate::seal::HeaderFault;
 use std::fmt;
 use std::io;
 use std::sync::Arc;
@@ -68,5 +70,67 @@ impl From<io::Error> for VaultFault {
 impl From<Malformed> for VaultFault {
     fn from(e: Malformed) -> Self {
         VaultFault::Index(e.what.into())
+    }
+}
+
+impl From<IndexFault> for VaultFault {
+    fn from(e: IndexFault) -> Self {
+        match e {
+            IndexFault::Io(e) => VaultFault::Backing(Arc::new(e)),
+            IndexFault::Damaged(why) => VaultFault::Index(why.into()),
+        }
+    }
+}
+
+/// Why a vault could not be made or opened.
+#[derive(Debug)]
+pub enum OpenFault {
+    /// The directory for a new vault has something in it.
+    NotEmpty,
+    /// There is no vault here.
+    NotAVault,
+    /// Another process has it open.
+    InUse {
+        /// What that process wrote into the lock file.
+        holder: String,
+    },
+    /// No key slot opens with this passphrase or key file.
+    WrongKey,
+    /// The header does not hold.
+    Header(HeaderFault),
+    /// The backing directory answered with an error.
+    Backing(io::Error),
+    /// What is stored contradicts itself.
+    Damaged(String),
+}
+
+impl fmt::Display for OpenFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            OpenFault::NotEmpty => f.write_str("the directory is not empty"),
+            OpenFault::NotAVault => f.write_str("there is no vault here (no vault.toml)"),
+            OpenFault::InUse { holder } => write!(f, "the vault is in use (process {holder})"),
+            OpenFault::WrongKey => f.write_str("the passphrase or key file is wrong"),
+            OpenFault::Header(e) => write!(f, "vault.toml: {e}"),
+            OpenFault::Backing(e) => write!(f, "the backing directory: {e}"),
+            OpenFault::Damaged(why) => write!(f, "the vault is damaged: {why}"),
+        }
+    }
+}
+
+impl std::error::Error for OpenFault {}
+
+impl From<io::Error> for OpenFault {
+    fn from(e: io::Error) -> Self {
+        OpenFault::Backing(e)
+    }
+}
+
+impl From<HeaderFault> for OpenFault {
+    fn from(e: HeaderFault) -> Self {
+        match e {
+            HeaderFault::WrongKey => OpenFault::WrongKey,
+            other => OpenFault::Header(other),
+        }
     }
 }

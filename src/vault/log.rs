@@ -193,6 +193,7 @@ impl Log {
         };
         let segment = Arc::new(OpenSegment { context: Arc::clone(context), file });
         s.segments.add(&segment);
+        s.newest_begun.store(context.id.0, SeqCst);
         let builder = GroupBuilder::new(context, self.group_buffer());
         self.writing = Some(Writing { segment, position: 0, next_group: 0, builder });
         let _ = self.prepare.try_send(crate::base::id::SegmentId(context.id.0 + 1));
@@ -387,6 +388,7 @@ impl Log {
             record::Commit { seq, frames: self.frames, chain: self.chain.value(), counters, records: &tail };
         let (plain, chain) = (commit.encode(), commit.chain);
         self.position = LogPosition { seq, chain };
+        *shared.committed.held() = self.position;
         self.chain = Chain::after(&chain);
         self.add_metadata(&context, Kind::Commit, &plain)?;
         self.frames = 0;

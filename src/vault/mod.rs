@@ -1,167 +1,505 @@
-//! STUB of the vault's public face, replaced on main as the real thing lands. Signatures are final.
-use crate::base::id::Ino;
-use crate::base::world::World;
-use std::sync::Arc;
-pub mod fault;
-pub mod stats;
-pub use fault::VaultFault;
-pub use stats::Stats;
+//! The vault: an encrypted store that takes operations in and makes them durable.
+//!
+//! Promise: DESIGN's table, as far as one directory goes: an answered sync is on stable media, verified; a crash leaves an
+//! atomic prefix of the operations; a frame that does not open is a fault, never wrong bytes. The files of this folder:
+//! `create`, `open`, `recover` begin; `op` and `batch` take in; `sealer`, `log`, `verifier` bring to rest; `apply` and
+//! `checkpoint` keep the index; `read` and `cache` give back. Called by: `fs`, `check`, `cli`.
+//! On failure: `VaultFault` while running, `OpenFault` before.
 
-/// Data of one file that is not yet at rest. One per inode; `Vault::file` gives the same one while anyone holds it.
-pub struct FileBuffer {
-    pub ino: Ino,
+mod apply;
+mod batch;
+mod cache;
+mod checkpoint;
+mod create;
+mod fault;
+mod log;
+mod op;
+mod open;
+mod read;
+mod recover;
+mod root;
+mod sealer;
+mod segments;
+mod shared;
+mod stats;
+mod verifier;
+
+pub use crate::buffer::FileBuffer;
+pub use create::{HEADER, create};
+pub use fault::{OpenFault, VaultFault};
+pub use op::{Op, Reservation};
+pub use open::{LOCK, open};
+pub use shared::SyncReply;
+pub use stats::{Line, Stats};
+
+use crate::backing::{Cache, Open};
+use crate::base::choice::{Compression, SuiteId, Verify};
+use crate::base::id::{Ino, SegmentId};
+use crate::base::limits::{
+    BUDGET_BYTES_DEFAULT, FLUSH_INTERVAL, RESERVE_BYTES,
+};
+use crate::base::lock::Held;
+use crate::base::world::World;
+use crate::format::key;
+use crate::format::record::Counters;
+use crate::format::segment::SegmentInfo;
+use checkpoint::ToHousekeeper;
+use crossbeam_channel::Sender;
+use shared::{Shared, Waiter};
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// What `create` needs beside a key.
+#[derive(Debug, Clone)]
+pub struct CreateOptions {
+    /// The cipher; `None` takes what is fastest here.
+    pub suite: Option<SuiteId>,
+    /// The compression unless a mount says otherwise.
+    pub compression: Compression,
+    /// Most bytes of files.
+    pub quota_bytes: Option<u64>,
+    /// Most inodes.
+    pub quota_inodes: Option<u64>,
+    /// Argon2id memory in KiB, passes, lanes; `None` calibrates.
+    pub argon2: Option<(u32, u32, u32)>,
 }
-/// Room in the byte budget, given back when dropped or taken over by `Op::write`.
-pub struct Reservation {
-    pub bytes: u64,
+
+impl Default for CreateOptions {
+    fn default() -> Self {
+        let (suite, quota_bytes, quota_inodes, argon2) = (None, None, None, None);
+        CreateOptions { suite, compression: Compression::Auto, quota_bytes, quota_inodes, argon2 }
+    }
 }
-pub struct Vault {
-    world: Arc<dyn World>,
-    stats: Stats,
+
+/// How to run an open vault.
+#[derive(Debug, Clone)]
+pub struct OpenOptions {
+    /// The byte budget.
+    pub budget_bytes: u64,
+    /// Overrides the vault's own.
+    pub compression: Option<Compression>,
+    /// Where verification reads from.
+    pub verify: Verify,
+    /// Oldest that unsaved data gets.
+    pub flush_interval: Duration,
+    /// Threads that compress and encrypt.
+    pub workers: usize,
+    /// Refuse every change.
+    pub read_only: bool,
 }
-pub type SyncReply = Box<dyn FnOnce(Result<(), VaultFault>) + Send>;
+
+impl Default for OpenOptions {
+    fn default() -> Self {
+        OpenOptions {
+            budget_bytes: BUDGET_BYTES_DEFAULT,
+            compression: None,
+            verify: Verify::Device,
+            flush_interval: FLUSH_INTERVAL,
+            workers: std::thread::available_parallelism().map_or(2, usize::from),
+            read_only: false,
+        }
+    }
+}
 
 /// What the vault holds against what it may hold.
 #[derive(Debug, Clone, Copy)]
 pub struct Usage {
     /// Bytes of files that are not holes, buffered ones included (an upper bound while they are buffered).
     pub bytes: u64,
+    /// Most that they may be.
     pub quota_bytes: Option<u64>,
-    /// Inodes in being, root included.
+    /// Inodes in being, the root directory included.
     pub inodes: u64,
+    /// Most that there may be.
     pub quota_inodes: Option<u64>,
-    /// Of the backing filesystem, the reserve already taken off.
+    /// Room on the backing filesystem, the reserve taken off.
     pub backing_free_bytes: u64,
+    /// Size of the backing filesystem.
     pub backing_total_bytes: u64,
 }
-/// How full the buffers are.
+
+/// How full everything is at the moment.
 #[derive(Debug, Clone, Copy)]
 pub struct Gauges {
+    /// The byte budget.
     pub budget_bytes: u64,
+    /// Unsaved bytes in buffers.
     pub dirty_bytes: u64,
+    /// Most that they may be.
     pub dirty_limit_bytes: u64,
+    /// Bytes of groups written and not yet verified, at most.
     pub in_flight_bytes: u64,
+    /// Decoded frames kept.
     pub cache_bytes: u64,
+    /// Index changes that no checkpoint holds.
     pub overlay_entries: u64,
+    /// Their bytes.
     pub overlay_bytes: u64,
+    /// Writers waiting for the budget.
     pub waiting_writers: u64,
+    /// Jobs waiting for a worker.
     pub sealer_queue: u64,
+    /// Sealed frames waiting for the log.
     pub log_queue: u64,
+    /// Groups waiting for the verifier.
     pub verify_queue: u64,
+    /// Worker threads.
     pub workers: u64,
+    /// The segment being written.
     pub segments: u64,
+    /// This mount's lease.
     pub epoch: u64,
+    /// The newest root.
     pub generation: u64,
+    /// The newest batch that is durable, counted from the mount.
     pub commit_seq: u64,
 }
-/// What is in force, for `/.storage/config` and `version` (strings ready to print).
-pub type Settings = Vec<(&'static str, String)>;
+
+struct Running {
+    workers: Vec<JoinHandle<()>>,
+    log: JoinHandle<()>,
+    verify: JoinHandle<()>,
+    house: JoinHandle<()>,
+    house_in: Sender<ToHousekeeper>,
+}
+
+/// An open vault.
+pub struct Vault {
+    shared: Arc<Shared>,
+    running: Mutex<Option<Running>>,
+    lock: Mutex<Option<Box<dyn Send + Sync>>>,
+    workers: usize,
+    suite: SuiteId,
+}
+
+/// Epoch and salt of a segment: from the index, or from the segment that is being written.
+fn segment_info(shared: &Shared, id: SegmentId) -> Result<SegmentInfo, VaultFault> {
+    if let Some(v) = shared.index.get(&key::segment(id))? {
+        return Ok(SegmentInfo::decode(&v)?);
+    }
+    match shared.segments.known(id) {
+        Some(s) => {
+            Ok(SegmentInfo { epoch: s.context.epoch, salt: s.context.salt, data_bytes: 0, live_bytes: 0 })
+        }
+        None => Err(VaultFault::Index(format!("segment {id} is named but not known").into())),
+    }
+}
 
 impl Vault {
+    /// The vault's clock and entropy.
     pub fn world(&self) -> &dyn World {
-        &*self.world
+        &*self.shared.world
     }
+
+    /// Counters and histograms.
     pub fn stats(&self) -> &Stats {
-        &self.stats
+        &self.shared.stats
     }
-    /// One word: init ready writing flushing verifying backup recovering error closed.
+
+    /// One word: ready, writing, flushing, verifying, error or closed.
     pub fn state(&self) -> &'static str {
-        unimplemented!()
+        self.shared.state()
     }
+
     /// Bytes acknowledged to writers and not yet safe.
     pub fn pending_bytes(&self) -> u64 {
-        unimplemented!()
+        self.shared.pending_bytes()
     }
+
+    /// What is used of what there is.
     pub fn usage(&self) -> Result<Usage, VaultFault> {
-        unimplemented!()
+        let s = &self.shared;
+        let space = s.space()?;
+        Ok(Usage {
+            bytes: s.allocated.load(Relaxed) + s.dirty.used_bytes(),
+            quota_bytes: s.quota_bytes,
+            inodes: s.inodes.load(Relaxed).max(0) as u64,
+            quota_inodes: s.quota_inodes,
+            backing_free_bytes: space.free_bytes.saturating_sub(reserve_bytes(space.total_bytes)),
+            backing_total_bytes: space.total_bytes,
+        })
     }
+
+    /// How full everything is.
     pub fn gauges(&self) -> Gauges {
-        unimplemented!()
+        let s = &self.shared;
+        let root = *s.root.held();
+        Gauges {
+            budget_bytes: s.shares.budget_bytes,
+            dirty_bytes: s.dirty.used_bytes(),
+            dirty_limit_bytes: s.dirty.limit_bytes(),
+            in_flight_bytes: s.verifying.load(Relaxed) << 20,
+            cache_bytes: s.cache.bytes(),
+            overlay_entries: s.index.overlay_entries() as u64,
+            overlay_bytes: s.index.overlay_bytes() as u64,
+            waiting_writers: s.dirty.waiting(),
+            sealer_queue: s.jobs.len() as u64,
+            log_queue: s.sealed_in.len() as u64,
+            verify_queue: s.verifying.load(Relaxed),
+            workers: self.workers as u64,
+            segments: s.cursor.segment().0,
+            epoch: root.epoch.0,
+            generation: root.generation.0,
+            commit_seq: s.progress.held().durable,
+        }
     }
-    pub fn settings(&self) -> Settings {
-        unimplemented!()
+
+    /// What is in force, ready to print.
+    pub fn settings(&self) -> Vec<(&'static str, String)> {
+        let s = &self.shared;
+        vec![
+            ("vault", s.segments.vault.to_string()),
+            ("cipher", self.suite.to_string()),
+            ("compression", s.compression.to_string()),
+            ("verify", s.verify.to_string()),
+            ("flush_interval_seconds", s.flush_interval.as_secs_f64().to_string()),
+            ("workers", self.workers.to_string()),
+            ("budget_bytes", s.shares.budget_bytes.to_string()),
+            ("read_only", s.read_only.to_string()),
+        ]
     }
+
     /// Value of a key as of now.
-    pub fn get(&self, _key: &[u8]) -> Result<Option<Vec<u8>>, VaultFault> {
-        unimplemented!()
+    pub fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, VaultFault> {
+        Ok(self.shared.index.get(key)?)
     }
-    /// Up to `limit` entries whose keys begin with `prefix` and are >= `from`, in order.
-    pub fn scan(&self, _prefix: &[u8], _from: &[u8], _limit: usize) -> Result<Vec<(Vec<u8>, Vec<u8>)>, VaultFault> {
-        unimplemented!()
+
+    /// Up to `limit` entries whose keys begin with `prefix` and are not below `from`, in order.
+    pub fn scan(&self, prefix: &[u8], from: &[u8], limit: usize) -> Result<Vec<(Vec<u8>, Vec<u8>)>, VaultFault> {
+        Ok(self.shared.index.scan(prefix, from, limit)?)
     }
+
+    /// A new inode number.
     pub fn next_ino(&self) -> Ino {
-        unimplemented!()
+        Ino(self.shared.next_ino.fetch_add(1, Relaxed))
     }
+
+    /// A new directory cookie.
     pub fn next_cookie(&self) -> u64 {
-        unimplemented!()
+        self.shared.next_cookie.fetch_add(1, Relaxed)
     }
-    /// Refuses (QuotaInodes, BackingFull, ReadOnly, Failed, Closed) if `inodes` more inodes may not be made now. Call before `begin`.
-    pub fn admit(&self, _inodes: u64) -> Result<(), VaultFault> {
-        unimplemented!()
+
+    fn admit_change(&self) -> Result<(), VaultFault> {
+        let s = &self.shared;
+        s.check_failed()?;
+        if s.closing.load(SeqCst) {
+            return Err(VaultFault::Closed);
+        }
+        if s.read_only { Err(VaultFault::ReadOnly) } else { Ok(()) }
     }
-    /// Room for `bytes` of a write to `file` at `offset`: waits while the budget is used up (call with NO lock held), refuses over quota or when the backing is full.
-    pub fn reserve(&self, _file: &FileBuffer, _offset: u64, _bytes: u64) -> Result<Reservation, VaultFault> {
-        unimplemented!()
+
+    /// Refuses if `inodes` more may not be made now; with 0, if nothing at all may be changed.
+    pub fn admit(&self, inodes: u64) -> Result<(), VaultFault> {
+        self.admit_change()?;
+        let s = &self.shared;
+        if inodes > 0 {
+            let now = s.inodes.load(Relaxed).max(0) as u64;
+            if s.quota_inodes.is_some_and(|quota| now + inodes > quota) {
+                return Err(VaultFault::QuotaInodes);
+            }
+            self.admit_space(0)?;
+        }
+        Ok(())
     }
-    pub fn file(&self, _ino: Ino) -> Arc<FileBuffer> {
-        unimplemented!()
+
+    fn admit_space(&self, bytes: u64) -> Result<(), VaultFault> {
+        let s = &self.shared;
+        let space = s.space()?;
+        let need = bytes + s.dirty.used_bytes() + reserve_bytes(space.total_bytes);
+        if need > space.free_bytes { Err(VaultFault::BackingFull) } else { Ok(()) }
     }
+
+    /// Room for a write: waits while the budget is used up (hold no lock), refuses over the quota or when the backing
+    /// filesystem is full.
+    pub fn reserve(&self, file: &FileBuffer, offset: u64, bytes: u64) -> Result<Reservation<'_>, VaultFault> {
+        self.admit_change()?;
+        self.admit_space(bytes)?;
+        let s = &self.shared;
+        if let Some(quota) = s.quota_bytes {
+            let used = || s.allocated.load(Relaxed) + s.dirty.used_bytes();
+            if used() + bytes > quota {
+                // Buffers count for more than they hold, and overwrites as new: flush, then count exactly.
+                self.sync_and_retire()?;
+                let new = bytes - read::allocated_between(s, file.ino, offset, offset + bytes)?;
+                if used() + new > quota {
+                    return Err(VaultFault::QuotaBytes);
+                }
+            }
+        }
+        let began = s.world.elapsed();
+        let mut waited = false;
+        let room = s.dirty.take(bytes, || {
+            waited = true;
+            s.pressed.store(true, Relaxed);
+            s.wake_log();
+        });
+        if waited {
+            s.stats.writer_waits.add(1);
+            s.stats.writer_wait.record(s.world.elapsed().saturating_sub(began));
+        }
+        match room {
+            Some(room) => Ok(Reservation(room)),
+            None => Err(self.admit_change().err().unwrap_or(VaultFault::Closed)),
+        }
+    }
+
+    /// The buffers of a file: the same value for everyone while anyone holds it.
+    pub fn file(&self, ino: Ino) -> Arc<FileBuffer> {
+        let mut files = self.shared.files.held();
+        if let Some(file) = files.get(&ino).and_then(std::sync::Weak::upgrade) {
+            return file;
+        }
+        if files.len() >= 1024 && files.len().is_power_of_two() {
+            files.retain(|_, f| f.strong_count() > 0);
+        }
+        let file = Arc::new(FileBuffer::new(ino));
+        files.insert(ino, Arc::downgrade(&file));
+        file
+    }
+
     /// Begins an operation: all that is done to it becomes part of one batch, so that a crash shows all of it or nothing.
     /// Memory only between `begin` and `commit`: no reads of the index, no waiting, no second `begin` on the same thread.
     pub fn begin(&self) -> Op<'_> {
-        unimplemented!()
+        Op::begin(&self.shared)
     }
+
     /// Appends `len` bytes from `offset` to `out`; holes are zeros; the caller has clipped to the file's size.
-    pub fn read(
-        &self,
-        _file: &Arc<FileBuffer>,
-        _offset: u64,
-        _len: usize,
-        _out: &mut Vec<u8>,
-    ) -> Result<(), VaultFault> {
-        unimplemented!()
+    pub fn read(&self, file: &Arc<FileBuffer>, offset: u64, len: usize, out: &mut Vec<u8>) -> Result<(), VaultFault> {
+        let start = out.len();
+        out.resize(start + len, 0);
+        let result = read::read(&self.shared, file, offset, &mut out[start..]);
+        if result.is_err() {
+            out.truncate(start);
+        }
+        result
     }
-    /// Bytes of the file that are not holes (buffered ones counted), for st_blocks.
-    pub fn allocated(&self, _file: &FileBuffer) -> Result<u64, VaultFault> {
-        unimplemented!()
+
+    /// Bytes of the file that are not holes, buffered ones counted (an upper bound while they are buffered).
+    pub fn allocated(&self, file: &FileBuffer) -> Result<u64, VaultFault> {
+        Ok(apply::read_u64(&self.shared.index, &key::allocated(file.ino))? + file.charged_bytes())
     }
-    /// Makes everything acknowledged before this call durable and verified; `done` runs on another thread (or at once when nothing is pending).
-    pub fn sync(&self, _done: SyncReply) {
-        unimplemented!()
+
+    /// Makes everything acknowledged before this call durable and verified; `done` runs on another thread, or at once
+    /// when nothing is pending.
+    pub fn sync(&self, done: SyncReply) {
+        let s = &self.shared;
+        if let Err(fault) = s.check_failed() {
+            return done(Err(fault));
+        }
+        let mut progress = s.progress.held();
+        let filling = *s.gate.read().unwrap_or_else(PoisonError::into_inner);
+        let target = if s.batch.held().is_empty() { filling - 1 } else { filling };
+        if progress.durable >= target {
+            drop(progress);
+            s.stats.fsyncs.add(1);
+            return done(Ok(()));
+        }
+        progress.waiters.push(Waiter { batch: target, since: s.world.elapsed(), reply: done });
+        drop(progress);
+        if target == filling {
+            s.cut_wanted.store(true, SeqCst);
+            s.wake_log();
+        }
+        // A failure between the check above and the push would otherwise leave the waiter behind.
+        if let Some(why) = s.failed.get() {
+            s.fail(why);
+        }
     }
+
     /// The same, waiting.
     pub fn sync_wait(&self) -> Result<(), VaultFault> {
-        unimplemented!()
+        let (tell, told) = crossbeam_channel::bounded(1);
+        self.sync(Box::new(move |result| {
+            // The other end waits below until it is told.
+            let _ = tell.send(result);
+        }));
+        told.recv().unwrap_or(Err(VaultFault::Closed))
     }
-    /// Starts a checkpoint, for `control`.
+
+    /// Waits until all that is pending is durable and its buffers are free.
+    fn sync_and_retire(&self) -> Result<(), VaultFault> {
+        self.sync_wait()?;
+        let mut progress = self.shared.progress.held();
+        while progress.retired < progress.durable && self.shared.failed.get().is_none() {
+            progress = self.shared.progressed.wait(progress).unwrap_or_else(PoisonError::into_inner);
+        }
+        drop(progress);
+        self.shared.check_failed()
+    }
+
+    /// Stores a checkpoint now, and waits for it.
     pub fn checkpoint(&self) -> Result<(), VaultFault> {
-        unimplemented!()
+        let s = &self.shared;
+        let before = s.stats.checkpoints.get();
+        s.checkpoint_wanted.store(true, SeqCst);
+        s.wake_log();
+        let mut progress = s.progress.held();
+        while s.stats.checkpoints.get() == before && s.failed.get().is_none() && !s.closing.load(SeqCst) {
+            let wait = s.progressed.wait_timeout(progress, Duration::from_millis(100));
+            progress = wait.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        drop(progress);
+        s.check_failed()
+    }
+
+    /// Flushes, stores a last checkpoint, stops the threads and lets go of the lock. A second call does nothing.
+    pub fn close(&self) -> Result<(), VaultFault> {
+        let Some(running) = self.running.held().take() else { return Ok(()) };
+        let s = &self.shared;
+        self.say_closing();
+        let flushed = self.sync_and_retire();
+        s.closing.store(true, SeqCst);
+        s.dirty.close();
+        // In order of the flow: no more jobs, then the log ends and tells the verifier, then the housekeeper.
+        s.jobs_in.held().take();
+        for worker in running.workers {
+            let _ = worker.join();
+        }
+        s.wake_log();
+        let _ = running.log.join();
+        let _ = running.verify.join();
+        let _ = running.house_in.send(ToHousekeeper::Stop);
+        let _ = running.house.join();
+        let closed = flushed.and_then(|()| s.check_failed()).and_then(|()| self.store_last());
+        s.stats.event(s.world.now(), "closed".to_owned());
+        self.lock.held().take();
+        closed
+    }
+
+    /// Tells whoever finds the vault locked that it is about to be free.
+    fn say_closing(&self) {
+        let file = self.shared.backing.open(LOCK, Open::Write, Cache::Buffered);
+        // Only a courtesy; the lock itself is what counts.
+        let _ = file.and_then(|f| f.set_len(0).and_then(|()| f.write_all_at(b"closing\n", 0)));
+    }
+
+    /// The last checkpoint: everything is retired, no thread runs.
+    fn store_last(&self) -> Result<(), VaultFault> {
+        let s = &self.shared;
+        s.index.seal_direct();
+        s.index.seal_derived();
+        let counters = Counters {
+            next_ino: s.next_ino.load(Relaxed),
+            next_cookie: s.next_cookie.load(Relaxed),
+            inodes: s.inodes.load(Relaxed).max(0) as u64,
+        };
+        let position = *s.committed.held();
+        let next = SegmentId(s.newest_begun.load(SeqCst) + 1);
+        checkpoint::close(s, position, counters, next)
     }
 }
-/// One operation. Dropping it without `commit` is a bug in the caller (what `write` and `punch` did stays).
-pub struct Op<'a> {
-    _v: &'a Vault,
+
+impl Drop for Vault {
+    fn drop(&mut self) {
+        if let Err(fault) = self.close() {
+            ::log::error!("closing the vault: {fault}");
+        }
+    }
 }
-impl Op<'_> {
-    pub fn put(&mut self, _key: Vec<u8>, _value: Vec<u8>) {
-        unimplemented!()
-    }
-    pub fn delete(&mut self, _key: Vec<u8>) {
-        unimplemented!()
-    }
-    /// Copies data into the file's buffers.
-    pub fn write(&mut self, _file: &Arc<FileBuffer>, _offset: u64, _data: &[u8], _room: Reservation) {
-        unimplemented!()
-    }
-    /// Makes [from, to) a hole; `u64::MAX` for all that follows. On the last unlink: punch(0, MAX).
-    pub fn punch(&mut self, _file: &Arc<FileBuffer>, _from: u64, _to: u64) {
-        unimplemented!()
-    }
-    /// Counts inodes made (+) or removed (-).
-    pub fn inodes(&mut self, _delta: i64) {
-        unimplemented!()
-    }
-    pub fn commit(self) {
-        unimplemented!()
-    }
+
+/// What ordinary writes may not take of the backing filesystem.
+fn reserve_bytes(total: u64) -> u64 {
+    RESERVE_BYTES.min(total / 16)
 }

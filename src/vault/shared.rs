@@ -16,6 +16,7 @@ use crate::base::lock::Held;
 use crate::base::world::World;
 use crate::buffer::{Budget, FileBuffer, Pool};
 use crate::format::root::Root;
+use crate::format::segment::LogPosition;
 use crate::index::Index;
 use crossbeam_channel::{Receiver, Sender};
 use std::collections::HashMap;
@@ -124,6 +125,10 @@ pub struct Shared {
     pub committing: AtomicBool,
     pub verifying: AtomicU64,
     pub last_op_ms: AtomicU64,
+    /// The newest commit written.
+    pub committed: Mutex<LogPosition>,
+    /// The newest segment that has a group.
+    pub newest_begun: AtomicU64,
     pub log_since_checkpoint: AtomicU64,
 
     /// Ranges that no extent names any more, not yet covered by a checkpoint.

@@ -1,0 +1,140 @@
+//! Method: a random program runs on the index and on a map; every look must agree, whatever has been sealed or applied.
+//! Promise: the newest change wins, removals hide, ranges are whole, and a failed apply loses nothing.
+
+use super::*;
+use proptest::prelude::*;
+use std::collections::BTreeMap;
+
+/// One step of the program.
+#[derive(Debug, Clone)]
+pub(super) enum Step {
+    Change(Vec<(Vec<u8>, Option<Vec<u8>>)>),
+    SealDirect,
+    SealDerived,
+    Apply { fails: bool },
+    Get(Vec<u8>),
+    Scan { prefix: Vec<u8>, from: Vec<u8>, limit: usize },
+    LastBefore { prefix: Vec<u8>, before: Vec<u8> },
+}
+
+/// Few and short keys of both classes, so that they collide.
+pub(super) fn any_key() -> impl Strategy<Value = Vec<u8>> {
+    let kind = prop::sample::select(&b"EINT\xff"[..]);
+    let byte = prop::sample::select(&[0u8, 1, 2, 0xfe, 0xff][..]);
+    let long = prop::bool::weighted(0.1);
+    (kind, prop::collection::vec(byte, 0..4), long).prop_map(|(kind, mut rest, long)| {
+        rest.insert(0, kind);
+        if long {
+            rest.resize(30, 7);
+        }
+        rest
+    })
+}
+
+fn any_bound() -> impl Strategy<Value = Vec<u8>> {
+    prop_oneof![9 => any_key(), 1 => Just(Vec::new())]
+}
+
+pub(super) fn any_step() -> impl Strategy<Value = Step> {
+    let value = prop::option::weighted(0.6, prop::collection::vec(any::<u8>(), 0..6));
+    prop_oneof![
+        8 => prop::collection::vec((any_key(), value), 1..8).prop_map(Step::Change),
+        1 => Just(Step::SealDirect),
+        1 => Just(Step::SealDerived),
+        1 => prop::bool::weighted(0.3).prop_map(|fails| Step::Apply { fails }),
+        3 => any_key().prop_map(Step::Get),
+        4 => (any_bound(), any_bound(), 0..40usize)
+            .prop_map(|(prefix, from, limit)| Step::Scan { prefix, from, limit }),
+        4 => (any_bound(), any_bound()).prop_map(|(prefix, before)| Step::LastBefore { prefix, before }),
+    ]
+}
+
+/// Shortens a range's prefix so that it often holds something.
+fn cut(prefix: &[u8]) -> &[u8] {
+    &prefix[..prefix.len().min(2)]
+}
+
+pub(super) type Model = BTreeMap<Vec<u8>, Vec<u8>>;
+
+/// Runs one step on both and compares. `Apply` is left to the caller, who knows the table.
+pub(super) fn run(index: &Index, model: &mut Model, step: Step) {
+    match step {
+        Step::Change(changes) => {
+            for (key, value) in &changes {
+                match value {
+                    Some(value) => drop(model.insert(key.clone(), value.clone())),
+                    None => drop(model.remove(key)),
+                }
+            }
+            index.change(changes);
+        }
+        Step::SealDirect => index.seal_direct(),
+        Step::SealDerived => index.seal_derived(),
+        Step::Apply { .. } => {}
+        Step::Get(key) => assert_eq!(index.get(&key).unwrap(), model.get(&key).cloned()),
+        Step::Scan { prefix, from, limit } => {
+            let prefix = cut(&prefix);
+            let expected = model.iter().filter(|(k, _)| k.starts_with(prefix) && **k >= from);
+            let expected: Vec<Entry> = expected.take(limit).map(|(k, v)| (k.clone(), v.clone())).collect();
+            assert_eq!(index.scan(prefix, &from, limit).unwrap(), expected);
+        }
+        Step::LastBefore { prefix, before } => {
+            let prefix = cut(&prefix);
+            let expected = model.iter().rfind(|(k, _)| k.starts_with(prefix) && **k < before);
+            let expected = expected.map(|(k, v)| (k.clone(), v.clone()));
+            assert_eq!(index.scan_last_before(prefix, &before).unwrap(), expected);
+        }
+    }
+}
+
+/// Everything an index holds.
+pub(super) fn contents(index: &Index) -> Model {
+    index.scan(b"", b"", usize::MAX).unwrap().into_iter().collect()
+}
+
+/// A memory table whose failures the test commands while the index owns it.
+struct Commanded(Arc<MemoryTable>);
+
+impl Table for Commanded {
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, IndexFault> {
+        self.0.get(key)
+    }
+    fn scan(&self, prefix: &[u8], from: &[u8], limit: usize) -> Result<Vec<Entry>, IndexFault> {
+        self.0.scan(prefix, from, limit)
+    }
+    fn scan_last_before(&self, prefix: &[u8], before: &[u8]) -> Result<Option<Entry>, IndexFault> {
+        self.0.scan_last_before(prefix, before)
+    }
+    fn apply(&self, changes: &mut Changes<'_>) -> Result<(), IndexFault> {
+        self.0.apply(changes)
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+    #[test]
+    fn the_index_is_an_ordered_map(steps in prop::collection::vec(any_step(), 1..120)) {
+        let table = Arc::new(MemoryTable::default());
+        let index = Index::new(Box::new(Commanded(Arc::clone(&table))));
+        let mut model = Model::new();
+        for step in steps {
+            if let Step::Apply { fails } = step {
+                table.fail_next_applies(u64::from(fails));
+                let nothing_sealed = {
+                    let o = index.overlays.shared();
+                    o.direct.sealed.is_empty() && o.derived.sealed.is_empty()
+                };
+                assert_eq!(index.apply_sealed(&[]).is_ok(), !fails || nothing_sealed);
+                table.fail_next_applies(0);
+            }
+            run(&index, &mut model, step);
+        }
+        prop_assert_eq!(&contents(&index), &model);
+        index.seal_direct();
+        index.seal_derived();
+        index.apply_sealed(&[(b"Vextra".to_vec(), b"1".to_vec())]).unwrap();
+        model.insert(b"Vextra".to_vec(), b"1".to_vec());
+        prop_assert_eq!((index.overlay_entries(), index.overlay_bytes()), (0, 0));
+        prop_assert_eq!(&contents(&index), &model);
+    }
+}

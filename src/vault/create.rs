@@ -1,0 +1,59 @@
+//! Makes a vault.
+//!
+//! Promise: everything is synced before the header gets its name, so a half-made vault cannot be taken for one.
+//! Called by: `cli::init`. On failure: `NotEmpty`, or the disk's error; what was made is left for a person to look at.
+
+use super::{CreateOptions, OpenFault, root};
+use crate::backing::{Backing, replace_file};
+use crate::base::id::{Epoch, Generation, SegmentId, VaultId};
+use crate::base::world::World;
+use crate::format::root::Root;
+use crate::format::segment::LogPosition;
+use crate::seal::{NewVault, Unlock, create_header, preferred_suite};
+use std::sync::Arc;
+
+/// The header's name.
+pub const HEADER: &str = "vault.toml";
+/// What a directory may hold and still count as empty: a fresh filesystem's own.
+const TOLERATED: &str = "lost+found";
+
+/// Makes a vault in an empty directory.
+pub fn create(
+    backing: &Arc<dyn Backing>,
+    unlock: &Unlock,
+    options: &CreateOptions,
+    world: &Arc<dyn World>,
+) -> Result<(), OpenFault> {
+    if backing.list("")?.iter().any(|name| name != TOLERATED) {
+        return Err(OpenFault::NotEmpty);
+    }
+    let mut id = [0; 16];
+    world.fill(&mut id);
+    let new = NewVault {
+        vault: VaultId(id),
+        suite: options.suite.unwrap_or_else(preferred_suite),
+        compression: options.compression,
+        quota_bytes: options.quota_bytes,
+        quota_inodes: options.quota_inodes,
+        argon2: options.argon2,
+    };
+    let (header, master) = create_header(&**world, &new, unlock).map_err(OpenFault::from)?;
+    backing.make_dir("segments")?;
+    backing.make_dir("index")?;
+    let first = Root {
+        generation: Generation(1),
+        epoch: Epoch(0),
+        covered: LogPosition::START,
+        replay_from: SegmentId(0),
+        index_file: 0,
+        clean: true,
+    };
+    for generation in [Generation(1), Generation(2)] {
+        root::write(&**backing, &Root { generation, ..first }, &master, new.vault, &**world)?;
+    }
+    backing.sync_dir("segments")?;
+    backing.sync_dir("index")?;
+    backing.sync_dir("")?;
+    replace_file(&**backing, "", HEADER, &header)?;
+    Ok(())
+}

@@ -1,0 +1,262 @@
+//! Opens a vault: lock, key, lease, index, recovery, threads.
+//!
+//! Promise: one writer at a time (the lock), and a lease of its own (the epoch, durable before anything is written); the
+//! vault that comes out holds the newest commit that holds, and has a checkpoint of it. Called by: `cli::mount`.
+//! On failure: an `OpenFault` that says in a sentence why not; nothing was changed that would matter.
+
+use super::log::Log;
+use super::recover::{From, Recovered, recover};
+use super::sealer::{self, Cursor};
+use super::segments::Segments;
+use super::shared::{Progress, Shared, Shares};
+use super::{HEADER, OpenFault, OpenOptions, Vault, apply, cache, checkpoint, root, stats, verifier};
+use crate::backing::{Backing, read_file};
+use crate::base::id::{Epoch, Generation, SegmentId};
+use crate::base::limits::{BUDGET_BYTES_MIN, CHUNK_BYTES};
+use crate::base::lock::Held;
+use crate::base::world::World;
+use crate::buffer::{Budget, Pool};
+use crate::format::key;
+use crate::format::record::Counters;
+use crate::format::root::Root;
+use crate::format::segment::LogPosition;
+use crate::format::wire::Reader;
+use crate::index::{Index, IndexFault, RedbTable};
+use crate::seal::{Header, MasterKey, Unlock, open_header};
+use crate::segment::{SegmentContext, path};
+use std::collections::HashMap;
+use std::io;
+use std::sync::{Arc, Condvar, Mutex, OnceLock, RwLock};
+
+/// Largest header that is read.
+const HEADER_BYTES_MAX: usize = 64 << 10;
+/// Holds the lock of an open vault.
+pub const LOCK: &str = "lock";
+
+/// Opens a vault for use.
+pub fn open(
+    backing: Arc<dyn Backing>,
+    unlock: &Unlock,
+    options: &OpenOptions,
+    world: Arc<dyn World>,
+) -> Result<Arc<Vault>, OpenFault> {
+    let text = match read_file(&*backing, HEADER, HEADER_BYTES_MAX) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(OpenFault::NotAVault),
+        other => other?,
+    };
+    let lock = match backing.lock(LOCK) {
+        Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+            let holder = read_file(&*backing, LOCK, 64).unwrap_or_default();
+            return Err(OpenFault::InUse { holder: String::from_utf8_lossy(&holder).trim().to_owned() });
+        }
+        other => other?,
+    };
+    let (header, master) = open_header(&text, unlock)?;
+    let vault = header.vault;
+    let Some(mut root) = root::read(&*backing, &master, vault)? else {
+        return Err(OpenFault::Damaged("neither root.a nor root.b holds".into()));
+    };
+    let shares = Shares::of(options.budget_bytes.max(BUDGET_BYTES_MIN));
+    let (index, from) = open_index(&backing, &master, &header, &mut root, &world, shares.index_cache_bytes)?;
+    let found = recover(&backing, &master, header.suite, vault, &index, &from)?;
+    // The lease, before anything is written under it.
+    root.epoch = Epoch(root.epoch.0.max(found.newest_epoch.0) + 1);
+    root.generation = Generation(root.generation.0 + 1);
+    let was_clean = root.clean;
+    root.clean = false;
+    root::write(&*backing, &root, &master, vault, &*world)?;
+    for id in &found.empty_segments {
+        backing.remove(&path(*id))?;
+    }
+    let allocated = apply::read_u64(&index, &key::total("bytes")).map_err(|e| OpenFault::Damaged(e.to_string()))?;
+    start(Parts { backing, world, header, master, root, index, shares, found, allocated, was_clean }, options, lock)
+}
+
+struct Parts {
+    backing: Arc<dyn Backing>,
+    world: Arc<dyn World>,
+    header: Header,
+    master: MasterKey,
+    root: Root,
+    index: Index,
+    shares: Shares,
+    found: Recovered,
+    allocated: u64,
+    was_clean: bool,
+}
+
+fn index_path(number: u64) -> String {
+    format!("index/{number:016x}")
+}
+
+/// The index as it was checkpointed; or, if it cannot be trusted, an empty one and the whole log to fill it.
+fn open_index(
+    backing: &Arc<dyn Backing>,
+    master: &MasterKey,
+    header: &Header,
+    root: &mut Root,
+    world: &Arc<dyn World>,
+    cache_bytes: usize,
+) -> Result<(Index, From), OpenFault> {
+    let key = || master.pages(header.vault, "index", &[0; 16]);
+    if root.index_file > 0 {
+        let path = index_path(root.index_file);
+        match RedbTable::open(backing, &path, key(), Arc::clone(world), cache_bytes) {
+            Ok(table) => {
+                let index = Index::new(Box::new(table));
+                match covered(&index, root) {
+                    Ok(Some(from)) => return Ok((index, from)),
+                    Ok(None) => log::warn!("the index is older than the root: rebuilding it from the log"),
+                    Err(why) => log::warn!("the index cannot be used ({why}): rebuilding it from the log"),
+                }
+            }
+            Err(IndexFault::Io(e)) => return Err(OpenFault::Backing(e)),
+            Err(IndexFault::Damaged(why)) => {
+                log::warn!("the index cannot be used ({why}): rebuilding it from the log");
+            }
+        }
+    }
+    let old = root.index_file;
+    root.index_file += 1;
+    let path = index_path(root.index_file);
+    let table = RedbTable::create(backing, &path, key(), Arc::clone(world), cache_bytes).map_err(index_fault)?;
+    if old > 0 {
+        match backing.remove(&index_path(old)) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e.into()),
+            _ => {}
+        }
+    }
+    // Inode 1 is the root directory; cookies 0 to 2 mean "start", "." and "..".
+    let counters = Counters { next_ino: 2, next_cookie: 3, inodes: 0 };
+    let trusted = root.covered;
+    let from = From { covered: LogPosition::START, replay_from: SegmentId(0), counters, trusted };
+    Ok((Index::new(Box::new(table)), from))
+}
+
+fn index_fault(e: IndexFault) -> OpenFault {
+    match e {
+        IndexFault::Io(e) => OpenFault::Backing(e),
+        IndexFault::Damaged(why) => OpenFault::Damaged(why),
+    }
+}
+
+/// What the index says it covers; `None` if the root knows of a newer checkpoint.
+fn covered(index: &Index, root: &Root) -> Result<Option<From>, String> {
+    let value = index.get(&key::total("log")).map_err(|e| e.to_string())?;
+    let Some(value) = value else { return Err("it covers nothing".to_owned()) };
+    let mut r = Reader::new(&value);
+    let read = |r: &mut Reader<'_>| {
+        let covered = LogPosition::decode(r.take(40, "covered position")?)?;
+        let (next_ino, next_cookie) = (r.u64("covered counters")?, r.u64("covered counters")?);
+        let (inodes, replay_from) = (r.u64("covered counters")?, SegmentId(r.u64("covered segment")?));
+        r.end("covered tail")?;
+        let counters = Counters { next_ino, next_cookie, inodes };
+        Ok(From { covered, replay_from, counters, trusted: root.covered })
+    };
+    let from: Result<From, crate::format::Malformed> = read(&mut r);
+    let from = from.map_err(|e| e.to_string())?;
+    Ok((from.covered.seq >= root.covered.seq).then_some(from))
+}
+
+fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sync>) -> Result<Arc<Vault>, OpenFault> {
+    let Parts { backing, world, header, master, root, index, shares, found, allocated, was_clean } = parts;
+    let (suite, vault, epoch) = (header.suite, header.vault, root.epoch);
+    let fresh = {
+        let (master, world) = (master.clone(), Arc::clone(&world));
+        move |id| {
+            let mut salt = [0; 16];
+            world.fill(&mut salt);
+            SegmentContext::new(&master, suite, vault, epoch, id, salt)
+        }
+    };
+    let first = SegmentId(found.newest_segment.0 + 1);
+    // A worker's job or a reader's look-ahead each holds bytes of the budget, so this queue is bounded by it.
+    let (jobs_in, jobs) = crossbeam_channel::unbounded();
+    let (sealed_in, sealed) = crossbeam_channel::bounded(32);
+    let (wake_in, wake) = crossbeam_channel::bounded(1);
+    let (verify_in, verify) = crossbeam_channel::bounded(shares.verify_lag_groups);
+    let (house_in, house) = crossbeam_channel::bounded(4);
+    let (prepare_in, prepare) = crossbeam_channel::bounded(1);
+    let shared = Arc::new(Shared {
+        stats: stats::Stats::default(),
+        segments: Segments::new(Arc::clone(&backing), master, suite, vault),
+        world,
+        backing,
+        index,
+        compression: options.compression.unwrap_or(header.compression),
+        verify: options.verify,
+        flush_interval: options.flush_interval,
+        read_only: options.read_only,
+        shares,
+        quota_bytes: header.quota_bytes,
+        quota_inodes: header.quota_inodes,
+        gate: RwLock::new(1),
+        batch: Mutex::default(),
+        progress: Mutex::new(Progress { durable: 0, retired: 0, waiters: Vec::new() }),
+        progressed: Condvar::new(),
+        next_ino: found.counters.next_ino.into(),
+        next_cookie: found.counters.next_cookie.into(),
+        inodes: (found.counters.inodes as i64).into(),
+        allocated: allocated.into(),
+        dirty: Budget::new(shares.dirty_bytes),
+        cut_at_bytes: shares.dirty_bytes / 2,
+        records_limit: (shares.budget_bytes / 32).clamp(1 << 20, 8 << 20) as usize,
+        pool: Pool::new(CHUNK_BYTES, shares.dirty_bytes),
+        sealed_pool: Pool::new(CHUNK_BYTES + 4096, 8 << 20),
+        group_buffers: Mutex::default(),
+        cache: cache::FrameCache::new(shares.cache_bytes),
+        files: Mutex::new(HashMap::new()),
+        cursor: Cursor::new(first, Box::new(fresh)),
+        pick: Mutex::default(),
+        jobs,
+        jobs_in: Mutex::new(Some(jobs_in)),
+        sealed_in,
+        wake_in,
+        cut_wanted: false.into(),
+        pressed: false.into(),
+        checkpoint_wanted: false.into(),
+        checkpoint_running: false.into(),
+        closing: false.into(),
+        committing: false.into(),
+        verifying: 0.into(),
+        last_op_ms: 0.into(),
+        committed: Mutex::new(found.position),
+        newest_begun: found.newest_segment.0.into(),
+        log_since_checkpoint: 0.into(),
+        dead: Mutex::default(),
+        root: Mutex::new(root),
+        space: Mutex::new(None),
+        failed: OnceLock::new(),
+    });
+    let now = shared.world.now();
+    shared.stats.event(now, if was_clean { "init: closed cleanly before".to_owned() } else {
+        format!("recovering: {} commits taken in, {} frames dropped", found.commits, found.dropped_frames)
+    });
+    // What was recovered is checkpointed before anything new, so that the old tail is never walked again.
+    shared.index.seal_direct();
+    shared.index.seal_derived();
+    checkpoint::store(&shared, found.position, found.counters, first, false)
+        .map_err(|e| OpenFault::Damaged(format!("the first checkpoint: {e}")))?;
+    shared.stats.event(shared.world.now(), "ready".to_owned());
+
+    let mut threads = Vec::new();
+    let spawn = |name: &str, body: Box<dyn FnOnce() + Send>| {
+        std::thread::Builder::new().name(name.to_owned()).spawn(body).map_err(OpenFault::Backing)
+    };
+    let workers = options.workers.max(1);
+    for i in 0..workers {
+        let shared = Arc::clone(&shared);
+        threads.push(spawn(&format!("seal-{i}"), Box::new(move || sealer::work(&shared)))?);
+    }
+    let log = Log::new(Arc::clone(&shared), sealed, wake, verify_in, prepare_in, found.position);
+    let log_thread = spawn("log", Box::new(move || log.run()))?;
+    let s = Arc::clone(&shared);
+    let to_house = house_in.clone();
+    let verify_thread = spawn("verify", Box::new(move || verifier::run(&s, &verify, &to_house)))?;
+    let s = Arc::clone(&shared);
+    let house_thread = spawn("housekeeper", Box::new(move || checkpoint::run(&s, &house, &prepare)))?;
+    let running = super::Running { workers: threads, log: log_thread, verify: verify_thread, house: house_thread, house_in };
+    let vault = Vault { shared, running: Mutex::new(Some(running)), lock: Mutex::new(Some(lock)), workers, suite };
+    debug_assert!(vault.running.held().is_some());
+    Ok(Arc::new(vault))
+}

@@ -1,0 +1,274 @@
+//! Reads: buffers first, then what the index says lies at rest.
+//!
+//! Promise: every byte handed out comes from a buffer, from a frame that opened under its own address, or is a zero of a
+//! hole; anything else is a fault. Why a moving index does no harm: a range that leaves a buffer is in the index before it
+//! does, and a frame that does not open is looked up once more before it is called damaged (its extent may just have been
+//! replaced, and its bytes given back). Called by: `fs`, and by a worker to read ahead. Takes: no lock while reading.
+//! On failure: `Damaged`, counted and noted in the error list.
+
+use super::cache::{FrameKey, Plain};
+use super::sealer::Job;
+use super::shared::Shared;
+use super::{VaultFault, segment_info};
+use crate::backing::AlignedBuf;
+use crate::base::id::{Ino, SegmentId};
+use crate::base::limits::{BLOCK_BYTES, CHUNK_BYTES};
+use crate::buffer::FileBuffer;
+use crate::format::extent::Extent;
+use crate::format::key;
+use crate::segment::{FrameAt, Unreadable, read_frames};
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
+
+/// Longest span of a segment read at once.
+const SPAN_BYTES: u64 = 1 << 20;
+/// Dead bytes between two frames that are read along rather than making a second read.
+const GAP_BYTES: u64 = 32 << 10;
+/// How far to read ahead of a sequential reader.
+const AHEAD_BYTES: u64 = 2 << 20;
+/// How much of that one job reads.
+const AHEAD_JOB_BYTES: u64 = 512 << 10;
+/// Extents looked up at a time.
+const SCAN: usize = 64;
+
+thread_local! {
+    static SCRATCH: RefCell<Option<AlignedBuf>> = const { RefCell::new(None) };
+}
+
+/// A frame that a read needs, and what of it.
+struct Wanted {
+    key: FrameKey,
+    at: FrameAt,
+    /// Bytes of its plaintext: from, to.
+    part: (usize, usize),
+    /// Where they go in the reader's buffer.
+    to: usize,
+}
+
+/// Fills `out` with the file's bytes from `offset`.
+pub fn read(shared: &Shared, file: &Arc<FileBuffer>, offset: u64, out: &mut [u8]) -> Result<(), VaultFault> {
+    out.fill(0);
+    if let Some((from, to)) = file.reads_ahead(offset, out.len(), AHEAD_BYTES) {
+        let mut at = from;
+        while at < to {
+            let end = (at / AHEAD_JOB_BYTES + 1) * AHEAD_JOB_BYTES;
+            shared.to_sealers(Job::Ahead { file: Arc::clone(file), from: at, to: end.min(to) });
+            at = end;
+        }
+    }
+    let sequential = offset > 0 && file.read_ahead.load(Relaxed) > offset + out.len() as u64;
+    let mut tries_left = 2;
+    loop {
+        let result = file.read(offset, out).into_iter().try_for_each(|(at, len)| {
+            let start = (at - offset) as usize;
+            fetch(shared, file.ino, &plan(shared, file.ino, at, len)?, &mut out[start..start + len], sequential)
+        });
+        match result {
+            Ok(()) => break,
+            // Replaced meanwhile, perhaps: then the buffers or the index have it now.
+            Err(VaultFault::Damaged { .. }) if tries_left > 0 => tries_left -= 1,
+            Err(fault) => {
+                note(shared, &fault);
+                return Err(fault);
+            }
+        }
+        out.fill(0);
+    }
+    shared.stats.read_bytes.add(out.len() as u64);
+    Ok(())
+}
+
+fn note(shared: &Shared, fault: &VaultFault) {
+    shared.stats.damaged_frames.add(1);
+    shared.stats.error(shared.world.now(), format!("read: {fault}"));
+}
+
+/// The frames that hold a range of a file, as the index stands.
+fn plan(shared: &Shared, ino: Ino, offset: u64, len: usize) -> Result<Vec<Wanted>, VaultFault> {
+    let end = offset + len as u64;
+    let prefix = key::prefix(key::EXTENT, ino.0);
+    let mut wanted = Vec::new();
+    if let Some((k, v)) = shared.index.scan_last_before(&prefix, &key::extent(ino, offset))? {
+        want(ino, key::tail_u64(key::split(&k)?.2)?, &Extent::decode(&v)?, offset, end, &mut wanted);
+    }
+    let mut next = key::extent(ino, offset);
+    loop {
+        let limit = SCAN.min(len / CHUNK_BYTES + 2);
+        let found = shared.index.scan(&prefix, &next, limit)?;
+        let full = found.len() == limit;
+        for (k, v) in found {
+            let at = key::tail_u64(key::split(&k)?.2)?;
+            if at >= end {
+                return Ok(wanted);
+            }
+            want(ino, at, &Extent::decode(&v)?, offset, end, &mut wanted);
+            next = [&k[..], &[0]].concat();
+        }
+        if !full {
+            return Ok(wanted);
+        }
+    }
+}
+
+/// Adds the frames of an extent at `at` that `[from, to)` needs.
+fn want(ino: Ino, at: u64, extent: &Extent, from: u64, to: u64, wanted: &mut Vec<Wanted>) {
+    let (a, b) = (at.max(from), (at + u64::from(extent.len_bytes)).min(to));
+    if a >= b {
+        return;
+    }
+    let run_start = at - u64::from(extent.skip_bytes);
+    for f in extent.run.frames() {
+        let frame_from = run_start + u64::from(f.plain_start_bytes);
+        let (x, y) = (a.max(frame_from), b.min(frame_from + u64::from(f.plain_len_bytes)));
+        if x < y {
+            wanted.push(Wanted {
+                key: (extent.run.segment, f.position_bytes),
+                at: FrameAt {
+                    position_bytes: f.position_bytes,
+                    sealed_len_bytes: f.sealed_len_bytes,
+                    slot: f.slot,
+                    codec: f.codec,
+                    plain_len_bytes: f.plain_len_bytes,
+                    ino,
+                    offset_bytes: frame_from,
+                },
+                part: ((x - frame_from) as usize, (y - frame_from) as usize),
+                to: (x - from) as usize,
+            });
+        }
+    }
+}
+
+/// Gets the wanted frames, from the cache or the disk, and copies their parts out.
+fn fetch(
+    shared: &Shared,
+    ino: Ino,
+    wanted: &[Wanted],
+    out: &mut [u8],
+    sequential: bool,
+) -> Result<(), VaultFault> {
+    let keys: Vec<FrameKey> = wanted.iter().map(|w| w.key).collect();
+    let mut got: Vec<Option<Plain>> = vec![None; keys.len()];
+    let mut missed = 0;
+    loop {
+        let mine = shared.cache.claim(&keys, &mut got);
+        if mine.is_empty() {
+            break;
+        }
+        missed += mine.len();
+        let result = load(shared, ino, wanted, &mine, |i, plain| got[i] = Some(plain));
+        shared.cache.release(&mine);
+        result?;
+    }
+    shared.stats.cache_hits.add((keys.len() - missed) as u64);
+    shared.stats.cache_misses.add(missed as u64);
+    for (w, plain) in wanted.iter().zip(&got) {
+        let plain = plain.as_ref().expect("every frame was had or claimed");
+        let (from, to) = w.part;
+        out[w.to..w.to + (to - from)].copy_from_slice(&plain[from..to]);
+        // The kernel keeps what it read; a frame read to its end has done its work.
+        if sequential && to == plain.len() {
+            shared.cache.forget(&w.key);
+        }
+    }
+    Ok(())
+}
+
+/// Reads the claimed frames from the disk, those next to each other at once, and keeps them.
+fn load(
+    shared: &Shared,
+    ino: Ino,
+    wanted: &[Wanted],
+    mine: &[FrameKey],
+    mut each: impl FnMut(usize, Plain),
+) -> Result<(), VaultFault> {
+    let began = Instant::now();
+    let mut frames: Vec<(SegmentId, FrameAt)> =
+        wanted.iter().filter(|w| mine.contains(&w.key)).map(|w| (w.key.0, w.at)).collect();
+    frames.sort_unstable_by_key(|(segment, at)| (*segment, at.position_bytes));
+    frames.dedup_by_key(|(segment, at)| (*segment, at.position_bytes));
+    let place: HashMap<FrameKey, usize> = wanted.iter().enumerate().map(|(i, w)| (w.key, i)).collect();
+    let mut fault = None;
+    let mut rest = &frames[..];
+    while let Some(((id, first), _)) = rest.split_first() {
+        let mut end = first.position_bytes;
+        let fits = |(segment, at): &&(SegmentId, FrameAt)| {
+            let ends = at.position_bytes + u64::from(at.sealed_len_bytes);
+            let joins = segment == id
+                && at.position_bytes <= end + GAP_BYTES
+                && ends - first.position_bytes <= SPAN_BYTES - 2 * BLOCK_BYTES as u64;
+            if joins {
+                end = ends;
+            }
+            joins
+        };
+        let count = rest.iter().take_while(fits).count();
+        let (span, more) = rest.split_at(count.max(1));
+        rest = more;
+        let span: Vec<FrameAt> = span.iter().map(|(_, at)| *at).collect();
+        let result = read_span(shared, ino, *id, &span, |at, plain| {
+            let (key, plain) = ((*id, at.position_bytes), Arc::new(plain));
+            shared.cache.keep(key, Arc::clone(&plain));
+            if let Some(&i) = place.get(&key) {
+                each(i, plain);
+            }
+        });
+        fault = fault.or(result.err());
+    }
+    shared.stats.frame_read.record(began.elapsed());
+    match fault {
+        Some(fault) => Err(fault),
+        None => Ok(()),
+    }
+}
+
+fn read_span(
+    shared: &Shared,
+    ino: Ino,
+    id: SegmentId,
+    span: &[FrameAt],
+    mut each: impl FnMut(&FrameAt, Vec<u8>),
+) -> Result<(), VaultFault> {
+    let segment = shared.segments.get(id, || segment_info(shared, id))?;
+    let mut fault = None;
+    let result = SCRATCH.with_borrow_mut(|scratch| {
+        let scratch = scratch.get_or_insert_with(|| AlignedBuf::with_capacity(SPAN_BYTES as usize));
+        read_frames(&*segment.file, &segment.context, span, scratch, |at, plain| match plain {
+            Ok(plain) => each(at, plain),
+            Err(_) => {
+                fault = fault.take().or(Some(VaultFault::Damaged { ino, segment: id, position_bytes: at.position_bytes }));
+            }
+        })
+    });
+    match (result, fault) {
+        (Err(Unreadable::Io(e)), _) => Err(e.into()),
+        (Err(Unreadable::Damaged { position_bytes, .. }), _) => {
+            Err(VaultFault::Damaged { ino, segment: id, position_bytes })
+        }
+        (Ok(()), Some(fault)) => Err(fault),
+        (Ok(()), None) => Ok(()),
+    }
+}
+
+/// Brings a range into the cache for a sequential reader; what fails here fails again, and is told, when it is read.
+pub fn ahead(shared: &Shared, file: &FileBuffer, from: u64, to: u64) {
+    let Ok(wanted) = plan(shared, file.ino, from, (to - from) as usize) else { return };
+    let keys: Vec<FrameKey> = wanted.iter().map(|w| w.key).collect();
+    let mine = shared.cache.claim_missing(&keys);
+    if !mine.is_empty() {
+        let result = load(shared, file.ino, &wanted, &mine, |_, _| ());
+        shared.cache.release(&mine);
+        if result.is_ok() {
+            shared.stats.prefetched.add(mine.len() as u64);
+        }
+    }
+}
+
+/// Bytes of a range that are not holes, at rest.
+pub fn allocated_between(shared: &Shared, ino: Ino, from: u64, to: u64) -> Result<u64, VaultFault> {
+    let wanted = plan(shared, ino, from, (to - from) as usize)?;
+    Ok(wanted.iter().map(|w| (w.part.1 - w.part.0) as u64).sum())
+}

@@ -1,0 +1,268 @@
+//! Recovery: takes in the commits that the newest checkpoint does not cover.
+//!
+//! Promise: commits are taken in chain order, each only if every frame since the one before is there and its checksum
+//! holds; the first that does not hold ends the tail, and what came after is dropped and counted. Commits of an earlier
+//! lease that a later segment does not continue from are not mistaken for the tail (format.md §4).
+//! Called by: `open`, before any thread runs. On failure: `Damaged`, if the log contradicts itself; I/O errors as they are.
+
+use super::apply::apply;
+use super::{OpenFault, VaultFault};
+use crate::backing::{Backing, Cache, Open};
+use crate::base::choice::SuiteId;
+use crate::base::id::{Epoch, SegmentId, VaultId};
+use crate::format::frame::Kind;
+use crate::format::record::{Commit, Counters, Record};
+use crate::format::segment::{LogPosition, SegmentInfo};
+use crate::format::wire::Reader;
+use crate::index::Index;
+use crate::seal::{Chain, MasterKey};
+use crate::segment::{Unreadable, Walk, WalkedFrame, WalkedGroup, parse_file_name, path};
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// What recovery found.
+pub struct Recovered {
+    /// The newest commit, taken in.
+    pub position: LogPosition,
+    /// The counters after it.
+    pub counters: Counters,
+    /// Commits taken in.
+    pub commits: u64,
+    /// Frames after the last commit that were dropped: operations that were never acknowledged as durable.
+    pub dropped_frames: u64,
+    /// The greatest segment number in use.
+    pub newest_segment: SegmentId,
+    /// Segments without a single group: prepared, never begun.
+    pub empty_segments: Vec<SegmentId>,
+    /// The greatest lease seen in the log.
+    pub newest_epoch: Epoch,
+}
+
+struct Tail<'a> {
+    index: &'a Index,
+    segments: RefCell<HashMap<SegmentId, SegmentInfo>>,
+    /// Commits up to this one are authenticated by a root or checkpoint: their chain need not hold, for dead frames of
+    /// theirs may have been given back.
+    trusted: LogPosition,
+    position: LogPosition,
+    counters: Counters,
+    chain: Chain,
+    frames: u32,
+    records: Vec<u8>,
+    /// False until the commit that the checkpoint covers was seen.
+    joined: bool,
+    /// Whether every group since the last commit holds.
+    whole: bool,
+    epoch: Epoch,
+    commits: u64,
+    dropped: u64,
+}
+
+/// Where to begin.
+pub struct From {
+    /// What the index covers.
+    pub covered: LogPosition,
+    /// The first segment that may hold later commits.
+    pub replay_from: SegmentId,
+    /// The counters as of `covered`.
+    pub counters: Counters,
+    /// The newest commit that a root vouches for.
+    pub trusted: LogPosition,
+}
+
+/// The segments in the backing directory, in order.
+pub fn list_segments(backing: &dyn Backing) -> std::io::Result<Vec<SegmentId>> {
+    let mut all: Vec<_> = backing.list("segments")?.iter().filter_map(|n| parse_file_name(n)).collect();
+    all.sort_unstable();
+    Ok(all)
+}
+
+/// Walks the log's tail and applies what holds to the index's overlay.
+pub fn recover(
+    backing: &Arc<dyn Backing>,
+    master: &MasterKey,
+    suite: SuiteId,
+    vault: VaultId,
+    index: &Index,
+    from: &From,
+) -> Result<Recovered, OpenFault> {
+    let all = list_segments(&**backing)?;
+    let mut tail = Tail {
+        index,
+        segments: RefCell::default(),
+        trusted: from.trusted,
+        position: from.covered,
+        counters: from.counters,
+        chain: Chain::after(&from.covered.chain),
+        frames: 0,
+        records: Vec::new(),
+        joined: from.covered == LogPosition::START,
+        whole: true,
+        epoch: Epoch(0),
+        commits: 0,
+        dropped: 0,
+    };
+    let mut empty_segments = Vec::new();
+    for &id in all.iter().filter(|id| **id >= from.replay_from) {
+        let file = backing.open(&path(id), Open::Read, Cache::Direct)?;
+        let mut walk = Walk::new(file, id, suite, vault);
+        while let Some(group) = walk.next(master).map_err(unreadable)? {
+            let context = Arc::clone(walk.context().expect("a walk that gave a group knows its segment"));
+            let info = SegmentInfo { epoch: context.epoch, salt: context.salt, data_bytes: 0, live_bytes: 0 };
+            tail.segments.borrow_mut().insert(id, info);
+            tail.group(&mut walk, &group)?;
+        }
+        if walk.position_bytes() == 0 {
+            empty_segments.push(id);
+        }
+    }
+    tail.dropped += u64::from(tail.frames);
+    if tail.position.seq < from.trusted.seq {
+        return Err(OpenFault::Damaged(format!(
+            "the log ends at commit {}, but commit {} was acknowledged",
+            tail.position.seq, from.trusted.seq
+        )));
+    }
+    Ok(Recovered {
+        position: tail.position,
+        counters: tail.counters,
+        commits: tail.commits,
+        dropped_frames: tail.dropped,
+        newest_segment: all.last().copied().unwrap_or_default(),
+        empty_segments,
+        newest_epoch: tail.epoch,
+    })
+}
+
+fn unreadable(e: Unreadable) -> OpenFault {
+    match e {
+        Unreadable::Io(e) => OpenFault::Backing(e),
+        Unreadable::Damaged { .. } => OpenFault::Damaged(e.to_string()),
+    }
+}
+
+impl Tail<'_> {
+    fn group(&mut self, walk: &mut Walk, group: &WalkedGroup) -> Result<(), OpenFault> {
+        self.whole &= group.checksum_holds;
+        for frame in &group.frames {
+            // Before it is opened, which overwrites it.
+            let tag = walk.tag(frame);
+            match frame.entry.kind {
+                Kind::Start => self.start(walk, group, frame)?,
+                Kind::Records => {
+                    if self.joined && walk.open(frame, &mut self.records).is_err() {
+                        self.whole = false;
+                    }
+                }
+                Kind::Commit => {
+                    self.commit(walk, frame, tag)?;
+                    continue;
+                }
+                Kind::Data | Kind::Directory => {}
+            }
+            self.chain.add(group.header.segment, frame.entry.slot, &tag);
+            self.frames += 1;
+        }
+        Ok(())
+    }
+
+    /// A segment begins. If it begins a new lease, what the old one left after its last commit is dropped.
+    fn start(&mut self, walk: &mut Walk, group: &WalkedGroup, frame: &WalkedFrame) -> Result<(), OpenFault> {
+        let mut plain = Vec::new();
+        let opened = walk.open(frame, &mut plain).ok().and_then(|()| LogPosition::decode(&plain).ok());
+        let (epoch, old) = (group.header.epoch, self.epoch);
+        self.epoch = epoch;
+        if epoch == old {
+            return Ok(());
+        }
+        match opened {
+            Some(after) if after == self.position => {
+                self.drop_pending();
+                self.joined = true;
+            }
+            // Its beginning is older than the checkpoint: the commit covered is still to come.
+            Some(after) if after.seq < self.position.seq && !self.joined => {}
+            _ => {
+                return Err(OpenFault::Damaged(format!(
+                    "segment {} does not continue the log at commit {}",
+                    group.header.segment, self.position.seq
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    fn drop_pending(&mut self) {
+        self.dropped += u64::from(self.frames);
+        (self.frames, self.whole) = (0, true);
+        self.records.clear();
+        self.chain = Chain::after(&self.position.chain);
+    }
+
+    fn commit(&mut self, walk: &mut Walk, frame: &WalkedFrame, tag: [u8; 16]) -> Result<(), OpenFault> {
+        let segment = walk.context().expect("a walk that gave a group knows its segment").id;
+        let mut plain = Vec::new();
+        if walk.open(frame, &mut plain).is_err() {
+            self.whole = false;
+            self.frames += 1;
+            return Ok(());
+        }
+        let Ok(commit) = Commit::decode(&plain) else {
+            return Err(OpenFault::Damaged(format!("segment {segment}: a commit that makes no sense")));
+        };
+        if !self.joined {
+            if commit.seq == self.position.seq && commit.chain == self.position.chain {
+                self.joined = true;
+                self.begin_after(segment, frame, tag);
+            }
+            return Ok(());
+        }
+        let next = commit.seq.0 == self.position.seq.0 + 1 && commit.frames == self.frames;
+        let trusted = commit.seq <= self.trusted.seq;
+        if !next || !trusted && (!self.whole || commit.chain != self.chain.value()) {
+            self.whole = false;
+            self.frames += 1;
+            return Ok(());
+        }
+        let mut records = std::mem::take(&mut self.records);
+        records.extend_from_slice(commit.records);
+        take_in(self.index, &self.segments, &records).map_err(|e| OpenFault::Damaged(e.to_string()))?;
+        self.position = LogPosition { seq: commit.seq, chain: commit.chain };
+        self.counters = commit.counters;
+        self.commits += 1;
+        self.begin_after(segment, frame, tag);
+        Ok(())
+    }
+
+    /// The next commit's chain begins with the one just passed.
+    fn begin_after(&mut self, segment: SegmentId, frame: &WalkedFrame, tag: [u8; 16]) {
+        (self.frames, self.whole) = (0, true);
+        self.records.clear();
+        self.chain = Chain::after(&self.position.chain);
+        self.chain.add(segment, frame.entry.slot, &tag);
+    }
+}
+
+/// Applies one commit's records to the index: keys in order, then the data records.
+fn take_in(
+    index: &Index,
+    segments: &RefCell<HashMap<SegmentId, SegmentInfo>>,
+    records: &[u8],
+) -> Result<(), VaultFault> {
+    let mut r = Reader::new(records);
+    let mut changes = Vec::new();
+    while !r.is_empty() {
+        match Record::decode(&mut r)? {
+            Record::Put { key, value } => changes.push((key.to_vec(), Some(value.to_vec()))),
+            Record::Delete { key } => changes.push((key.to_vec(), None)),
+            Record::Install { .. } | Record::Punch { .. } => {}
+        }
+    }
+    index.change(changes);
+    let new_segment = |id: SegmentId| {
+        let known = segments.borrow().get(&id).copied();
+        known.ok_or_else(|| VaultFault::Index(format!("segment {id} is named but was not found").into()))
+    };
+    apply(index, &new_segment, records, &mut Vec::new()).map(|_| ())
+}
