@@ -217,7 +217,7 @@ impl Header {
         let mut b = b"SRH1".to_vec();
         b.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
         b.extend_from_slice(&self.vault.0);
-        b.push(self.suite_number());
+        b.push(suite_number(self.suite));
         b.push(match self.compression {
             Compression::Auto => 1,
             Compression::Zstd => 2,
@@ -242,14 +242,14 @@ impl Header {
         }
         b
     }
+}
 
-    /// The number of the suite in canonical bytes and key derivations.
-    #[must_use]
-    pub fn suite_number(&self) -> u8 {
-        match self.suite {
-            SuiteId::Aes256Gcm => 1,
-            SuiteId::ChaCha20Poly1305 => 2,
-        }
+/// The number of a suite in canonical bytes and key derivations.
+#[must_use]
+pub fn suite_number(suite: SuiteId) -> u8 {
+    match suite {
+        SuiteId::Aes256Gcm => 1,
+        SuiteId::ChaCha20Poly1305 => 2,
     }
 }
 
@@ -339,5 +339,12 @@ mod tests {
         assert_eq!(Header::parse(future), Err(HeaderText::UnknownFeature("format 2".into())));
         let feature = b"format = 1\nfeatures = ['holes']\nholes = 1";
         assert_eq!(Header::parse(feature), Err(HeaderText::UnknownFeature("holes".into())));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_text_is_a_header_or_a_refusal(text in "(format = 1\n)?([a-z_]+ = ([0-9]{1,20}|\"[0-9a-f]{0,40}\"|\\[\\])\n|\\[\\[slot\\]\\]\n|\\PC){0,20}") {
+            let _ = Header::parse(text.as_bytes());
+        }
     }
 }

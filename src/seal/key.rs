@@ -13,6 +13,7 @@ use crate::base::limits::TAG_BYTES;
 use crate::base::secret::Secret;
 use crate::base::world::World;
 use crate::format::frame::Address;
+use crate::format::header::suite_number;
 use chacha20poly1305::{AeadInOut, KeyInit, XChaCha20Poly1305};
 use std::fmt;
 
@@ -44,7 +45,7 @@ impl MasterKey {
             salt,
             &[
                 b"strongroom segment 1",
-                &[suite::number(suite)],
+                &[suite_number(suite)],
                 &vault.0,
                 &epoch.0.to_le_bytes(),
                 &segment.0.to_le_bytes(),
