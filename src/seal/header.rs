@@ -1,0 +1,374 @@
+//! The vault header: made, opened, authenticated.
+//!
+//! Promise: `open_header` gives values that someone with the master key wrote, every one of them; `read_header` gives
+//! what the text says, for showing only. Called by: `vault`, `cli`. On failure: `HeaderFault`.
+
+use super::derive::derive;
+use super::key::MasterKey;
+use super::slot::{Unlock, add_slot, check_cost, unwrap_master};
+use crate::base::choice::{Compression, SuiteId};
+use crate::base::id::VaultId;
+use crate::base::world::World;
+use crate::format::header::{Header, HeaderText};
+use aws_lc_rs::hmac;
+use std::fmt;
+
+/// What a new vault is to be.
+#[derive(Debug, Clone)]
+pub struct NewVault {
+    /// Its identity, random.
+    pub vault: VaultId,
+    /// Its cipher.
+    pub suite: SuiteId,
+    /// How it compresses unless a mount says otherwise.
+    pub compression: Compression,
+    /// Most bytes that files may hold together.
+    pub quota_bytes: Option<u64>,
+    /// Most inodes.
+    pub quota_inodes: Option<u64>,
+    /// Memory in KiB, passes and lanes of Argon2id; `None` measures this machine and takes about a second's worth.
+    pub argon2: Option<(u32, u32, u32)>,
+}
+
+/// Why a header was not made or not opened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HeaderFault {
+    /// No slot opens with this passphrase or key file.
+    WrongKey,
+    /// Not a header; one sentence says why.
+    Malformed(String),
+    /// A slot's Argon2id cost (memory in KiB, passes, lanes) is below the floor.
+    Weak((u32, u32, u32)),
+    /// A slot's Argon2id cost is above the ceiling, or this machine's memory.
+    MemoryBomb((u32, u32, u32)),
+    /// It needs something that this version does not know.
+    UnknownFeature(String),
+    /// The key is right, but the header is not as it was written.
+    Tampered,
+    /// A key file needs 32 bytes or more.
+    KeyFileTooShort {
+        /// How many it has.
+        len_bytes: usize,
+    },
+}
+
+impl fmt::Display for HeaderFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            HeaderFault::WrongKey => f.write_str("no key slot opens with this passphrase or key file"),
+            HeaderFault::Malformed(why) => f.write_str(why),
+            HeaderFault::Weak((memory_kib, passes, lanes)) => {
+                write!(f, "Argon2id with {memory_kib} KiB, {passes} passes, {lanes} lanes is below the floor")
+            }
+            HeaderFault::MemoryBomb((memory_kib, passes, lanes)) => {
+                write!(f, "Argon2id with {memory_kib} KiB, {passes} passes, {lanes} lanes is more than we will spend")
+            }
+            HeaderFault::UnknownFeature(what) => write!(f, "the vault needs a newer strongroom ({what})"),
+            HeaderFault::Tampered => f.write_str("vault.toml was changed by someone without the key"),
+            HeaderFault::KeyFileTooShort { len_bytes } => {
+                write!(f, "the key file has {len_bytes} bytes, at least 32 are needed")
+            }
+        }
+    }
+}
+
+impl std::error::Error for HeaderFault {}
+
+impl From<HeaderText> for HeaderFault {
+    fn from(fault: HeaderText) -> Self {
+        match fault {
+            HeaderText::Malformed(why) => HeaderFault::Malformed(why),
+            HeaderText::UnknownFeature(what) => HeaderFault::UnknownFeature(what),
+        }
+    }
+}
+
+/// Makes a `vault.toml` with one slot, and the master key that is in it.
+pub fn create_header(world: &dyn World, new: &NewVault, unlock: &Unlock) -> Result<(Vec<u8>, MasterKey), HeaderFault> {
+    let master = MasterKey::generate(world);
+    let mut header = Header {
+        vault: new.vault,
+        suite: new.suite,
+        compression: new.compression,
+        quota_bytes: new.quota_bytes,
+        quota_inodes: new.quota_inodes,
+        created_s: world.now().seconds,
+        slots: Vec::new(),
+    };
+    add_slot(world, &mut header, &master, unlock, "first", new.argon2)?;
+    Ok((write_header(&header, &master)?, master))
+}
+
+/// The text of a header, authenticated.
+pub fn write_header(header: &Header, master: &MasterKey) -> Result<Vec<u8>, HeaderFault> {
+    header.slots.iter().try_for_each(check_cost)?;
+    let mac = hmac::sign(&mac_key(header, master), &header.canonical());
+    Ok(header.to_text(mac.as_ref().try_into().expect("HMAC-SHA256 gives 32 bytes"))?)
+}
+
+/// Reads, unlocks and authenticates a `vault.toml`.
+pub fn open_header(text: &[u8], unlock: &Unlock) -> Result<(Header, MasterKey), HeaderFault> {
+    let (header, mac) = Header::parse(text)?;
+    let master = unwrap_master(&header, unlock)?;
+    match hmac::verify(&mac_key(&header, &master), &header.canonical(), &mac) {
+        Ok(()) => Ok((header, master)),
+        Err(_) => Err(HeaderFault::Tampered),
+    }
+}
+
+/// Reads a `vault.toml` without a key. Nothing in it is authenticated: for showing only.
+pub fn read_header(text: &[u8]) -> Result<Header, HeaderFault> {
+    let (header, _) = Header::parse(text)?;
+    header.slots.iter().try_for_each(check_cost)?;
+    Ok(header)
+}
+
+fn mac_key(header: &Header, master: &MasterKey) -> hmac::Key {
+    hmac::Key::new(hmac::HMAC_SHA256, &derive(&master.0.0, &header.vault.0, &[b"strongroom header 1"])[..])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::limits::ARGON2_FLOOR;
+    use crate::base::secret::Passphrase;
+    use crate::base::world::Time;
+    use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
+    use std::time::Duration;
+
+    /// A world in which random bytes count up and time stands still.
+    struct Scripted(AtomicU8);
+
+    impl World for Scripted {
+        fn now(&self) -> Time {
+            Time { seconds: 1_800_000_000, nanos: 5 }
+        }
+        fn elapsed(&self) -> Duration {
+            Duration::ZERO
+        }
+        fn fill(&self, out: &mut [u8]) {
+            out.fill_with(|| self.0.fetch_add(1, Relaxed));
+        }
+    }
+
+    fn world() -> Scripted {
+        Scripted(AtomicU8::new(0))
+    }
+
+    fn new_vault() -> NewVault {
+        NewVault {
+            vault: VaultId([0xAA; 16]),
+            suite: SuiteId::Aes256Gcm,
+            compression: Compression::Auto,
+            quota_bytes: Some(1 << 40),
+            quota_inodes: None,
+            argon2: Some(ARGON2_FLOOR),
+        }
+    }
+
+    fn passphrase(text: &str) -> Unlock {
+        Unlock::Passphrase(Passphrase(text.as_bytes().to_vec()))
+    }
+
+    fn key_file() -> Unlock {
+        Unlock::KeyFile(Passphrase(vec![0x4B; 32]))
+    }
+
+    /// The same text with the first `from` turned into `to`.
+    fn edited(text: &[u8], from: &str, to: &str) -> Vec<u8> {
+        let text = String::from_utf8(text.to_vec()).unwrap();
+        assert!(text.contains(from), "no {from} in {text}");
+        text.replacen(from, to, 1).into_bytes()
+    }
+
+    const GOLDEN_PASSPHRASE: &str = r#"format = 1
+vault = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
+suite = "aes-256-gcm"
+compression = "auto"
+quota_bytes = 1099511627776
+created = 1800000000
+features = []
+mac = "0cbf247427bf51ce83d16508d7079d45c91a0567e448cdec5b9c6d0e627fd3fa"
+
+[[slot]]
+id = 1
+kind = "passphrase"
+label = "first"
+created = 1800000000
+memory_kib = 65536
+passes = 3
+lanes = 4
+salt = "202122232425262728292a2b2c2d2e2f"
+nonce = "303132333435363738393a3b3c3d3e3f4041424344454647"
+commitment = "79f556706a94fd38702aa322f886a9577e0844465d37879b601669bbcbd43d50"
+wrapped = "5c9ef38a4617a59b9174d530b469c25f0c7b2316c3fd29213e63a371c73b105cf6f3e856427add80aaea45aa8139d0e1"
+"#;
+    const GOLDEN_KEY_FILE: &str = r#"format = 1
+vault = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
+suite = "aes-256-gcm"
+compression = "auto"
+quota_bytes = 1099511627776
+created = 1800000000
+features = []
+mac = "b424dcb4886b17d5150134fd250312f3bf4f1941ca897c91557fc8132b085c9c"
+
+[[slot]]
+id = 1
+kind = "key-file"
+label = "first"
+created = 1800000000
+salt = "202122232425262728292a2b2c2d2e2f"
+nonce = "303132333435363738393a3b3c3d3e3f4041424344454647"
+commitment = "789e0fbd661cb3ce5537d89d54b83a4380cd4892d74393ef75c045965b48f461"
+wrapped = "e248bfb61634256b10bf1674a535822bcda37ac1de3fd18d646a535985b9cd53843808097275aece43d3b1a971dd2be9"
+"#;
+
+    #[test]
+    fn golden_headers() {
+        for (unlock, golden) in [(passphrase("correct horse"), GOLDEN_PASSPHRASE), (key_file(), GOLDEN_KEY_FILE)] {
+            let (text, master) = create_header(&world(), &new_vault(), &unlock).unwrap();
+            let text = String::from_utf8(text).unwrap();
+            assert_eq!(text, golden, "header changed: bump FORMAT_VERSION and add a vault to tests/vaults/");
+            let (header, opened) = open_header(golden.as_bytes(), &unlock).unwrap();
+            assert_eq!(opened.0.0, master.0.0);
+            assert_eq!(opened.0.0, std::array::from_fn(|i| i as u8));
+            assert_eq!(read_header(golden.as_bytes()), Ok(header.clone()));
+            assert_eq!(
+                (header.vault, header.quota_bytes, header.quota_inodes),
+                (VaultId([0xAA; 16]), Some(1 << 40), None)
+            );
+            assert_eq!(header.created_s, 1_800_000_000);
+        }
+    }
+
+    #[test]
+    fn a_wrong_passphrase_or_key_file_is_said_to_be_wrong() {
+        let wrong = |text: &str, unlock: Unlock| open_header(text.as_bytes(), &unlock).map(|_| ()).unwrap_err();
+        assert_eq!(wrong(GOLDEN_PASSPHRASE, passphrase("correct horsf")), HeaderFault::WrongKey);
+        assert_eq!(wrong(GOLDEN_PASSPHRASE, key_file()), HeaderFault::WrongKey);
+        assert_eq!(wrong(GOLDEN_KEY_FILE, passphrase("correct horse")), HeaderFault::WrongKey);
+        assert_eq!(wrong(GOLDEN_KEY_FILE, Unlock::KeyFile(Passphrase(vec![0x4C; 32]))), HeaderFault::WrongKey);
+        let short = Unlock::KeyFile(Passphrase(vec![0x4B; 31]));
+        assert_eq!(wrong(GOLDEN_KEY_FILE, short.clone()), HeaderFault::KeyFileTooShort { len_bytes: 31 });
+        let made = create_header(&world(), &new_vault(), &short).map(|_| ()).unwrap_err();
+        assert_eq!(made, HeaderFault::KeyFileTooShort { len_bytes: 31 });
+    }
+
+    #[test]
+    fn every_changed_field_is_refused() {
+        let fields = open_header(GOLDEN_KEY_FILE.as_bytes(), &key_file()).unwrap().0;
+        type Edit = fn(&mut Header);
+        let edits: [(&str, Edit); 15] = [
+            ("vault", |h| h.vault.0[15] ^= 1),
+            ("suite", |h| h.suite = SuiteId::ChaCha20Poly1305),
+            ("compression", |h| h.compression = Compression::None),
+            ("quota_bytes", |h| h.quota_bytes = Some(1 << 41)),
+            ("quota_bytes gone", |h| h.quota_bytes = None),
+            ("quota_inodes", |h| h.quota_inodes = Some(0)),
+            ("created", |h| h.created_s += 1),
+            ("slot id", |h| h.slots[0].id = 2),
+            ("slot label", |h| h.slots[0].label.push('!')),
+            ("slot created", |h| h.slots[0].created_s -= 1),
+            ("slot salt", |h| h.slots[0].salt[0] ^= 1),
+            ("slot nonce", |h| h.slots[0].nonce[23] ^= 1),
+            ("slot commitment", |h| h.slots[0].commitment[31] ^= 1),
+            ("slot wrapped", |h| h.slots[0].wrapped[47] ^= 1),
+            ("slot copied", |h| h.slots.push(crate::format::header::KeySlot { id: 2, ..h.slots[0].clone() })),
+        ];
+        let mac = Header::parse(GOLDEN_KEY_FILE.as_bytes()).unwrap().1;
+        for (name, edit) in edits {
+            let mut header = fields.clone();
+            edit(&mut header);
+            let fault = open_header(&header.to_text(&mac).unwrap(), &key_file()).map(|_| ()).unwrap_err();
+            assert!(matches!(fault, HeaderFault::Tampered | HeaderFault::WrongKey), "{name}: {fault:?}");
+        }
+        let text = fields
+            .to_text(&{
+                let mut m = mac;
+                m[0] ^= 1;
+                m
+            })
+            .unwrap();
+        assert_eq!(open_header(&text, &key_file()).map(|_| ()).unwrap_err(), HeaderFault::Tampered);
+        for (from, to) in
+            [("memory_kib = 65536", "memory_kib = 65537"), ("passes = 3", "passes = 4"), ("lanes = 4", "lanes = 5")]
+        {
+            let text = edited(GOLDEN_PASSPHRASE.as_bytes(), from, to);
+            assert_eq!(
+                open_header(&text, &passphrase("correct horse")).map(|_| ()).unwrap_err(),
+                HeaderFault::WrongKey
+            );
+        }
+    }
+
+    #[test]
+    fn weak_costs_and_memory_bombs_are_refused_before_any_work() {
+        let reads = |from: &str, to: &str| {
+            let text = edited(GOLDEN_PASSPHRASE.as_bytes(), from, to);
+            let fault = open_header(&text, &passphrase("correct horse")).map(|_| ()).unwrap_err();
+            assert_eq!(read_header(&text), Err(fault.clone()));
+            fault
+        };
+        assert_eq!(reads("memory_kib = 65536", "memory_kib = 65535"), HeaderFault::Weak((65535, 3, 4)));
+        assert_eq!(reads("passes = 3", "passes = 2"), HeaderFault::Weak((65536, 2, 4)));
+        assert_eq!(reads("lanes = 4", "lanes = 3"), HeaderFault::Weak((65536, 3, 3)));
+        let most = (4 << 20) + 1;
+        assert_eq!(reads("memory_kib = 65536", &format!("memory_kib = {most}")), HeaderFault::MemoryBomb((most, 3, 4)));
+        assert_eq!(reads("passes = 3", "passes = 65"), HeaderFault::MemoryBomb((65536, 65, 4)));
+        assert_eq!(reads("lanes = 4", "lanes = 65"), HeaderFault::MemoryBomb((65536, 3, 65)));
+        for (cost, weak) in [((1 << 10, 3, 4), true), ((8 << 20, 3, 4), false)] {
+            let new = NewVault { argon2: Some(cost), ..new_vault() };
+            let fault = create_header(&world(), &new, &passphrase("x")).map(|_| ()).unwrap_err();
+            assert_eq!(fault, if weak { HeaderFault::Weak(cost) } else { HeaderFault::MemoryBomb(cost) });
+        }
+    }
+
+    #[test]
+    fn what_is_unknown_or_malformed_is_refused() {
+        let fault = |from: &str, to: &str| {
+            open_header(&edited(GOLDEN_KEY_FILE.as_bytes(), from, to), &key_file()).map(|_| ()).unwrap_err()
+        };
+        assert_eq!(fault("features = []", "features = ['x']"), HeaderFault::UnknownFeature("x".into()));
+        assert_eq!(fault("format = 1", "format = 2"), HeaderFault::UnknownFeature("format 2".into()));
+        assert!(matches!(fault("\"key-file\"", "\"tpm\""), HeaderFault::UnknownFeature(_)));
+        for (from, to) in [
+            ("format = 1", "format = 1\nextra = 1"),
+            ("[[slot]]", "[[slot]]\nextra = 1"),
+            ("aes-256-gcm", "AES-256-GCM"),
+            ("\"auto\"", "\"best\""),
+            ("quota_bytes = 1", "quota_bytes = -1"),
+            ("created = 1800000000\n", ""),
+            ("vault = \"aa", "vault = \"AA"),
+            ("salt = \"", "salt = \"00"),
+            ("kind = \"key-file\"", "kind = \"key-file\"\npasses = 3"),
+            ("kind = \"key-file\"", "kind = \"passphrase\""),
+        ] {
+            assert!(matches!(fault(from, to), HeaderFault::Malformed(_)), "{from} -> {to}");
+        }
+        assert!(matches!(read_header(&vec![b'#'; (64 << 10) + 1]), Err(HeaderFault::Malformed(_))));
+    }
+
+    #[test]
+    fn slots_are_added_and_removed_and_any_of_them_opens() {
+        let world = world();
+        let (text, _) = create_header(&world, &new_vault(), &key_file()).unwrap();
+        let (mut header, master) = open_header(&text, &key_file()).unwrap();
+        let second = Unlock::KeyFile(Passphrase(vec![9; 40]));
+        assert_eq!(add_slot(&world, &mut header, &master, &second, "spare", None), Ok(2));
+        let text = write_header(&header, &master).unwrap();
+        for unlock in [&key_file(), &second] {
+            assert_eq!(open_header(&text, unlock).unwrap().1.0.0, master.0.0);
+        }
+        header.slots.remove(0);
+        let text = write_header(&header, &master).unwrap();
+        assert_eq!(open_header(&text, &key_file()).map(|_| ()), Err(HeaderFault::WrongKey));
+        assert!(open_header(&text, &second).is_ok());
+        while header.slots.len() < 32 {
+            add_slot(&world, &mut header, &master, &second, "more", None).unwrap();
+        }
+        assert!(write_header(&header, &master).is_ok());
+        assert!(add_slot(&world, &mut header, &master, &second, "too many", None).is_err());
+        header.slots.clear();
+        assert!(write_header(&header, &master).is_err(), "a vault that nothing opens is not written");
+    }
+}
