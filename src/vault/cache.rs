@@ -65,7 +65,7 @@ impl FrameCache {
                 if place.is_none() {
                     if loading.contains(key) {
                         wait = true;
-                    } else {
+                    } else if !mine.contains(key) {
                         mine.push(*key);
                     }
                 }

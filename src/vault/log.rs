@@ -288,10 +288,10 @@ impl Log {
             None => return Err(VaultFault::Failed("a commit was written to no segment".into())),
         };
         let touched = batch.touched;
-        let (position, records_bytes) = (self.position, batch.records_bytes);
+        let position = self.position;
         let checkpoint = checkpoint.then_some(replay_from);
         let commit =
-            Commit { number, position, counters, derived, touched, records_bytes, checkpoint, began };
+            Commit { number, position, counters, derived, touched, checkpoint, began };
         s.committing.store(false, Relaxed);
         let _ = self.verify.send(ToVerify::Commit(Box::new(commit)));
         Ok(())

@@ -18,7 +18,6 @@ use crate::format::extent::Extent;
 use crate::format::key;
 use crate::segment::{FrameAt, Unreadable, read_frames};
 use std::cell::RefCell;
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
@@ -159,11 +158,15 @@ fn fetch(
             break;
         }
         missed += mine.len();
-        let result = load(shared, ino, wanted, &mine, |i, plain| got[i] = Some(plain));
+        let result = load(shared, ino, wanted, &mine, |key, plain| {
+            for (_, place) in keys.iter().zip(&mut got).filter(|(k, _)| **k == key) {
+                *place = Some(Arc::clone(&plain));
+            }
+        });
         shared.cache.release(&mine);
         result?;
     }
-    shared.stats.cache_hits.add((keys.len() - missed) as u64);
+    shared.stats.cache_hits.add(keys.len().saturating_sub(missed) as u64);
     shared.stats.cache_misses.add(missed as u64);
     for (w, plain) in wanted.iter().zip(&got) {
         let plain = plain.as_ref().expect("every frame was had or claimed");
@@ -183,14 +186,13 @@ fn load(
     ino: Ino,
     wanted: &[Wanted],
     mine: &[FrameKey],
-    mut each: impl FnMut(usize, Plain),
+    mut each: impl FnMut(FrameKey, Plain),
 ) -> Result<(), VaultFault> {
     let began = Instant::now();
     let mut frames: Vec<(SegmentId, FrameAt)> =
         wanted.iter().filter(|w| mine.contains(&w.key)).map(|w| (w.key.0, w.at)).collect();
     frames.sort_unstable_by_key(|(segment, at)| (*segment, at.position_bytes));
     frames.dedup_by_key(|(segment, at)| (*segment, at.position_bytes));
-    let place: HashMap<FrameKey, usize> = wanted.iter().enumerate().map(|(i, w)| (w.key, i)).collect();
     let mut fault = None;
     let mut rest = &frames[..];
     while let Some(((id, first), _)) = rest.split_first() {
@@ -212,9 +214,7 @@ fn load(
         let result = read_span(shared, ino, *id, &span, |at, plain| {
             let (key, plain) = ((*id, at.position_bytes), Arc::new(plain));
             shared.cache.keep(key, Arc::clone(&plain));
-            if let Some(&i) = place.get(&key) {
-                each(i, plain);
-            }
+            each(key, plain);
         });
         fault = fault.or(result.err());
     }

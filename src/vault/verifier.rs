@@ -40,7 +40,6 @@ pub struct Commit {
     pub counters: Counters,
     pub derived: Vec<u8>,
     pub touched: Vec<Arc<FileBuffer>>,
-    pub records_bytes: usize,
     /// Set when the direct overlay was sealed at its cut: the first segment to replay after the checkpoint.
     pub checkpoint: Option<SegmentId>,
     pub began: Duration,

@@ -1,0 +1,276 @@
+//! Method: drive the vault's own face (no fs, no mount) on a disk in memory that forgets what was not synced.
+//! Promise: what was synced is there after a power cut, whole; what was not may be missing, never invented; reads show
+//! buffers, frames at rest and holes alike.
+
+use std::sync::Arc;
+use strongroom::backing::{Backing, MemoryBacking};
+use strongroom::base::choice::Compression;
+use strongroom::base::id::Ino;
+use strongroom::base::secret::Passphrase;
+use strongroom::base::world::{RealWorld, World};
+use strongroom::format::key;
+use strongroom::seal::Unlock;
+use strongroom::vault::{CreateOptions, OpenOptions, Vault, create, open};
+
+fn unlock() -> Unlock {
+    Unlock::KeyFile(Passphrase(vec![7; 64]))
+}
+
+fn world() -> Arc<dyn World> {
+    Arc::new(RealWorld::default())
+}
+
+fn fresh(disk: &MemoryBacking) {
+    let backing: Arc<dyn Backing> = Arc::new(disk.clone());
+    create(&backing, &unlock(), &CreateOptions::default(), &world()).expect("an empty directory takes a vault");
+}
+
+fn opened(disk: &MemoryBacking, options: &OpenOptions) -> Arc<Vault> {
+    open(Arc::new(disk.clone()), &unlock(), options, world()).expect("a vault that was made opens")
+}
+
+fn write(vault: &Vault, ino: u64, offset: u64, data: &[u8]) {
+    let file = vault.file(Ino(ino));
+    let room = vault.reserve(&file, offset, data.len() as u64).expect("there is room");
+    let mut op = vault.begin();
+    op.write(&file, offset, data, room);
+    op.put(key::inode(Ino(ino)), data.len().to_le_bytes().to_vec());
+    op.commit();
+}
+
+fn punch(vault: &Vault, ino: u64, from: u64, to: u64) {
+    let mut op = vault.begin();
+    op.punch(&vault.file(Ino(ino)), from, to);
+    op.commit();
+}
+
+fn read(vault: &Vault, ino: u64, offset: u64, len: usize) -> Vec<u8> {
+    let mut out = Vec::new();
+    vault.read(&vault.file(Ino(ino)), offset, len, &mut out).expect("what was written opens");
+    out
+}
+
+struct Random(u64);
+impl Random {
+    fn below(&mut self, n: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % n
+    }
+    fn bytes(&mut self, len: usize) -> Vec<u8> {
+        // Half of the time compressible.
+        if self.below(2) == 0 {
+            let b = self.below(256) as u8;
+            (0..len).map(|i| b.wrapping_add((i / 100) as u8)).collect()
+        } else {
+            (0..len).map(|_| self.below(256) as u8).collect()
+        }
+    }
+}
+
+#[test]
+fn what_is_written_is_read_back_now_after_sync_and_after_reopening() {
+    let disk = MemoryBacking::default();
+    fresh(&disk);
+    let vault = opened(&disk, &OpenOptions::default());
+    let data: Vec<u8> = (0..1_000_000u32).map(|i| (i / 7) as u8).collect();
+    write(&vault, 5, 0, &data);
+    write(&vault, 6, 300, b"small");
+    assert_eq!(read(&vault, 5, 0, data.len()), data);
+    vault.sync_wait().expect("the disk is well");
+    assert_eq!(vault.pending_bytes() > 0, vault.state() != "ready" || vault.pending_bytes() > 0);
+    assert_eq!(read(&vault, 5, 1000, 200_000), data[1000..201_000]);
+    assert_eq!(read(&vault, 6, 298, 7), b"\0\0small");
+    vault.close().expect("the disk is well");
+    drop(vault);
+    let vault = opened(&disk, &OpenOptions::default());
+    assert_eq!(read(&vault, 5, 0, data.len()), data);
+    assert_eq!(read(&vault, 6, 300, 5), b"small");
+    assert_eq!(vault.get(&key::inode(Ino(6))).unwrap(), Some(5usize.to_le_bytes().to_vec()));
+    assert!(vault.stats().errors().is_empty());
+}
+
+#[test]
+fn random_writes_and_holes_match_a_model_through_syncs_checkpoints_and_reopenings() {
+    for seed in 1..=12u64 {
+        let disk = MemoryBacking::default();
+        fresh(&disk);
+        let small = OpenOptions { budget_bytes: 16 << 20, ..OpenOptions::default() };
+        let mut vault = opened(&disk, &small);
+        let mut random = Random(seed * 7919);
+        const N: usize = 1_500_000;
+        let mut model = vec![vec![0u8; N]; 3];
+        for step in 0..150 {
+            let which = random.below(3) as usize;
+            let at = random.below(N as u64 - 1);
+            let most = if random.below(4) == 0 { 400_000 } else { 6000 };
+            let len = (1 + random.below(most)).min(N as u64 - at);
+            match random.below(20) {
+                0..=12 => {
+                    let data = random.bytes(len as usize);
+                    write(&vault, 10 + which as u64, at, &data);
+                    model[which][at as usize..(at + len) as usize].copy_from_slice(&data);
+                }
+                13 | 14 => {
+                    punch(&vault, 10 + which as u64, at, at + len);
+                    model[which][at as usize..(at + len) as usize].fill(0);
+                }
+                15 => {
+                    punch(&vault, 10 + which as u64, at, u64::MAX);
+                    model[which][at as usize..].fill(0);
+                }
+                16 => vault.sync_wait().expect("the disk is well"),
+                17 => vault.checkpoint().expect("the disk is well"),
+                18 => {
+                    vault.close().expect("the disk is well");
+                    vault = opened(&disk, &small);
+                }
+                _ => {
+                    let got = read(&vault, 10 + which as u64, at, len as usize);
+                    assert!(got == model[which][at as usize..(at + len) as usize], "seed {seed}, step {step}");
+                }
+            }
+        }
+        vault.close().expect("the disk is well");
+        vault = opened(&disk, &small);
+        for (which, want) in model.iter().enumerate() {
+            assert!(read(&vault, 10 + which as u64, 0, N) == *want, "seed {seed}, file {which}");
+        }
+        assert!(vault.stats().errors().is_empty(), "seed {seed}: {:?}", vault.stats().errors());
+    }
+}
+
+/// Runs synced and unsynced writes, cuts the power, and gives the vault that opens after, with what was synced.
+fn cut(seed: u64, lie: bool) -> (Arc<Vault>, u64, u64) {
+    let disk = MemoryBacking::default();
+    fresh(&disk);
+    let vault = opened(&disk, &OpenOptions { budget_bytes: 16 << 20, ..OpenOptions::default() });
+    if lie {
+        disk.lie_about_sync();
+    }
+    let mut random = Random(seed);
+    let steps = 5 + random.below(20);
+    let mut synced = 0;
+    // Step n makes file 10 hold n as its first number, and file 11 the same: an operation across two files.
+    for n in 1..=steps {
+        let (a, b) = (vault.file(Ino(10)), vault.file(Ino(11)));
+        let mut body = n.to_le_bytes().to_vec();
+        let len = 1 + random.below(60_000) as usize;
+        body.extend(random.bytes(len));
+        let rooms = [vault.reserve(&a, 0, 99).expect("room"), vault.reserve(&b, 0, 99).expect("room")];
+        let mut op = vault.begin();
+        for (file, room) in [&a, &b].into_iter().zip(rooms) {
+            op.write(file, 0, &body, room);
+        }
+        op.put(key::inode(Ino(10)), n.to_le_bytes().to_vec());
+        op.commit();
+        if random.below(3) == 0 {
+            vault.sync_wait().expect("the disk is well");
+            synced = n;
+        }
+        if random.below(8) == 0 {
+            vault.checkpoint().expect("the disk is well");
+            synced = n;
+        }
+    }
+    let mut keep = Random(seed * 31 + 1);
+    let after = disk.crash(|_, _| keep.below(2) == 0);
+    (opened(&after, &OpenOptions::default()), synced, steps)
+}
+
+fn survived(vault: &Vault, synced: u64, steps: u64) -> Result<(), String> {
+    let number = |ino| {
+        let mut out = Vec::new();
+        vault.read(&vault.file(Ino(ino)), 0, 8, &mut out).map_err(|e| e.to_string())?;
+        Ok::<u64, String>(u64::from_le_bytes(out.try_into().expect("eight bytes were asked for")))
+    };
+    let of_key = match vault.get(&key::inode(Ino(10))).map_err(|e| e.to_string())? {
+        Some(v) => u64::from_le_bytes(v.try_into().map_err(|_| "a value of another length".to_owned())?),
+        None => 0,
+    };
+    let (a, b) = (number(10)?, number(11)?);
+    if a != b || a != of_key {
+        return Err(format!("half an operation: {a}, {b}, {of_key}"));
+    }
+    if a < synced || a > steps {
+        return Err(format!("step {a} survived, {synced} was synced, {steps} were made"));
+    }
+    Ok(())
+}
+
+#[test]
+fn after_a_power_cut_the_synced_is_there_and_nothing_is_half() {
+    for seed in 1..=60 {
+        let (vault, synced, steps) = cut(seed, false);
+        survived(&vault, synced, steps).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+    }
+}
+
+#[test]
+fn a_disk_that_lies_about_sync_is_caught() {
+    let caught = (1..=20).any(|seed| {
+        std::panic::catch_unwind(|| {
+            let (vault, synced, steps) = cut(seed, true);
+            survived(&vault, synced, steps).is_err()
+        })
+        .unwrap_or(true)
+    });
+    assert!(caught, "the harness would not notice lost data");
+}
+
+#[test]
+fn a_lost_index_is_rebuilt_from_the_log() {
+    let disk = MemoryBacking::default();
+    fresh(&disk);
+    let vault = opened(&disk, &OpenOptions::default());
+    let data = Random(3).bytes(700_000);
+    for round in 0..4u8 {
+        write(&vault, 20, 0, &data);
+        write(&vault, 21, 0, &[round; 5000]);
+        vault.checkpoint().expect("the disk is well");
+    }
+    vault.close().expect("the disk is well");
+    drop(vault);
+    for name in disk.list("index").expect("the directory is there") {
+        disk.remove(&format!("index/{name}")).expect("it was listed");
+    }
+    let vault = opened(&disk, &OpenOptions::default());
+    assert_eq!(read(&vault, 20, 0, data.len()), data);
+    assert_eq!(read(&vault, 21, 0, 5000), [3; 5000]);
+}
+
+#[test]
+fn a_failed_write_stops_acknowledging_and_reads_go_on() {
+    let disk = MemoryBacking::default();
+    fresh(&disk);
+    let vault = opened(&disk, &OpenOptions::default());
+    write(&vault, 30, 0, b"safe");
+    vault.sync_wait().expect("the disk is well");
+    write(&vault, 30, 4, b"more");
+    disk.fail_next_writes(1);
+    assert!(vault.sync_wait().is_err(), "a write that failed is not acknowledged");
+    assert_eq!(vault.state(), "error");
+    assert_eq!(read(&vault, 30, 0, 8), b"safemore");
+    assert!(vault.sync_wait().is_err(), "nor later");
+    assert!(vault.close().is_err());
+}
+
+#[test]
+fn quotas_refuse_what_is_too_much_and_take_what_fits_again() {
+    let disk = MemoryBacking::default();
+    let backing: Arc<dyn Backing> = Arc::new(disk.clone());
+    let options = CreateOptions { quota_bytes: Some(1 << 20), compression: Compression::None, ..CreateOptions::default() };
+    create(&backing, &unlock(), &options, &world()).expect("an empty directory takes a vault");
+    let vault = opened(&disk, &OpenOptions::default());
+    for i in 0..4 {
+        write(&vault, 40, i * 250_000, &[1; 250_000]);
+    }
+    let file = vault.file(Ino(41));
+    assert!(vault.reserve(&file, 0, 250_000).is_err(), "a million bytes and a quarter exceed the quota");
+    let same = vault.file(Ino(40));
+    drop(vault.reserve(&same, 0, 250_000).expect("an overwrite takes no room"));
+    punch(&vault, 40, 0, u64::MAX);
+    vault.sync_wait().expect("the disk is well");
+    drop(vault.reserve(&file, 0, 250_000).expect("what was deleted is free again"));
+}
