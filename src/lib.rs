@@ -7,4 +7,6 @@
 pub mod backing;
 pub mod base;
 pub mod format;
+pub mod fs;
+pub mod fuse;
 pub mod vault;
