@@ -8,6 +8,8 @@ pub mod backing;
 pub mod base;
 pub mod buffer;
 pub mod format;
+pub mod fs;
+pub mod fuse;
 pub mod index;
 pub mod seal;
 pub mod segment;

@@ -137,8 +137,10 @@ impl Applier<'_> {
                 }
             }
             let lost = frames_touched(&extent) & !kept;
-            if lost != 0 {
-                runs.push((run_start(at, &extent), extent.run, lost));
+            // Two extents of one run may share a frame: it dies once.
+            match runs.iter_mut().find(|(_, run, _)| same_run(run, &extent.run)) {
+                Some((_, _, all)) => *all |= lost,
+                None => runs.push((run_start(at, &extent), extent.run, lost)),
             }
         }
         for (start, run, lost) in runs {

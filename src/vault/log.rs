@@ -257,6 +257,7 @@ impl Log {
             let number = *gate;
             *gate += 1;
             let batch = std::mem::take(&mut *s.batch.held());
+            s.in_flight.held().insert(number, batch.touched.clone());
             let counters = Counters {
                 next_ino: s.next_ino.load(Relaxed),
                 next_cookie: s.next_cookie.load(Relaxed),
@@ -287,11 +288,10 @@ impl Log {
             }
             None => return Err(VaultFault::Failed("a commit was written to no segment".into())),
         };
-        let touched = batch.touched;
         let position = self.position;
         let checkpoint = checkpoint.then_some(replay_from);
         let commit =
-            Commit { number, position, counters, derived, touched, checkpoint, began };
+            Commit { number, position, counters, derived, checkpoint, began };
         s.committing.store(false, Relaxed);
         let _ = self.verify.send(ToVerify::Commit(Box::new(commit)));
         Ok(())

@@ -194,6 +194,7 @@ fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sync>) -> Res
         batch: Mutex::default(),
         progress: Mutex::new(Progress { durable: 0, retired: 0, waiters: Vec::new() }),
         progressed: Condvar::new(),
+        in_flight: Mutex::default(),
         next_ino: found.counters.next_ino.into(),
         next_cookie: found.counters.next_cookie.into(),
         inodes: (found.counters.inodes as i64).into(),

@@ -19,7 +19,7 @@ use crate::format::root::Root;
 use crate::format::segment::LogPosition;
 use crate::index::Index;
 use crossbeam_channel::{Receiver, Sender};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, RwLock, Weak};
 use std::time::Duration;
@@ -93,6 +93,8 @@ pub struct Shared {
     pub batch: Mutex<Batch>,
     pub progress: Mutex<Progress>,
     pub progressed: Condvar,
+    /// Files with a layer of a batch that was cut and is not yet retired: they stay, whatever fails.
+    pub in_flight: Mutex<BTreeMap<u64, Vec<Arc<FileBuffer>>>>,
     pub next_ino: AtomicU64,
     pub next_cookie: AtomicU64,
     pub inodes: AtomicI64,

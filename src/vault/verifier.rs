@@ -15,7 +15,6 @@ use crate::base::choice::Verify;
 use crate::base::id::SegmentId;
 use crate::base::limits::GROUP_BYTES_MAX;
 use crate::base::lock::Held;
-use crate::buffer::FileBuffer;
 use crate::format::record::Counters;
 use crate::format::segment::LogPosition;
 use crossbeam_channel::{Receiver, Sender};
@@ -39,7 +38,6 @@ pub struct Commit {
     pub position: LogPosition,
     pub counters: Counters,
     pub derived: Vec<u8>,
-    pub touched: Vec<Arc<FileBuffer>>,
     /// Set when the direct overlay was sealed at its cut: the first segment to replay after the checkpoint.
     pub checkpoint: Option<SegmentId>,
     pub began: Duration,
@@ -108,7 +106,8 @@ fn retire(shared: &Arc<Shared>, commit: Commit, housekeeper: &Sender<ToHousekeep
     if !dead.is_empty() {
         shared.dead.held().append(&mut dead);
     }
-    let freed: u64 = commit.touched.iter().map(|file| file.retire(commit.number)).sum();
+    let touched = shared.in_flight.held().remove(&commit.number).unwrap_or_default();
+    let freed: u64 = touched.iter().map(|file| file.retire(commit.number)).sum();
     shared.dirty.give_back(freed);
     if let Some(replay_from) = commit.checkpoint {
         shared.index.seal_derived();

@@ -1,0 +1,212 @@
+//! Attributes: reading and changing them.
+//!
+//! Promise: a shrunk file keeps nothing of what was cut off, so that growing it again shows zeros; every change moves
+//! the change time. Called by: `fuse`, tests. On failure: nothing was changed.
+
+use super::node::{Node, is};
+use super::{Caller, FileSystem, FsFault};
+use crate::base::id::Ino;
+use crate::base::limits::FILE_BYTES_MAX;
+use crate::base::world::Time;
+use crate::format::inode::Inode;
+use crate::format::key;
+
+/// What `stat` shows of a directory, whatever it holds.
+const DIRECTORY_BYTES: u64 = 4096;
+/// Seconds after which a read moves even an access time that is newer than the last change.
+const RELATIME_SECONDS: i64 = 24 * 3600;
+
+/// What `stat` shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Attr {
+    /// Inode number.
+    pub ino: Ino,
+    /// Type and permissions.
+    pub mode: u32,
+    /// Names.
+    pub nlink: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Device number of a special file.
+    pub rdev: u32,
+    /// Length in bytes.
+    pub size: u64,
+    /// Bytes that are not holes, in units of 512.
+    pub blocks: u64,
+    /// Last read.
+    pub atime: Time,
+    /// Last change of content.
+    pub mtime: Time,
+    /// Last change of attributes.
+    pub ctime: Time,
+    /// Creation.
+    pub btime: Time,
+    /// Whether it changes only through this filesystem, so that the kernel may keep it (false for `/.storage`).
+    pub cacheable: bool,
+}
+
+/// A time to set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SetTime {
+    /// The present.
+    Now,
+    /// This moment.
+    At(Time),
+}
+
+/// Attributes to change; `None` leaves one as it is.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SetAttr {
+    /// Permission bits (a type is ignored).
+    pub mode: Option<u32>,
+    /// Owner.
+    pub uid: Option<u32>,
+    /// Group.
+    pub gid: Option<u32>,
+    /// Length in bytes.
+    pub size: Option<u64>,
+    /// Last read.
+    pub atime: Option<SetTime>,
+    /// Last change of content.
+    pub mtime: Option<SetTime>,
+    /// Last change of attributes; the present unless told.
+    pub ctime: Option<Time>,
+}
+
+/// The mode after a write or change of owner by someone who may not keep the set-id bits.
+pub(super) fn without_set_id(mode: u32) -> u32 {
+    let mut mode = mode & !libc::S_ISUID;
+    // Without group execution, S_ISGID means mandatory locking, not a privilege.
+    if mode & libc::S_IXGRP != 0 {
+        mode &= !libc::S_ISGID;
+    }
+    mode
+}
+
+impl FileSystem {
+    pub(super) fn attr_of(&self, node: &Node) -> Result<Attr, FsFault> {
+        let inode = node.inode();
+        // Bytes written but not yet in the size are no one's to see; an empty file needs no look at the index.
+        let blocks = match inode.mode & libc::S_IFMT {
+            libc::S_IFREG => self.vault.allocated(node.file(&self.vault))?.div_ceil(512),
+            libc::S_IFDIR => DIRECTORY_BYTES / 512,
+            _ => 0,
+        };
+        Ok(attr_from(node.ino, &inode, blocks))
+    }
+
+    /// Attributes of an inode.
+    pub fn getattr(&self, ino: Ino) -> Result<Attr, FsFault> {
+        if let Some(attr) = self.storage_attr(ino) {
+            return attr;
+        }
+        self.attr_of(&*self.pin(ino)?)
+    }
+
+    /// Changes attributes.
+    pub fn setattr(&self, caller: &Caller, ino: Ino, set: &SetAttr) -> Result<Attr, FsFault> {
+        if let Some(attr) = self.storage_attr(ino) {
+            self.storage_setattr(ino, set)?;
+            return attr;
+        }
+        self.writable()?;
+        let pin = self.pin(ino)?;
+        if let Some(size) = set.size {
+            match pin.inode().mode & libc::S_IFMT {
+                libc::S_IFREG => {}
+                libc::S_IFDIR => return Err(FsFault::IsDirectory),
+                _ => return Err(FsFault::Invalid),
+            }
+            if size > FILE_BYTES_MAX {
+                return Err(FsFault::FileTooLarge);
+            }
+            pin.file(&self.vault);
+        }
+        let now = self.now();
+        let at = |time| match time {
+            SetTime::Now => now,
+            SetTime::At(time) => time,
+        };
+        {
+            let mut state = pin.state();
+            let mut op = self.vault.begin();
+            let inode = &mut state.inode;
+            if let Some(mode) = set.mode {
+                inode.mode = (inode.mode & libc::S_IFMT) | (mode & 0o7777);
+            }
+            if set.uid.is_some() || set.gid.is_some() {
+                inode.uid = set.uid.unwrap_or(inode.uid);
+                inode.gid = set.gid.unwrap_or(inode.gid);
+                // As Linux does, for root too; a mode given along with the owner is the caller's word.
+                if set.mode.is_none() && !is(inode, libc::S_IFDIR) {
+                    inode.mode = without_set_id(inode.mode);
+                }
+            }
+            if let Some(size) = set.size {
+                if size < inode.size {
+                    op.punch(pin.file(&self.vault), size, u64::MAX);
+                }
+                inode.size = size;
+                inode.mtime = now;
+                if caller.uid != 0 && set.mode.is_none() {
+                    inode.mode = without_set_id(inode.mode);
+                }
+            }
+            inode.atime = set.atime.map_or(inode.atime, at);
+            inode.mtime = set.mtime.map_or(inode.mtime, at);
+            inode.ctime = set.ctime.unwrap_or(now);
+            op.put(key::inode(ino), inode.encode());
+            op.commit();
+        }
+        self.attr_of(&pin)
+    }
+
+    /// Notes that content was read, as `relatime` does.
+    pub(super) fn touch_atime(&self, node: &Node) {
+        if !self.options.atime || self.options.read_only {
+            return;
+        }
+        let now = self.now();
+        let mut state = node.state();
+        let i = &mut state.inode;
+        let stale = i.atime <= i.mtime || i.atime <= i.ctime || now.seconds - i.atime.seconds >= RELATIME_SECONDS;
+        if !stale || i.nlink == 0 || i.atime == now {
+            return;
+        }
+        i.atime = now;
+        let mut op = self.vault.begin();
+        op.put(key::inode(node.ino), i.encode());
+        op.commit();
+    }
+}
+
+pub(super) fn attr_from(ino: Ino, inode: &Inode, blocks: u64) -> Attr {
+    Attr {
+        ino,
+        mode: inode.mode,
+        nlink: inode.nlink,
+        uid: inode.uid,
+        gid: inode.gid,
+        rdev: inode.rdev,
+        size: if is(inode, libc::S_IFDIR) { DIRECTORY_BYTES } else { inode.size },
+        blocks,
+        atime: inode.atime,
+        mtime: inode.mtime,
+        ctime: inode.ctime,
+        btime: inode.btime,
+        cacheable: true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn set_id_bits_go_except_for_mandatory_locking() {
+        assert_eq!(without_set_id(0o106_755), 0o100_755);
+        assert_eq!(without_set_id(0o106_745), 0o102_745);
+    }
+}

@@ -1,0 +1,159 @@
+//! Content of files: read, write, allocate.
+//!
+//! Promise: a write that returned is whole in the buffers; room for it was taken before it was promised.
+//! The kernel's write-back cache owns the times of a file it writes back: `WriteHow::stamp` says whether we do.
+//! Called by: `fuse`, tests. On failure: nothing was changed.
+
+use super::attr::without_set_id;
+use super::node::is;
+use super::{FileSystem, FsFault, Pin};
+use crate::base::id::Ino;
+use crate::base::limits::FILE_BYTES_MAX;
+
+/// How a write is meant.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct WriteHow {
+    /// The set-id bits must go.
+    pub drop_set_id: bool,
+    /// Whether the write moves the times; not when the kernel will send them itself.
+    pub stamp: bool,
+}
+
+/// What `fallocate` is asked to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fallocate {
+    /// Room, and the size at least that far.
+    Extend,
+    /// Room, the size as it is.
+    KeepSize,
+    /// A hole, the size as it is.
+    PunchHole,
+    /// Zeros, and the size at least that far.
+    ZeroRange,
+    /// Zeros, the size as it is.
+    ZeroKeepSize,
+}
+
+impl Fallocate {
+    /// Reads the mode bits of the system call; `None` for what is not offered.
+    #[must_use]
+    pub fn from_mode(mode: i32) -> Option<Fallocate> {
+        const ZERO_KEEP: i32 = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
+        const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+        match mode {
+            0 => Some(Fallocate::Extend),
+            libc::FALLOC_FL_KEEP_SIZE => Some(Fallocate::KeepSize),
+            PUNCH => Some(Fallocate::PunchHole),
+            libc::FALLOC_FL_ZERO_RANGE => Some(Fallocate::ZeroRange),
+            ZERO_KEEP => Some(Fallocate::ZeroKeepSize),
+            _ => None,
+        }
+    }
+}
+
+impl FileSystem {
+    fn pin_file(&self, ino: Ino) -> Result<Pin<'_>, FsFault> {
+        let pin = self.pin(ino)?;
+        match pin.inode().mode & libc::S_IFMT {
+            libc::S_IFREG => Ok(pin),
+            libc::S_IFDIR => Err(FsFault::IsDirectory),
+            _ => Err(FsFault::Invalid),
+        }
+    }
+
+    /// Appends up to `len` bytes from `offset` to `out`; fewer only at the end of the file.
+    pub fn read(&self, ino: Ino, offset: u64, len: usize, out: &mut Vec<u8>) -> Result<(), FsFault> {
+        if let Some(read) = self.storage_read(ino, offset, len, out) {
+            return read;
+        }
+        let pin = self.pin_file(ino)?;
+        let size = pin.inode().size;
+        if offset >= size {
+            return Ok(());
+        }
+        let len = (len as u64).min(size - offset) as usize;
+        self.vault.read(pin.file(&self.vault), offset, len, out)?;
+        self.touch_atime(&pin);
+        Ok(())
+    }
+
+    /// Writes all of `data`; waits while the byte budget is used up.
+    pub fn write(&self, ino: Ino, offset: u64, data: &[u8], how: WriteHow) -> Result<(), FsFault> {
+        if let Some(written) = self.storage_write(ino, offset, data) {
+            return written;
+        }
+        self.writable()?;
+        let pin = self.pin_file(ino)?;
+        if data.is_empty() {
+            return Ok(());
+        }
+        let end = offset.checked_add(data.len() as u64).filter(|&end| end <= FILE_BYTES_MAX);
+        let end = end.ok_or(FsFault::FileTooLarge)?;
+        let file = pin.file(&self.vault);
+        let room = self.vault.reserve(file, offset, data.len() as u64)?;
+        let now = how.stamp.then(|| self.now());
+        let mut state = pin.state();
+        let mut op = self.vault.begin();
+        op.write(file, offset, data, room);
+        let before = state.inode;
+        let inode = &mut state.inode;
+        inode.size = inode.size.max(end);
+        if let Some(now) = now {
+            (inode.mtime, inode.ctime) = (now, now);
+        }
+        if how.drop_set_id {
+            inode.mode = without_set_id(inode.mode);
+        }
+        if *inode != before {
+            Self::store(&mut op, ino, &state);
+        }
+        op.commit();
+        Ok(())
+    }
+
+    /// Room, holes or zeros in a range. Room is a word only: what is written is compressed and lies elsewhere each
+    /// time, so nothing can be kept for it.
+    pub fn fallocate(&self, ino: Ino, offset: u64, len: u64, what: Fallocate) -> Result<(), FsFault> {
+        if self.storage_attr(ino).is_some() {
+            return Err(FsFault::NotPermitted);
+        }
+        self.writable()?;
+        let pin = self.pin_file(ino)?;
+        if len == 0 {
+            return Err(FsFault::Invalid);
+        }
+        let end = offset.checked_add(len).filter(|&end| end <= FILE_BYTES_MAX).ok_or(FsFault::FileTooLarge)?;
+        if matches!(what, Fallocate::Extend | Fallocate::KeepSize) {
+            self.vault.admit(0)?;
+        }
+        let file = pin.file(&self.vault);
+        let now = self.now();
+        let mut state = pin.state();
+        let mut op = self.vault.begin();
+        debug_assert!(is(&state.inode, libc::S_IFREG), "pin_file gives regular files only");
+        if matches!(what, Fallocate::PunchHole | Fallocate::ZeroRange | Fallocate::ZeroKeepSize) {
+            op.punch(file, offset, end);
+        }
+        if matches!(what, Fallocate::Extend | Fallocate::ZeroRange) {
+            state.inode.size = state.inode.size.max(end);
+        }
+        if what != Fallocate::KeepSize {
+            (state.inode.mtime, state.inode.ctime) = (now, now);
+            Self::store(&mut op, ino, &state);
+        }
+        op.commit();
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_known_modes_are_taken() {
+        assert_eq!(Fallocate::from_mode(0), Some(Fallocate::Extend));
+        assert_eq!(Fallocate::from_mode(libc::FALLOC_FL_PUNCH_HOLE), None, "punching must keep the size");
+        assert_eq!(Fallocate::from_mode(libc::FALLOC_FL_COLLAPSE_RANGE), None);
+    }
+}

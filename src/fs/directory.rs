@@ -1,0 +1,197 @@
+//! Listing directories, and what the filesystem has room for.
+//!
+//! Promise: a listing goes by cookies, which a name keeps, so entries made or removed meanwhile make no other entry
+//! appear twice or be left out. Called by: `fuse`, tests. On failure: the entries given so far hold.
+
+use super::attr::{Attr, attr_from};
+use super::name::kind_of;
+use super::storage::{self, STORAGE_INO, STORAGE_NAME};
+use super::{FileSystem, FsFault};
+use crate::base::id::{Ino, ROOT_INO};
+use crate::base::limits::{BLOCK_BYTES, NAME_BYTES_MAX};
+use crate::format::inode::CookieEntry;
+use crate::format::key;
+
+/// Entries read from the index at a time.
+const LIST_ENTRIES: usize = 128;
+/// Offsets of `.` and `..`; cookies are larger.
+const DOT: u64 = 1;
+const DOT_DOT: u64 = 2;
+/// Offset of `.storage` in a listing of the root that shows it: behind everything else.
+const STORAGE_OFFSET: u64 = i64::MAX as u64;
+/// Bytes of free room taken for one more inode, where no quota says how many there may be.
+const BYTES_PER_INODE: u64 = 256;
+
+/// One line of a listing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DirEntry {
+    /// The inode.
+    pub ino: Ino,
+    /// File type bits of the mode, shifted down by 12 (`d_type`).
+    pub kind: u8,
+    /// Where to go on after this entry.
+    pub offset: u64,
+    /// The name.
+    pub name: Vec<u8>,
+    /// Attributes, where asked for.
+    pub attr: Option<Attr>,
+}
+
+/// Room, as `statfs` shows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Space {
+    /// Unit of the blocks, in bytes.
+    pub block_bytes: u32,
+    /// Blocks in all.
+    pub blocks: u64,
+    /// Blocks free.
+    pub blocks_free: u64,
+    /// Inodes in all.
+    pub inodes: u64,
+    /// Inodes free.
+    pub inodes_free: u64,
+    /// Longest name.
+    pub name_bytes_max: u32,
+}
+
+impl FileSystem {
+    /// Lists a directory from `offset` (0: the start) until `take` says that it did not take the entry.
+    pub fn readdir(&self, ino: Ino, offset: u64, mut take: impl FnMut(&DirEntry) -> bool) -> Result<(), FsFault> {
+        self.list(ino, offset, false, &mut take)
+    }
+
+    /// The same with attributes; for each entry taken, `.` and `..` aside, the caller owes a `forget`.
+    pub fn readdirplus(&self, ino: Ino, offset: u64, mut take: impl FnMut(&DirEntry) -> bool) -> Result<(), FsFault> {
+        self.list(ino, offset, true, &mut take)
+    }
+
+    fn list(
+        &self,
+        ino: Ino,
+        mut offset: u64,
+        plus: bool,
+        take: &mut dyn FnMut(&DirEntry) -> bool,
+    ) -> Result<(), FsFault> {
+        if ino == STORAGE_INO {
+            return self.list_storage(offset, plus, take);
+        }
+        let dir = self.pin_dir(ino)?;
+        if offset == 0 {
+            self.touch_atime(&dir);
+        }
+        let inode = dir.inode();
+        for (at, name, which) in [(DOT, b".".to_vec(), ino), (DOT_DOT, b"..".to_vec(), inode.parent)] {
+            if offset < at {
+                // The kernel looks at no attributes of these two but the type.
+                let attr = plus.then(|| attr_from(which, &inode, 8));
+                if !take(&DirEntry { ino: which, kind: kind_of(inode.mode), offset: at, name, attr }) {
+                    return Ok(());
+                }
+                offset = at;
+            }
+        }
+        let prefix = key::prefix(key::COOKIE, ino.0);
+        while offset < STORAGE_OFFSET {
+            let entries = self.vault.scan(&prefix, &key::cookie(ino, offset + 1), LIST_ENTRIES)?;
+            let last = entries.len() < LIST_ENTRIES;
+            for (stored_key, value) in entries {
+                let at = key::tail_u64(key::split(&stored_key)?.2)?;
+                let CookieEntry { ino, kind, name } = CookieEntry::decode(&value)?;
+                if !self.give(DirEntry { ino, kind, offset: at, name, attr: None }, plus, take)? {
+                    return Ok(());
+                }
+                offset = at;
+            }
+            if last {
+                break;
+            }
+        }
+        if ino == ROOT_INO && self.options.show_storage && offset < STORAGE_OFFSET {
+            let entry = DirEntry {
+                ino: STORAGE_INO,
+                kind: kind_of(libc::S_IFDIR),
+                offset: STORAGE_OFFSET,
+                name: STORAGE_NAME.to_vec(),
+                attr: self.storage_attr(STORAGE_INO).transpose()?.filter(|_| plus),
+            };
+            take(&entry);
+        }
+        Ok(())
+    }
+
+    /// Gives one entry, with attributes if wanted; false when it was not taken.
+    fn give(&self, mut entry: DirEntry, plus: bool, take: &mut dyn FnMut(&DirEntry) -> bool) -> Result<bool, FsFault> {
+        if !plus {
+            return Ok(take(&entry));
+        }
+        let pin = match self.pin(entry.ino) {
+            Ok(pin) => pin,
+            // Removed since the names were read.
+            Err(FsFault::NoEntry) => return Ok(true),
+            Err(fault) => return Err(fault),
+        };
+        entry.attr = Some(self.attr_of(&pin)?);
+        // Before the reply can reach the kernel, and with it a forget.
+        pin.keep();
+        let taken = take(&entry);
+        if !taken {
+            self.forget(entry.ino, 1);
+        }
+        Ok(taken)
+    }
+
+    fn list_storage(&self, offset: u64, plus: bool, take: &mut dyn FnMut(&DirEntry) -> bool) -> Result<(), FsFault> {
+        let dir = kind_of(libc::S_IFDIR);
+        let own = self.storage_attr(STORAGE_INO).transpose()?.filter(|_| plus);
+        for (at, name, ino) in [(DOT, b".".to_vec(), STORAGE_INO), (DOT_DOT, b"..".to_vec(), ROOT_INO)] {
+            if offset < at && !take(&DirEntry { ino, kind: dir, offset: at, name, attr: own }) {
+                return Ok(());
+            }
+        }
+        for (i, name) in storage::FILES.iter().enumerate() {
+            let at = DOT_DOT + 1 + i as u64;
+            if offset >= at {
+                continue;
+            }
+            let mut entry = DirEntry {
+                ino: Ino(STORAGE_INO.0 + at),
+                kind: kind_of(libc::S_IFREG),
+                offset: at,
+                name: name.as_bytes().to_vec(),
+                attr: None,
+            };
+            if plus {
+                let attr = self.lookup(STORAGE_INO, name.as_bytes())?;
+                (entry.ino, entry.attr) = (attr.ino, Some(attr));
+            }
+            if !take(&entry) {
+                if plus {
+                    self.forget(entry.ino, 1);
+                }
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// How much there is and how much is left: the vault's quotas where it has them, else the backing filesystem's room.
+    pub fn statfs(&self) -> Result<Space, FsFault> {
+        let usage = self.vault.usage()?;
+        let room = usage.backing_free_bytes;
+        let free = usage.quota_bytes.map_or(room, |quota| quota.saturating_sub(usage.bytes).min(room));
+        let total = usage.quota_bytes.unwrap_or(usage.bytes + free).max(usage.bytes);
+        let block = BLOCK_BYTES as u64;
+        let inodes_free = match usage.quota_inodes {
+            Some(quota) => quota.saturating_sub(usage.inodes),
+            None => room / BYTES_PER_INODE,
+        };
+        Ok(Space {
+            block_bytes: BLOCK_BYTES as u32,
+            blocks: total.div_ceil(block),
+            blocks_free: free / block,
+            inodes: usage.quota_inodes.unwrap_or(usage.inodes + inodes_free).max(usage.inodes),
+            inodes_free,
+            name_bytes_max: NAME_BYTES_MAX as u32,
+        })
+    }
+}

@@ -1,0 +1,132 @@
+//! What a program sees of a fault: the one table from faults to errno.
+//!
+//! Promise: every fault is decided here, by name; a fault that means harm is logged here, once, with operation and
+//! inode, never with names or content. Called by: `fuse` for every failed request, tests. Cannot fail.
+
+use crate::base::id::Ino;
+use crate::format::Malformed;
+use crate::vault::{Vault, VaultFault};
+
+/// Why an operation was refused or failed.
+#[derive(Debug, Clone)]
+pub enum FsFault {
+    /// The vault refused or failed.
+    Vault(VaultFault),
+    /// No such name or inode.
+    NoEntry,
+    /// The name is taken.
+    Exists,
+    /// A directory was needed.
+    NotDirectory,
+    /// A directory was given where none is allowed.
+    IsDirectory,
+    /// The directory has entries.
+    NotEmpty,
+    /// The arguments make no sense.
+    Invalid,
+    /// The name or link target is too long.
+    NameTooLong,
+    /// The file has as many names as it may have.
+    TooManyLinks,
+    /// Nobody may do this here.
+    NotPermitted,
+    /// No such extended attribute.
+    NoAttribute,
+    /// The extended attribute's value is too large.
+    ValueTooLarge,
+    /// The extended attributes of the file are too many.
+    TooManyAttributes,
+    /// The caller's buffer is too small, or an attribute's name too long.
+    Range,
+    /// The file would be larger than a file may be.
+    FileTooLarge,
+    /// Not offered.
+    Unsupported,
+}
+
+impl From<VaultFault> for FsFault {
+    fn from(fault: VaultFault) -> Self {
+        FsFault::Vault(fault)
+    }
+}
+
+impl From<Malformed> for FsFault {
+    fn from(e: Malformed) -> Self {
+        FsFault::Vault(e.into())
+    }
+}
+
+impl FsFault {
+    /// An index that contradicts itself.
+    pub(super) fn index(what: &'static str) -> FsFault {
+        FsFault::Vault(VaultFault::Index(what.into()))
+    }
+
+    /// The number a program finds in `errno`.
+    #[must_use]
+    pub fn errno(&self) -> i32 {
+        match self {
+            FsFault::Vault(VaultFault::QuotaBytes | VaultFault::QuotaInodes | VaultFault::BackingFull) => libc::ENOSPC,
+            FsFault::Vault(VaultFault::ReadOnly) => libc::EROFS,
+            // They asked about their file, not ours: a backing ENOENT or EACCES is still EIO.
+            FsFault::Vault(
+                VaultFault::Damaged { .. }
+                | VaultFault::Index(_)
+                | VaultFault::Backing(_)
+                | VaultFault::Failed(_)
+                | VaultFault::Closed,
+            ) => libc::EIO,
+            FsFault::NoEntry => libc::ENOENT,
+            FsFault::Exists => libc::EEXIST,
+            FsFault::NotDirectory => libc::ENOTDIR,
+            FsFault::IsDirectory => libc::EISDIR,
+            FsFault::NotEmpty => libc::ENOTEMPTY,
+            FsFault::Invalid => libc::EINVAL,
+            FsFault::NameTooLong => libc::ENAMETOOLONG,
+            FsFault::TooManyLinks => libc::EMLINK,
+            FsFault::NotPermitted => libc::EPERM,
+            FsFault::NoAttribute => libc::ENODATA,
+            FsFault::ValueTooLarge => libc::E2BIG,
+            FsFault::TooManyAttributes => libc::ENOSPC,
+            FsFault::Range => libc::ERANGE,
+            FsFault::FileTooLarge => libc::EFBIG,
+            FsFault::Unsupported => libc::EOPNOTSUPP,
+        }
+    }
+
+    /// Whether something is broken, as opposed to refused.
+    fn is_harm(&self) -> bool {
+        matches!(
+            self,
+            FsFault::Vault(
+                VaultFault::Damaged { .. } | VaultFault::Index(_) | VaultFault::Backing(_) | VaultFault::Failed(_)
+            )
+        )
+    }
+}
+
+/// The errno of a failed operation, noted in the error list if it means harm.
+pub(super) fn answer(vault: &Vault, operation: &str, ino: Ino, fault: &FsFault) -> i32 {
+    if let (true, FsFault::Vault(cause)) = (fault.is_harm(), fault) {
+        vault.stats().error(vault.world().now(), format!("{operation} on inode {ino}: {cause}"));
+    }
+    fault.errno()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_backing_fault_keeps_its_errno_to_itself() {
+        let e = FsFault::from(VaultFault::from(std::io::Error::from_raw_os_error(libc::ENOENT)));
+        assert_eq!((e.errno(), e.is_harm()), (libc::EIO, true));
+    }
+
+    #[test]
+    fn quotas_are_no_harm() {
+        let e = FsFault::Vault(VaultFault::QuotaInodes);
+        assert_eq!((e.errno(), e.is_harm()), (libc::ENOSPC, false));
+        assert_eq!(FsFault::Vault(VaultFault::ReadOnly).errno(), libc::EROFS);
+    }
+}

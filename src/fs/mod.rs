@@ -1,0 +1,186 @@
+//! POSIX meaning: names, inodes, attributes, data, extended attributes, and `/.storage`. Usable with no mount.
+//!
+//! Promise: each operation that changes something is one operation of the vault, so a crash shows all of it or nothing;
+//! what an operation refuses, it left untouched. Permissions are the kernel's to check (`default_permissions`), which
+//! knows the caller's groups; without it only root reaches the mount.
+//! Locks, in this order: namespace (operations that change directories), state of a node, the vault's gate
+//! (`Vault::begin`), shard of the table. Nothing waits for the disk or the byte budget while holding one, except that a
+//! read of the index under the namespace lock may, when what was just read has already been evicted again.
+//! Called by: `fuse`, `cli`, tests. On failure: an `FsFault`, which `errno` turns into what a program sees.
+
+mod attr;
+mod data;
+mod directory;
+mod errno;
+mod name;
+mod node;
+mod rename;
+mod render;
+mod stats;
+mod storage;
+mod xattr;
+
+pub use attr::{Attr, SetAttr, SetTime};
+pub use data::{Fallocate, WriteHow};
+pub use directory::{DirEntry, Space};
+pub use errno::FsFault;
+pub use rename::RenameHow;
+pub use stats::{OpKind, OpStat, OpStats};
+pub use storage::{STORAGE_INO, STORAGE_NAME};
+pub use xattr::{XattrHow, XattrReply};
+
+use crate::base::id::{Ino, ROOT_INO};
+use crate::base::world::Time;
+use crate::format::inode::Inode;
+use crate::format::key;
+use crate::vault::{SyncReply, Vault, VaultFault};
+use node::{Nodes, Pin, State};
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex};
+
+/// How the filesystem shows itself.
+#[derive(Debug, Clone, Copy)]
+pub struct FsOptions {
+    /// Owner of the mount: of a new root directory and of `/.storage`.
+    pub uid: u32,
+    /// The owner's group.
+    pub gid: u32,
+    /// Whether listing the root shows `.storage`.
+    pub show_storage: bool,
+    /// Whether every change is refused.
+    pub read_only: bool,
+    /// Whether reading moves the access time (as `relatime` does: when it is not newer than the last change, or a day old).
+    pub atime: bool,
+}
+
+impl Default for FsOptions {
+    fn default() -> Self {
+        FsOptions { uid: 0, gid: 0, show_storage: false, read_only: false, atime: true }
+    }
+}
+
+/// On whose behalf.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Caller {
+    /// User.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Permission bits that new inodes do not get.
+    pub umask: u32,
+}
+
+/// The filesystem in a vault.
+pub struct FileSystem {
+    vault: Arc<Vault>,
+    options: FsOptions,
+    nodes: Nodes,
+    /// Held by whoever changes directories.
+    namespace: Mutex<()>,
+    /// Changes of directories so far; moves only under `namespace`.
+    changes: AtomicU64,
+    storage: storage::Storage,
+    ops: OpStats,
+}
+
+impl FileSystem {
+    /// The filesystem in an open vault; makes the root directory in a new one, and removes what a crash left unnamed.
+    pub fn new(vault: Arc<Vault>, options: FsOptions) -> Result<FileSystem, VaultFault> {
+        let fs = FileSystem {
+            vault,
+            options,
+            nodes: Nodes::default(),
+            namespace: Mutex::new(()),
+            changes: AtomicU64::new(0),
+            storage: storage::Storage::default(),
+            ops: OpStats::default(),
+        };
+        match fs.prepare() {
+            Ok(()) => Ok(fs),
+            Err(FsFault::Vault(fault)) => Err(fault),
+            Err(_) => Err(VaultFault::Index("the root directory cannot be read".into())),
+        }
+    }
+
+    fn prepare(&self) -> Result<(), FsFault> {
+        let root = match self.pin(ROOT_INO) {
+            Ok(root) => root,
+            Err(FsFault::NoEntry) => self.make_root(),
+            Err(fault) => return Err(fault),
+        };
+        // The root is in use for as long as the filesystem is.
+        root.keep();
+        if !self.options.read_only {
+            self.purge_orphans()?;
+        }
+        Ok(())
+    }
+
+    fn make_root(&self) -> Pin<'_> {
+        let now = self.now();
+        let inode = Inode {
+            mode: libc::S_IFDIR | 0o755,
+            uid: self.options.uid,
+            gid: self.options.gid,
+            nlink: 2,
+            rdev: 0,
+            size: 0,
+            atime: now,
+            mtime: now,
+            ctime: now,
+            btime: now,
+            parent: ROOT_INO,
+        };
+        let pin = self.pin_new(ROOT_INO, inode);
+        // A vault that was never written to, mounted for reading only: an empty root that is not stored.
+        if !self.options.read_only {
+            let mut op = self.vault.begin();
+            op.put(key::inode(ROOT_INO), inode.encode());
+            op.inodes(1);
+            op.commit();
+        }
+        pin
+    }
+
+    /// The vault underneath.
+    #[must_use]
+    pub fn vault(&self) -> &Arc<Vault> {
+        &self.vault
+    }
+
+    /// Counts and latencies of the operations.
+    #[must_use]
+    pub fn ops(&self) -> &OpStats {
+        &self.ops
+    }
+
+    /// The errno of a failed operation; what means harm is noted in the error list, once, here.
+    pub fn answer(&self, kind: OpKind, ino: Ino, fault: &FsFault) -> i32 {
+        errno::answer(&self.vault, kind.name(), ino, fault)
+    }
+
+    /// Makes everything acknowledged so far durable and verified; `done` runs when it is, on another thread or at once.
+    /// One file's data cannot be durable without the records before it, so every sync is a sync of all.
+    pub fn sync(&self, done: SyncReply) {
+        self.vault.sync(done);
+    }
+
+    /// The same, waiting.
+    pub fn sync_wait(&self) -> Result<(), FsFault> {
+        Ok(self.vault.sync_wait()?)
+    }
+
+    fn now(&self) -> Time {
+        self.vault.world().now()
+    }
+
+    /// Refuses changes of a vault that is mounted for reading only.
+    fn writable(&self) -> Result<(), FsFault> {
+        if self.options.read_only { Err(VaultFault::ReadOnly.into()) } else { Ok(()) }
+    }
+
+    /// Stores a node's attributes as they are now.
+    fn store(op: &mut crate::vault::Op<'_>, ino: Ino, state: &State) {
+        op.put(key::inode(ino), state.inode.encode());
+    }
+}

@@ -1,0 +1,314 @@
+//! Names: look them up, make them, take them away.
+//!
+//! Promise: a name and the inode it leads to appear and disappear together; a look-up beside a rename over the name
+//! finds the old or the new inode, never neither. Called by: `fuse`, tests. On failure: nothing was changed.
+
+use super::attr::{Attr, attr_from};
+use super::node::{Pin, is};
+use super::storage::{STORAGE_NAME, is_storage};
+use super::{Caller, FileSystem, FsFault};
+use crate::base::id::{Ino, ROOT_INO};
+use crate::base::limits::{LINKS_MAX, NAME_BYTES_MAX, SYMLINK_BYTES_MAX};
+use crate::base::lock::Held;
+use crate::format::inode::{CookieEntry, Inode, NameEntry};
+use crate::format::key;
+use crate::vault::Op;
+use std::sync::atomic::Ordering::SeqCst;
+
+/// How often a name that leads to no inode is looked up again before it is called damage: the inode may just have been
+/// replaced, and then the name leads elsewhere.
+const RESOLVE_TRIES: usize = 4;
+
+/// The file type bits of a mode, as names carry them.
+pub(super) fn kind_of(mode: u32) -> u8 {
+    ((mode & libc::S_IFMT) >> 12) as u8
+}
+
+/// Refuses what cannot be a name.
+pub(super) fn check_name(name: &[u8]) -> Result<(), FsFault> {
+    if name.len() > NAME_BYTES_MAX {
+        return Err(FsFault::NameTooLong);
+    }
+    if name.is_empty() || name == b"." || name == b".." || name.contains(&b'/') || name.contains(&0) {
+        return Err(FsFault::Invalid);
+    }
+    Ok(())
+}
+
+/// Refuses changes of `/.storage`.
+pub(super) fn check_change(parent: Ino, name: &[u8]) -> Result<(), FsFault> {
+    check_name(name)?;
+    if is_storage(parent) || (parent == ROOT_INO && name == STORAGE_NAME) {
+        return Err(FsFault::NotPermitted);
+    }
+    Ok(())
+}
+
+impl FileSystem {
+    /// What a name in a directory leads to.
+    pub(super) fn find(&self, dir: Ino, name: &[u8]) -> Result<Option<NameEntry>, FsFault> {
+        match self.vault.get(&key::name(dir, name))? {
+            Some(value) => Ok(Some(NameEntry::decode(&value)?)),
+            None => Ok(None),
+        }
+    }
+
+    /// The same, and holds the inode.
+    pub(super) fn resolve(&self, dir: Ino, name: &[u8]) -> Result<Option<(NameEntry, Pin<'_>)>, FsFault> {
+        for _ in 0..RESOLVE_TRIES {
+            let Some(entry) = self.find(dir, name)? else { return Ok(None) };
+            match self.pin(entry.ino) {
+                // The state's lock waits for an unlink that is just at work; then the name is gone or leads elsewhere.
+                Ok(pin) if pin.inode().nlink > 0 => return Ok(Some((entry, pin))),
+                Ok(_) | Err(FsFault::NoEntry) => {}
+                Err(fault) => return Err(fault),
+            }
+        }
+        Err(FsFault::index("a name leads to no inode"))
+    }
+
+    pub(super) fn pin_dir(&self, ino: Ino) -> Result<Pin<'_>, FsFault> {
+        let pin = self.pin(ino)?;
+        if is(&pin.inode(), libc::S_IFDIR) { Ok(pin) } else { Err(FsFault::NotDirectory) }
+    }
+
+    /// Looks a name up; the caller owes a `forget` for it.
+    pub fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Attr, FsFault> {
+        if let Some(attr) = self.storage_lookup(parent, name) {
+            return attr;
+        }
+        if name.len() > NAME_BYTES_MAX {
+            return Err(FsFault::NameTooLong);
+        }
+        let dir = self.pin_dir(parent)?;
+        let (_, pin) = self.resolve(dir.ino, name)?.ok_or(FsFault::NoEntry)?;
+        let attr = self.attr_of(&pin)?;
+        pin.keep();
+        Ok(attr)
+    }
+
+    /// Where a symbolic link leads.
+    pub fn readlink(&self, ino: Ino) -> Result<Vec<u8>, FsFault> {
+        if is_storage(ino) {
+            return Err(FsFault::Invalid);
+        }
+        let pin = self.pin(ino)?;
+        if !is(&pin.inode(), libc::S_IFLNK) {
+            return Err(FsFault::Invalid);
+        }
+        self.vault.get(&key::target(ino))?.ok_or(FsFault::index("a link has no target"))
+    }
+
+    /// Makes a regular file or a special one; the caller owes a `forget` for it.
+    pub fn mknod(&self, caller: &Caller, parent: Ino, name: &[u8], mode: u32, rdev: u32) -> Result<Attr, FsFault> {
+        let mode = match mode & libc::S_IFMT {
+            0 => mode | libc::S_IFREG,
+            libc::S_IFREG | libc::S_IFCHR | libc::S_IFBLK | libc::S_IFIFO | libc::S_IFSOCK => mode,
+            _ => return Err(FsFault::Invalid),
+        };
+        let rdev = if matches!(mode & libc::S_IFMT, libc::S_IFCHR | libc::S_IFBLK) { rdev } else { 0 };
+        self.make(caller, parent, name, mode & !(caller.umask & 0o777), rdev, None)
+    }
+
+    /// Makes a directory; the caller owes a `forget` for it.
+    pub fn mkdir(&self, caller: &Caller, parent: Ino, name: &[u8], mode: u32) -> Result<Attr, FsFault> {
+        let mode = libc::S_IFDIR | (mode & 0o7777 & !(caller.umask & 0o777));
+        self.make(caller, parent, name, mode, 0, None)
+    }
+
+    /// Makes a symbolic link; the caller owes a `forget` for it.
+    pub fn symlink(&self, caller: &Caller, parent: Ino, name: &[u8], target: &[u8]) -> Result<Attr, FsFault> {
+        if target.is_empty() {
+            return Err(FsFault::NoEntry);
+        }
+        if target.len() > SYMLINK_BYTES_MAX {
+            return Err(FsFault::NameTooLong);
+        }
+        self.make(caller, parent, name, libc::S_IFLNK | 0o777, 0, Some(target))
+    }
+
+    fn make(
+        &self,
+        caller: &Caller,
+        parent: Ino,
+        name: &[u8],
+        mode: u32,
+        rdev: u32,
+        target: Option<&[u8]>,
+    ) -> Result<Attr, FsFault> {
+        check_change(parent, name)?;
+        self.writable()?;
+        let dir = self.pin_dir(parent)?;
+        let before = self.changes.load(SeqCst);
+        let taken = self.find(parent, name)?.is_some();
+        let now = self.now();
+
+        let namespace = self.namespace.held();
+        let taken = if self.changes.load(SeqCst) == before { taken } else { self.find(parent, name)?.is_some() };
+        if taken {
+            return Err(FsFault::Exists);
+        }
+        let inherited = dir.inode();
+        if inherited.nlink == 0 {
+            return Err(FsFault::NoEntry);
+        }
+        self.vault.admit(1)?;
+        let is_dir = mode & libc::S_IFMT == libc::S_IFDIR;
+        let set_gid = inherited.mode & libc::S_ISGID != 0;
+        let (ino, cookie) = (self.vault.next_ino(), self.vault.next_cookie());
+        let inode = Inode {
+            mode: if set_gid && is_dir { mode | libc::S_ISGID } else { mode },
+            uid: caller.uid,
+            gid: if set_gid { inherited.gid } else { caller.gid },
+            nlink: if is_dir { 2 } else { 1 },
+            rdev,
+            size: target.map_or(0, |t| t.len() as u64),
+            atime: now,
+            mtime: now,
+            ctime: now,
+            btime: now,
+            parent: if is_dir { parent } else { Ino(0) },
+        };
+        let pin = self.pin_new(ino, inode);
+        {
+            let mut dir_state = dir.state();
+            let state = pin.state();
+            let mut op = self.vault.begin();
+            put_name(&mut op, parent, name, NameEntry { ino, cookie, kind: kind_of(mode) });
+            Self::store(&mut op, ino, &state);
+            if let Some(target) = target {
+                op.put(key::target(ino), target.to_vec());
+            }
+            op.inodes(1);
+            let d = &mut dir_state.inode;
+            d.size += 1;
+            d.nlink += u32::from(is_dir);
+            (d.mtime, d.ctime) = (now, now);
+            Self::store(&mut op, parent, &dir_state);
+            op.commit();
+        }
+        self.changes.fetch_add(1, SeqCst);
+        drop(namespace);
+        pin.keep();
+        Ok(attr_from(ino, &inode, if is_dir { 8 } else { 0 }))
+    }
+
+    /// Gives an inode one more name; the caller owes a `forget` for it.
+    pub fn link(&self, ino: Ino, parent: Ino, name: &[u8]) -> Result<Attr, FsFault> {
+        check_change(parent, name)?;
+        if is_storage(ino) {
+            return Err(FsFault::NotPermitted);
+        }
+        self.writable()?;
+        let dir = self.pin_dir(parent)?;
+        let pin = self.pin(ino)?;
+        self.find(parent, name)?;
+        let now = self.now();
+        {
+            let _namespace = self.namespace.held();
+            if self.find(parent, name)?.is_some() {
+                return Err(FsFault::Exists);
+            }
+            let inode = pin.inode();
+            if is(&inode, libc::S_IFDIR) {
+                return Err(FsFault::NotPermitted);
+            }
+            if inode.nlink == 0 || dir.inode().nlink == 0 {
+                return Err(FsFault::NoEntry);
+            }
+            if inode.nlink >= LINKS_MAX {
+                return Err(FsFault::TooManyLinks);
+            }
+            self.vault.admit(0)?;
+            let cookie = self.vault.next_cookie();
+            let mut dir_state = dir.state();
+            let mut state = pin.state();
+            let mut op = self.vault.begin();
+            put_name(&mut op, parent, name, NameEntry { ino, cookie, kind: kind_of(inode.mode) });
+            state.inode.nlink += 1;
+            state.inode.ctime = now;
+            Self::store(&mut op, ino, &state);
+            let d = &mut dir_state.inode;
+            d.size += 1;
+            (d.mtime, d.ctime) = (now, now);
+            Self::store(&mut op, parent, &dir_state);
+            op.commit();
+            self.changes.fetch_add(1, SeqCst);
+        }
+        let attr = self.attr_of(&pin)?;
+        pin.keep();
+        Ok(attr)
+    }
+
+    /// Takes a name away from what is not a directory.
+    pub fn unlink(&self, parent: Ino, name: &[u8]) -> Result<(), FsFault> {
+        self.remove(parent, name, false)
+    }
+
+    /// Removes an empty directory.
+    pub fn rmdir(&self, parent: Ino, name: &[u8]) -> Result<(), FsFault> {
+        self.remove(parent, name, true)
+    }
+
+    fn remove(&self, parent: Ino, name: &[u8], want_dir: bool) -> Result<(), FsFault> {
+        check_change(parent, name)?;
+        self.writable()?;
+        let dir = self.pin_dir(parent)?;
+        loop {
+            let before = self.changes.load(SeqCst);
+            let (entry, pin) = self.resolve(parent, name)?.ok_or(FsFault::NoEntry)?;
+            self.prepare_purge(&pin)?;
+            let now = self.now();
+
+            let _namespace = self.namespace.held();
+            if self.changes.load(SeqCst) != before && self.find(parent, name)? != Some(entry) {
+                continue;
+            }
+            let inode = pin.inode();
+            match (is(&inode, libc::S_IFDIR), want_dir) {
+                (true, false) => return Err(FsFault::IsDirectory),
+                (false, true) => return Err(FsFault::NotDirectory),
+                (true, true) if inode.size > 0 => return Err(FsFault::NotEmpty),
+                (true, true) | (false, false) => {}
+            }
+            let mut dir_state = dir.state();
+            let mut state = pin.state();
+            let mut op = self.vault.begin();
+            op.delete(key::name(parent, name));
+            op.delete(key::cookie(parent, entry.cookie));
+            state.inode.ctime = now;
+            self.drop_name(&mut op, &pin, &mut state);
+            let d = &mut dir_state.inode;
+            d.size = d.size.saturating_sub(1);
+            d.nlink -= u32::from(want_dir);
+            (d.mtime, d.ctime) = (now, now);
+            Self::store(&mut op, parent, &dir_state);
+            op.commit();
+            self.changes.fetch_add(1, SeqCst);
+            return Ok(());
+        }
+    }
+}
+
+/// Writes a name and its place in the directory's order.
+pub(super) fn put_name(op: &mut Op<'_>, parent: Ino, name: &[u8], entry: NameEntry) {
+    op.put(key::name(parent, name), entry.encode());
+    let listed = CookieEntry { ino: entry.ino, kind: entry.kind, name: name.to_vec() };
+    op.put(key::cookie(parent, entry.cookie), listed.encode());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_checked_before_anything_else() {
+        assert!(check_name(&[b'a'; 255]).is_ok());
+        assert_eq!(check_name(&[b'a'; 256]).map_err(|e| e.errno()), Err(libc::ENAMETOOLONG));
+        for bad in [&b""[..], b".", b"..", b"a/b", b"a\0"] {
+            assert_eq!(check_name(bad).map_err(|e| e.errno()), Err(libc::EINVAL));
+        }
+        assert_eq!(check_change(ROOT_INO, b".storage").map_err(|e| e.errno()), Err(libc::EPERM));
+        assert!(check_change(Ino(2), b".storage").is_ok(), "the name is taken in the root only");
+    }
+}

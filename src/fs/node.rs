@@ -1,0 +1,317 @@
+//! Inodes in use: their attributes in memory, each held while anyone needs it.
+//!
+//! Promise: at most one `Node` per inode is in the table, and while it is there its attributes are the truth; each
+//! change of them is part of an operation of the vault that is committed before the lock is let go.
+//! Locks: a node's `state` is taken after the namespace lock and before `Vault::begin`; more than one `state` at a time
+//! is held only by who holds the namespace lock, so no two threads can wait for each other. A shard's lock is taken
+//! last and held for a map operation only. Called by: the rest of `fs`. On failure: the vault's fault, nothing changed.
+
+use super::{FileSystem, FsFault};
+use crate::base::id::Ino;
+use crate::base::lock::Held;
+use crate::format::inode::Inode;
+use crate::format::key;
+use crate::vault::{FileBuffer, Op, Vault};
+use std::collections::{BTreeSet, HashMap};
+use std::ops::Deref;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, OnceLock};
+
+const SHARDS: usize = 64;
+/// Entries per read of a range of the index.
+const SCAN_ENTRIES: usize = 256;
+
+/// What changes about an inode.
+pub(super) struct State {
+    pub(super) inode: Inode,
+    /// Names of its extended attributes; `None` until someone asks.
+    pub(super) xattrs: Option<BTreeSet<Vec<u8>>>,
+}
+
+/// An inode in use.
+pub(super) struct Node {
+    pub(super) ino: Ino,
+    state: Mutex<State>,
+    /// Look-ups the kernel has not forgotten, plus operations at work on it.
+    holds: AtomicU64,
+    /// It has no name any more; never taken back.
+    gone: AtomicBool,
+    /// Someone removes, or has removed, what is stored of it.
+    purged: AtomicBool,
+    file: OnceLock<Arc<FileBuffer>>,
+}
+
+impl Node {
+    fn new(ino: Ino, state: State) -> Node {
+        let gone = AtomicBool::new(state.inode.nlink == 0);
+        Node {
+            ino,
+            state: Mutex::new(state),
+            holds: AtomicU64::new(1),
+            gone,
+            purged: AtomicBool::new(false),
+            file: OnceLock::new(),
+        }
+    }
+    pub(super) fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.held()
+    }
+    pub(super) fn inode(&self) -> Inode {
+        self.state.held().inode
+    }
+    pub(super) fn file(&self, vault: &Vault) -> &Arc<FileBuffer> {
+        self.file.get_or_init(|| vault.file(self.ino))
+    }
+}
+
+#[derive(Default)]
+struct Shard {
+    nodes: HashMap<u64, Arc<Node>>,
+    /// Nodes dropped so far: an inode read before a drop may be older than what the dropped node held.
+    drops: u64,
+}
+
+/// All inodes in use.
+pub(super) struct Nodes {
+    shards: Vec<Mutex<Shard>>,
+}
+
+impl Default for Nodes {
+    fn default() -> Self {
+        Nodes { shards: (0..SHARDS).map(|_| Mutex::default()).collect() }
+    }
+}
+
+impl Nodes {
+    fn shard(&self, ino: Ino) -> &Mutex<Shard> {
+        &self.shards[(ino.0 as usize) % SHARDS]
+    }
+    pub(super) fn count(&self) -> usize {
+        self.shards.iter().map(|s| s.held().nodes.len()).sum()
+    }
+}
+
+/// A hold on a node for the length of an operation. Declare it before the guards of its `state`.
+pub(super) struct Pin<'a> {
+    fs: &'a FileSystem,
+    node: Arc<Node>,
+}
+
+impl Pin<'_> {
+    /// Leaves a hold behind, for the kernel to forget.
+    pub(super) fn keep(&self) {
+        self.node.holds.fetch_add(1, SeqCst);
+    }
+}
+
+impl Deref for Pin<'_> {
+    type Target = Node;
+    fn deref(&self) -> &Node {
+        &self.node
+    }
+}
+
+impl Drop for Pin<'_> {
+    fn drop(&mut self) {
+        self.fs.release(&self.node, 1);
+    }
+}
+
+impl FileSystem {
+    /// Holds an inode, reading it if it is not in use. `NoEntry` if there is none.
+    pub(super) fn pin(&self, ino: Ino) -> Result<Pin<'_>, FsFault> {
+        loop {
+            let drops = {
+                let shard = self.nodes.shard(ino).held();
+                if let Some(node) = shard.nodes.get(&ino.0) {
+                    node.holds.fetch_add(1, SeqCst);
+                    return Ok(Pin { fs: self, node: node.clone() });
+                }
+                shard.drops
+            };
+            let Some(stored) = self.vault.get(&key::inode(ino))? else { return Err(FsFault::NoEntry) };
+            let state = State { inode: Inode::decode(&stored)?, xattrs: None };
+            let mut shard = self.nodes.shard(ino).held();
+            if shard.drops != drops || shard.nodes.contains_key(&ino.0) {
+                continue;
+            }
+            let node = Arc::new(Node::new(ino, state));
+            shard.nodes.insert(ino.0, node.clone());
+            return Ok(Pin { fs: self, node });
+        }
+    }
+
+    /// Puts a new inode, not yet stored, into the table.
+    pub(super) fn pin_new(&self, ino: Ino, inode: Inode) -> Pin<'_> {
+        let node = Arc::new(Node::new(ino, State { inode, xattrs: Some(BTreeSet::new()) }));
+        self.nodes.shard(ino).held().nodes.insert(ino.0, node.clone());
+        Pin { fs: self, node }
+    }
+
+    /// The kernel forgets `count` of its look-ups.
+    pub fn forget(&self, ino: Ino, count: u64) {
+        if self.storage.forget(ino, count) {
+            return;
+        }
+        let node = self.nodes.shard(ino).held().nodes.get(&ino.0).cloned();
+        if let Some(node) = node {
+            self.release(&node, count);
+        }
+    }
+
+    fn release(&self, node: &Arc<Node>, count: u64) {
+        {
+            let mut shard = self.nodes.shard(node.ino).held();
+            let before = node
+                .holds
+                .fetch_update(SeqCst, SeqCst, |held| Some(held.saturating_sub(count)))
+                .expect("the closure always gives a value");
+            if before > count {
+                return;
+            }
+            if !node.gone.load(SeqCst) {
+                remove(&mut shard, node);
+                return;
+            }
+        }
+        // No name and nobody at work on it. Out of the table only afterwards, so that nobody reads it anew meanwhile.
+        if !node.purged.swap(true, SeqCst)
+            && let Err(fault) = self.purge(node)
+        {
+            // Its ORPHAN key stays: the next mount purges it.
+            super::errno::answer(&self.vault, "purge", node.ino, &fault);
+        }
+        let mut shard = self.nodes.shard(node.ino).held();
+        if node.holds.load(SeqCst) == 0 {
+            remove(&mut shard, node);
+        }
+    }
+
+    /// Removes what is stored of an inode that has no name, as an operation of its own.
+    fn purge(&self, node: &Node) -> Result<(), FsFault> {
+        if self.options.read_only {
+            return Ok(());
+        }
+        self.prepare_purge(node)?;
+        let state = node.state();
+        let mut op = self.vault.begin();
+        self.purge_in(&mut op, node, &state);
+        op.delete(key::orphan(node.ino));
+        op.commit();
+        Ok(())
+    }
+
+    /// Reads what `purge_in` will need; may read the index, so with no lock held.
+    pub(super) fn prepare_purge(&self, node: &Node) -> Result<(), FsFault> {
+        self.load_xattrs(node)?;
+        if is(&node.inode(), libc::S_IFREG) {
+            node.file(&self.vault);
+        }
+        Ok(())
+    }
+
+    fn purge_in(&self, op: &mut Op<'_>, node: &Node, state: &State) {
+        let ino = node.ino;
+        if is(&state.inode, libc::S_IFREG) {
+            op.punch(node.file(&self.vault), 0, u64::MAX);
+        }
+        if is(&state.inode, libc::S_IFLNK) {
+            op.delete(key::target(ino));
+        }
+        for name in state.xattrs.iter().flatten() {
+            op.delete(key::xattr(ino, name));
+        }
+        op.delete(key::inode(ino));
+        op.inodes(-1);
+    }
+
+    /// Takes one name (a directory: its only one) off an inode, whose pin the caller holds. With the last name it is
+    /// removed at once, or marked for removal when nobody uses it any more. Needs `prepare_purge`.
+    pub(super) fn drop_name(&self, op: &mut Op<'_>, pin: &Pin<'_>, state: &mut State) {
+        let inode = &mut state.inode;
+        inode.nlink = if is(inode, libc::S_IFDIR) { 0 } else { inode.nlink.saturating_sub(1) };
+        if inode.nlink > 0 {
+            op.put(key::inode(pin.ino), inode.encode());
+            return;
+        }
+        pin.gone.store(true, SeqCst);
+        // One hold is the caller's. Who takes another from now on finds nlink 0 once it gets the lock on the state.
+        if pin.holds.load(SeqCst) == 1 && !pin.purged.swap(true, SeqCst) {
+            self.purge_in(op, pin, state);
+        } else {
+            op.put(key::inode(pin.ino), state.inode.encode());
+            op.put(key::orphan(pin.ino), Vec::new());
+        }
+    }
+
+    /// Makes the names of an inode's extended attributes known; may read the index.
+    pub(super) fn load_xattrs(&self, node: &Node) -> Result<(), FsFault> {
+        if node.state().xattrs.is_some() {
+            return Ok(());
+        }
+        let prefix = key::prefix(key::XATTR, node.ino.0);
+        let mut names = BTreeSet::new();
+        self.scan_all(&prefix, |key, _| {
+            names.insert(key[prefix.len()..].to_vec());
+            Ok(())
+        })?;
+        // Whoever changes attributes has loaded them first, so a list read beside a change is never the first.
+        node.state().xattrs.get_or_insert(names);
+        Ok(())
+    }
+
+    /// Removes the inodes that lost their last name while in use, when a crash came before their end.
+    pub(super) fn purge_orphans(&self) -> Result<(), FsFault> {
+        let mut orphans = Vec::new();
+        self.scan_all(&[key::ORPHAN], |key, _| {
+            orphans.push(Ino(key::split(key)?.1));
+            Ok(())
+        })?;
+        for ino in orphans {
+            match self.pin(ino) {
+                Ok(pin) if pin.inode().nlink == 0 => drop(pin),
+                Err(FsFault::NoEntry) | Ok(_) => {
+                    let mut op = self.vault.begin();
+                    op.delete(key::orphan(ino));
+                    op.commit();
+                }
+                Err(fault) => return Err(fault),
+            }
+        }
+        Ok(())
+    }
+
+    /// Every entry under a prefix, in order.
+    pub(super) fn scan_all(
+        &self,
+        prefix: &[u8],
+        mut each: impl FnMut(&[u8], &[u8]) -> Result<(), FsFault>,
+    ) -> Result<(), FsFault> {
+        let mut from = prefix.to_vec();
+        loop {
+            let entries = self.vault.scan(prefix, &from, SCAN_ENTRIES)?;
+            for (key, value) in &entries {
+                each(key, value)?;
+            }
+            match entries.into_iter().nth(SCAN_ENTRIES - 1) {
+                Some((mut last, _)) => {
+                    last.push(0);
+                    from = last;
+                }
+                None => return Ok(()),
+            }
+        }
+    }
+}
+
+fn remove(shard: &mut Shard, node: &Arc<Node>) {
+    if shard.nodes.get(&node.ino.0).is_some_and(|n| Arc::ptr_eq(n, node)) {
+        shard.nodes.remove(&node.ino.0);
+        shard.drops += 1;
+    }
+}
+
+/// Whether an inode is of a type (`S_IFREG` …).
+pub(super) fn is(inode: &Inode, kind: u32) -> bool {
+    inode.mode & libc::S_IFMT == kind
+}

@@ -1,0 +1,236 @@
+//! Rename: move, replace, exchange.
+//!
+//! Promise: the new name leads to the old inode or to the new one at every moment, also after a crash; a directory never
+//! becomes its own ancestor. A replaced name keeps its place in the directory's order, and so does a name changed
+//! within a directory, so that a listing at work sees neither twice. Called by: `fuse`, tests.
+//! On failure: nothing was changed.
+
+use super::name::{check_change, kind_of, put_name};
+use super::node::{Pin, is};
+use super::{FileSystem, FsFault};
+use crate::base::id::{Ino, ROOT_INO};
+use crate::base::lock::Held;
+use crate::format::inode::NameEntry;
+use crate::format::key;
+use std::sync::atomic::Ordering::SeqCst;
+
+/// What becomes of an existing new name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RenameHow {
+    /// It is replaced.
+    Replace,
+    /// It is an error.
+    NoReplace,
+    /// It must exist, and gets the old name.
+    Exchange,
+}
+
+impl RenameHow {
+    /// Reads the flags of the system call; `None` for what is not offered.
+    #[must_use]
+    pub fn from_flags(flags: u32) -> Option<RenameHow> {
+        match flags {
+            0 => Some(RenameHow::Replace),
+            libc::RENAME_NOREPLACE => Some(RenameHow::NoReplace),
+            libc::RENAME_EXCHANGE => Some(RenameHow::Exchange),
+            _ => None,
+        }
+    }
+}
+
+/// A name and the inode it leads to.
+type Named<'a> = (NameEntry, Pin<'a>);
+
+impl FileSystem {
+    /// Renames.
+    pub fn rename(
+        &self,
+        parent: Ino,
+        name: &[u8],
+        new_parent: Ino,
+        new_name: &[u8],
+        how: RenameHow,
+    ) -> Result<(), FsFault> {
+        check_change(parent, name)?;
+        check_change(new_parent, new_name)?;
+        self.writable()?;
+        let from = self.pin_dir(parent)?;
+        let to = self.pin_dir(new_parent)?;
+        loop {
+            let before = self.changes.load(SeqCst);
+            let source = self.resolve(parent, name)?.ok_or(FsFault::NoEntry)?;
+            let target = self.resolve(new_parent, new_name)?;
+            if let Some((_, pin)) = &target {
+                self.prepare_purge(pin)?;
+            }
+
+            let _namespace = self.namespace.held();
+            if self.changes.load(SeqCst) != before
+                && (self.find(parent, name)? != Some(source.0)
+                    || self.find(new_parent, new_name)? != target.as_ref().map(|t| t.0))
+            {
+                continue;
+            }
+            if self.may_rename(&from, &source, &to, target.as_ref(), how)? {
+                match (&target, how) {
+                    (Some(target), RenameHow::Exchange) => {
+                        self.exchange((&from, name, &source), (&to, new_name, target));
+                    }
+                    _ => self.replace((&from, name, &source), (&to, new_name, target.as_ref())),
+                }
+                self.changes.fetch_add(1, SeqCst);
+            }
+            return Ok(());
+        }
+    }
+
+    /// Whether there is anything to do; under the namespace lock.
+    fn may_rename(
+        &self,
+        from: &Pin<'_>,
+        source: &Named<'_>,
+        to: &Pin<'_>,
+        target: Option<&Named<'_>>,
+        how: RenameHow,
+    ) -> Result<bool, FsFault> {
+        if to.inode().nlink == 0 {
+            return Err(FsFault::NoEntry);
+        }
+        match (how, target) {
+            (RenameHow::NoReplace, Some(_)) => return Err(FsFault::Exists),
+            (RenameHow::Exchange, None) => return Err(FsFault::NoEntry),
+            // Two names of one file: POSIX wants both left alone.
+            (RenameHow::Replace | RenameHow::Exchange, Some((_, pin))) if pin.ino == source.1.ino => return Ok(false),
+            (RenameHow::Replace | RenameHow::NoReplace | RenameHow::Exchange, _) => {}
+        }
+        let source_is_dir = is(&source.1.inode(), libc::S_IFDIR);
+        if source_is_dir && from.ino != to.ino && self.is_within(to.ino, source.1.ino)? {
+            return Err(FsFault::Invalid);
+        }
+        let Some((_, target)) = target else { return Ok(true) };
+        let target_inode = target.inode();
+        let target_is_dir = is(&target_inode, libc::S_IFDIR);
+        if how == RenameHow::Exchange {
+            if target_is_dir && from.ino != to.ino && self.is_within(from.ino, target.ino)? {
+                return Err(FsFault::Invalid);
+            }
+            return Ok(true);
+        }
+        match (source_is_dir, target_is_dir) {
+            (true, false) => Err(FsFault::NotDirectory),
+            (false, true) => Err(FsFault::IsDirectory),
+            (true, true) if target_inode.size > 0 => Err(FsFault::NotEmpty),
+            (true, true) | (false, false) => Ok(true),
+        }
+    }
+
+    /// Whether `dir` is `ancestor` or lies below it.
+    fn is_within(&self, dir: Ino, ancestor: Ino) -> Result<bool, FsFault> {
+        let mut at = dir;
+        while at != ROOT_INO {
+            if at == ancestor {
+                return Ok(true);
+            }
+            at = self.pin(at)?.inode().parent;
+        }
+        Ok(ancestor == ROOT_INO)
+    }
+
+    fn replace(&self, old: (&Pin<'_>, &[u8], &Named<'_>), new: (&Pin<'_>, &[u8], Option<&Named<'_>>)) {
+        let (from, name, (entry, moved)) = old;
+        let (to, new_name, target) = new;
+        let same_dir = from.ino == to.ino;
+        let cookie = match target {
+            Some((replaced, _)) => replaced.cookie,
+            None if same_dir => entry.cookie,
+            None => self.vault.next_cookie(),
+        };
+        let now = self.now();
+        let mut from_state = from.state();
+        let mut to_state = (!same_dir).then(|| to.state());
+        let mut moved_state = moved.state();
+        let mut target_state = target.map(|(_, pin)| pin.state());
+        let is_dir = is(&moved_state.inode, libc::S_IFDIR);
+
+        let mut op = self.vault.begin();
+        op.delete(key::name(from.ino, name));
+        if entry.cookie != cookie {
+            op.delete(key::cookie(from.ino, entry.cookie));
+        }
+        put_name(&mut op, to.ino, new_name, NameEntry { ino: entry.ino, cookie, kind: entry.kind });
+        if let (Some((_, pin)), Some(state)) = (target, target_state.as_deref_mut()) {
+            state.inode.ctime = now;
+            self.drop_name(&mut op, pin, state);
+        }
+        moved_state.inode.ctime = now;
+        if is_dir {
+            moved_state.inode.parent = to.ino;
+        }
+        Self::store(&mut op, moved.ino, &moved_state);
+
+        let f = &mut from_state.inode;
+        f.size = f.size.saturating_sub(1);
+        f.nlink -= u32::from(is_dir);
+        (f.mtime, f.ctime) = (now, now);
+        let t = &mut to_state.as_deref_mut().unwrap_or(&mut *from_state).inode;
+        t.size += u64::from(target.is_none());
+        // A directory that came in place of one that went: as many subdirectories as before.
+        t.nlink += u32::from(is_dir && target.is_none());
+        (t.mtime, t.ctime) = (now, now);
+        Self::store(&mut op, from.ino, &from_state);
+        if let Some(state) = &to_state {
+            Self::store(&mut op, to.ino, state);
+        }
+        op.commit();
+    }
+
+    fn exchange(&self, one: (&Pin<'_>, &[u8], &Named<'_>), two: (&Pin<'_>, &[u8], &Named<'_>)) {
+        let (one_dir, one_name, (one_entry, one_pin)) = one;
+        let (two_dir, two_name, (two_entry, two_pin)) = two;
+        let same_dir = one_dir.ino == two_dir.ino;
+        let now = self.now();
+        let mut one_dir_state = one_dir.state();
+        let mut two_dir_state = (!same_dir).then(|| two_dir.state());
+        let mut one_state = one_pin.state();
+        let mut two_state = two_pin.state();
+
+        let mut op = self.vault.begin();
+        let swapped = |ino, mode, cookie| NameEntry { ino, cookie, kind: kind_of(mode) };
+        put_name(&mut op, one_dir.ino, one_name, swapped(two_pin.ino, two_state.inode.mode, one_entry.cookie));
+        put_name(&mut op, two_dir.ino, two_name, swapped(one_pin.ino, one_state.inode.mode, two_entry.cookie));
+        let (one_is_dir, two_is_dir) = (is(&one_state.inode, libc::S_IFDIR), is(&two_state.inode, libc::S_IFDIR));
+        if one_is_dir {
+            one_state.inode.parent = two_dir.ino;
+        }
+        if two_is_dir {
+            two_state.inode.parent = one_dir.ino;
+        }
+        (one_state.inode.ctime, two_state.inode.ctime) = (now, now);
+        Self::store(&mut op, one_pin.ino, &one_state);
+        Self::store(&mut op, two_pin.ino, &two_state);
+
+        let d = &mut one_dir_state.inode;
+        (d.mtime, d.ctime) = (now, now);
+        if let Some(state) = &mut two_dir_state {
+            d.nlink = d.nlink + u32::from(two_is_dir) - u32::from(one_is_dir);
+            let d = &mut state.inode;
+            d.nlink = d.nlink + u32::from(one_is_dir) - u32::from(two_is_dir);
+            (d.mtime, d.ctime) = (now, now);
+            Self::store(&mut op, two_dir.ino, state);
+        }
+        Self::store(&mut op, one_dir.ino, &one_dir_state);
+        op.commit();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_known_flags_are_taken() {
+        assert_eq!(RenameHow::from_flags(libc::RENAME_EXCHANGE), Some(RenameHow::Exchange));
+        assert_eq!(RenameHow::from_flags(libc::RENAME_WHITEOUT), None);
+        assert_eq!(RenameHow::from_flags(libc::RENAME_EXCHANGE | libc::RENAME_NOREPLACE), None);
+    }
+}

@@ -1,0 +1,353 @@
+//! The texts of `/.storage`.
+//!
+//! Promise: finite, made at once from one reading of the numbers, and free of names, content and keys. `metrics` is
+//! Prometheus text exposition; `stats.json` has every number there is. Called by: `storage`. On failure: the vault's.
+
+use super::{FileSystem, FsFault, OpKind};
+use crate::base::histogram::{Counter, EDGES_US, Histogram, Snapshot};
+use crate::base::world::Time;
+use crate::vault::stats::Line;
+use crate::vault::{Gauges, Stats, Usage};
+use serde_json::{Map, Value, json};
+use std::fmt::Write;
+
+fn counters(s: &Stats) -> Vec<(&'static str, &'static str, u64)> {
+    let n = Counter::get;
+    vec![
+        ("written_bytes", "Plaintext bytes taken from writers.", n(&s.written_bytes)),
+        ("read_bytes", "Plaintext bytes given to readers.", n(&s.read_bytes)),
+        ("sealed_plain_bytes", "Plaintext bytes sealed.", n(&s.sealed_plain_bytes)),
+        ("sealed_bytes", "Bytes after compression and encryption.", n(&s.sealed_bytes)),
+        ("log_bytes", "Bytes written to segments.", n(&s.log_bytes)),
+        ("verified_bytes", "Bytes read back and found right.", n(&s.verified_bytes)),
+        ("verify_mismatches", "Groups that did not read back as written.", n(&s.verify_mismatches)),
+        ("damaged_frames", "Frames that did not open when read.", n(&s.damaged_frames)),
+        ("commits", "Commits.", n(&s.commits)),
+        ("fsyncs", "fsyncs answered.", n(&s.fsyncs)),
+        ("device_flushes", "Device flushes.", n(&s.device_flushes)),
+        ("checkpoints", "Checkpoints.", n(&s.checkpoints)),
+        ("punched_bytes", "Bytes given back by punching holes.", n(&s.punched_bytes)),
+        ("cache_hits", "Reads answered from decoded frames.", n(&s.cache_hits)),
+        ("cache_misses", "Frames read from the disk.", n(&s.cache_misses)),
+        ("prefetched", "Frames read ahead.", n(&s.prefetched)),
+        ("chunks_zstd", "Chunks compressed with zstd.", n(&s.codec_chunks[0])),
+        ("chunks_lz4", "Chunks compressed with lz4.", n(&s.codec_chunks[1])),
+        ("chunks_raw", "Chunks stored as they are.", n(&s.codec_chunks[2])),
+        ("writer_waits", "Times a writer waited for the byte budget.", n(&s.writer_waits)),
+    ]
+}
+
+fn histograms(s: &Stats) -> Vec<(&'static str, &'static str, Snapshot)> {
+    let h = Histogram::snapshot;
+    vec![
+        ("writer_wait", "Waits of writers for the byte budget.", h(&s.writer_wait)),
+        ("compress", "Compressing one chunk.", h(&s.compress)),
+        ("encrypt", "Encrypting one chunk.", h(&s.encrypt)),
+        ("log_write", "One disk write of the log.", h(&s.log_write)),
+        ("device_flush", "One device flush.", h(&s.device_flush)),
+        ("verify", "Reading back one group.", h(&s.verify)),
+        ("commit", "From the start of a commit to its durability.", h(&s.commit)),
+        ("fsync", "From an fsync's arrival to its answer.", h(&s.fsync)),
+        ("checkpoint", "One checkpoint.", h(&s.checkpoint)),
+        ("frame_read", "Reading and opening frames for a reader.", h(&s.frame_read)),
+    ]
+}
+
+fn gauges(g: &Gauges, usage: &Usage, pending_bytes: u64, nodes: usize) -> Vec<(&'static str, &'static str, u64)> {
+    vec![
+        ("pending_bytes", "Bytes acknowledged and not yet safe.", pending_bytes),
+        ("used_bytes", "Bytes of files that are not holes.", usage.bytes),
+        ("quota_bytes", "Quota of bytes; 0 for none.", usage.quota_bytes.unwrap_or(0)),
+        ("used_inodes", "Inodes in being.", usage.inodes),
+        ("quota_inodes", "Quota of inodes; 0 for none.", usage.quota_inodes.unwrap_or(0)),
+        ("backing_free_bytes", "Room left in the backing filesystem, the reserve taken off.", usage.backing_free_bytes),
+        ("backing_total_bytes", "Size of the backing filesystem.", usage.backing_total_bytes),
+        ("nodes", "Inodes held in memory.", nodes as u64),
+        ("budget_bytes", "The byte budget.", g.budget_bytes),
+        ("dirty_bytes", "Bytes in buffers.", g.dirty_bytes),
+        ("dirty_limit_bytes", "Most bytes in buffers.", g.dirty_limit_bytes),
+        ("in_flight_bytes", "Bytes being sealed, written and verified.", g.in_flight_bytes),
+        ("cache_bytes", "Bytes of decoded frames kept.", g.cache_bytes),
+        ("overlay_entries", "Entries of the index not yet stored.", g.overlay_entries),
+        ("overlay_bytes", "Their bytes.", g.overlay_bytes),
+        ("waiting_writers", "Writers waiting for the byte budget.", g.waiting_writers),
+        ("sealer_queue", "Chunks waiting for a worker.", g.sealer_queue),
+        ("log_queue", "Frames waiting for the log writer.", g.log_queue),
+        ("verify_queue", "Groups waiting to be read back.", g.verify_queue),
+        ("workers", "Workers.", g.workers),
+        ("segments", "Segments.", g.segments),
+        ("epoch", "The lease of this mount.", g.epoch),
+        ("generation", "The newest root.", g.generation),
+        ("commit_seq", "The newest commit.", g.commit_seq),
+    ]
+}
+
+impl FileSystem {
+    /// The text of one file.
+    pub(super) fn render(&self, file: &str) -> Result<String, FsFault> {
+        let vault = &*self.vault;
+        let stats = vault.stats();
+        Ok(match file {
+            "state" => format!("{}\n", vault.state()),
+            "pending" => format!("{}\n", vault.pending_bytes()),
+            "status" => self.status()?,
+            "stats.json" => self.stats_json()?,
+            "metrics" => self.metrics()?,
+            "history" => lines(&stats.history()),
+            "errors" => lines(&stats.errors()),
+            "buffers" => self.gauge_table(&[
+                "pending_bytes",
+                "budget_bytes",
+                "dirty_bytes",
+                "dirty_limit_bytes",
+                "in_flight_bytes",
+                "cache_bytes",
+                "overlay_entries",
+                "overlay_bytes",
+                "waiting_writers",
+            ])?,
+            "workers" => self.gauge_table(&["workers", "sealer_queue", "log_queue", "verify_queue"])?,
+            "quota" => self.quota()?,
+            "config" => table(&vault.settings()),
+            "version" => {
+                format!("strongroom {}\nformat {}\n", env!("CARGO_PKG_VERSION"), crate::format::FORMAT_VERSION)
+            }
+            _ => return Err(FsFault::NoEntry),
+        })
+    }
+
+    fn gauges(&self) -> Result<Vec<(&'static str, &'static str, u64)>, FsFault> {
+        let vault = &*self.vault;
+        Ok(gauges(&vault.gauges(), &vault.usage()?, vault.pending_bytes(), self.nodes.count()))
+    }
+
+    fn gauge_table(&self, which: &[&str]) -> Result<String, FsFault> {
+        let rows: Vec<_> =
+            self.gauges()?.into_iter().filter(|g| which.contains(&g.0)).map(|g| (g.0, g.2.to_string())).collect();
+        Ok(table(&rows))
+    }
+
+    fn quota(&self) -> Result<String, FsFault> {
+        let usage = self.vault.usage()?;
+        let quota = |q: Option<u64>| q.map_or("none".to_owned(), |q| q.to_string());
+        Ok(table(&[
+            ("used_bytes", usage.bytes.to_string()),
+            ("quota_bytes", quota(usage.quota_bytes)),
+            ("used_inodes", usage.inodes.to_string()),
+            ("quota_inodes", quota(usage.quota_inodes)),
+        ]))
+    }
+
+    fn status(&self) -> Result<String, FsFault> {
+        let vault = &*self.vault;
+        let (stats, usage) = (vault.stats(), vault.usage()?);
+        let of = |used: String, quota: Option<String>| quota.map_or(used.clone(), |q| format!("{used} of {q}"));
+        let (plain, sealed) = (stats.sealed_plain_bytes.get(), stats.sealed_bytes.get());
+        let ratio = if sealed == 0 { "-".to_owned() } else { format!("{:.2}", plain as f64 / sealed as f64) };
+        let fsync = stats.fsync.snapshot();
+        let fsync = match fsync.count() {
+            0 => "none yet".to_owned(),
+            n => format!("{n}, p50 {}, p99 {}", latency(fsync.quantile_us(0.5)), latency(fsync.quantile_us(0.99))),
+        };
+        let errors = stats.errors();
+        let last = errors.last().map_or(String::new(), |e| format!(", last {} {}", stamp(e.at), e.text));
+        Ok(table(&[
+            ("state", vault.state().to_owned()),
+            ("not yet safe", bytes(vault.pending_bytes())),
+            ("used", of(bytes(usage.bytes), usage.quota_bytes.map(bytes))),
+            ("inodes", of(usage.inodes.to_string(), usage.quota_inodes.map(|q| q.to_string()))),
+            ("backing free", bytes(usage.backing_free_bytes)),
+            ("written", bytes(stats.written_bytes.get())),
+            ("read", bytes(stats.read_bytes.get())),
+            ("verified", bytes(stats.verified_bytes.get())),
+            ("compression", ratio),
+            ("fsyncs", fsync),
+            ("errors", format!("{}{last}", errors.len())),
+        ]))
+    }
+
+    fn stats_json(&self) -> Result<String, FsFault> {
+        let vault = &*self.vault;
+        let stats = vault.stats();
+        let numbers = |list: Vec<(&'static str, &'static str, u64)>| -> Map<String, Value> {
+            list.into_iter().map(|(name, _, n)| (name.to_owned(), n.into())).collect()
+        };
+        let operations: Map<String, Value> = OpKind::ALL
+            .iter()
+            .map(|&kind| {
+                let stat = self.ops.of(kind);
+                let mut value = histogram_json(&stat.latency.snapshot());
+                value["failures"] = stat.failures.get().into();
+                (kind.name().to_owned(), value)
+            })
+            .collect();
+        let latencies: Map<String, Value> =
+            histograms(stats).iter().map(|(name, _, h)| ((*name).to_owned(), histogram_json(h))).collect();
+        let text = json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "state": vault.state(),
+            "counters": numbers(counters(stats)),
+            "gauges": numbers(self.gauges()?),
+            "errors": stats.errors().len(),
+            "latency_edges_us": EDGES_US,
+            "latencies": latencies,
+            "operations": operations,
+        });
+        Ok(format!("{text:#}\n"))
+    }
+
+    fn metrics(&self) -> Result<String, FsFault> {
+        let vault = &*self.vault;
+        let stats = vault.stats();
+        let mut out = String::new();
+        for (name, help, n) in counters(stats) {
+            header(&mut out, &format!("{name}_total"), help, "counter");
+            line(&mut out, &format!("{name}_total"), "", &n.to_string());
+        }
+        for (name, help, n) in self.gauges()? {
+            header(&mut out, name, help, "gauge");
+            line(&mut out, name, "", &n.to_string());
+        }
+        header(&mut out, "info", "State and version.", "gauge");
+        let labels = format!("state=\"{}\",version=\"{}\"", vault.state(), env!("CARGO_PKG_VERSION"));
+        line(&mut out, "info", &labels, "1");
+        header(&mut out, "errors", "Lines of the error list.", "gauge");
+        line(&mut out, "errors", "", &stats.errors().len().to_string());
+        for (name, help, h) in histograms(stats) {
+            let name = format!("{name}_seconds");
+            header(&mut out, &name, help, "histogram");
+            histogram_lines(&mut out, &name, "", &h);
+        }
+        header(&mut out, "operation_seconds", "Operations asked for by the kernel.", "histogram");
+        for &kind in OpKind::ALL {
+            let label = format!("operation=\"{}\"", kind.name());
+            histogram_lines(&mut out, "operation_seconds", &label, &self.ops.of(kind).latency.snapshot());
+        }
+        header(&mut out, "operation_failures_total", "Operations answered with an error.", "counter");
+        for &kind in OpKind::ALL {
+            let label = format!("operation=\"{}\"", kind.name());
+            line(&mut out, "operation_failures_total", &label, &self.ops.of(kind).failures.get().to_string());
+        }
+        Ok(out)
+    }
+}
+
+fn header(out: &mut String, name: &str, help: &str, kind: &str) {
+    // Writing to a String does not fail.
+    let _ = writeln!(out, "# HELP strongroom_{name} {help}\n# TYPE strongroom_{name} {kind}");
+}
+
+fn line(out: &mut String, name: &str, labels: &str, value: &str) {
+    let _ = match labels {
+        "" => writeln!(out, "strongroom_{name} {value}"),
+        _ => writeln!(out, "strongroom_{name}{{{labels}}} {value}"),
+    };
+}
+
+fn histogram_lines(out: &mut String, name: &str, labels: &str, h: &Snapshot) {
+    let comma = if labels.is_empty() { "" } else { "," };
+    let mut sum = 0;
+    for (i, n) in h.buckets.iter().enumerate() {
+        sum += n;
+        let edge = EDGES_US.get(i).map_or("+Inf".to_owned(), |&us| format!("{}", us as f64 / 1e6));
+        line(out, &format!("{name}_bucket"), &format!("{labels}{comma}le=\"{edge}\""), &sum.to_string());
+    }
+    line(out, &format!("{name}_sum"), labels, &format!("{}", h.sum_ns as f64 / 1e9));
+    line(out, &format!("{name}_count"), labels, &sum.to_string());
+}
+
+fn histogram_json(h: &Snapshot) -> Value {
+    json!({
+        "count": h.count(),
+        "sum_ns": h.sum_ns,
+        "p50_us": h.quantile_us(0.5),
+        "p99_us": h.quantile_us(0.99),
+        "buckets": h.buckets.to_vec(),
+    })
+}
+
+/// Two aligned columns.
+fn table(rows: &[(&str, String)]) -> String {
+    let width = rows.iter().map(|r| r.0.len()).max().unwrap_or(0);
+    rows.iter().map(|(name, value)| format!("{name:width$}  {value}\n")).collect()
+}
+
+fn lines(lines: &[Line]) -> String {
+    lines.iter().map(|l| format!("{} {}\n", stamp(l.at), l.text)).collect()
+}
+
+fn bytes(n: u64) -> String {
+    const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
+    if n < 1024 {
+        return format!("{n} B");
+    }
+    let mut value = n as f64 / 1024.0;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    format!("{value:.1} {}", UNITS[unit])
+}
+
+fn latency(us: u64) -> String {
+    match us {
+        u64::MAX => "over 10 s".to_owned(),
+        1_000_000.. => format!("{} s", us / 1_000_000),
+        1_000.. => format!("{} ms", us / 1_000),
+        _ => format!("{us} µs"),
+    }
+}
+
+/// RFC 3339, UTC, to the millisecond. Days to a date: the proleptic Gregorian calendar in eras of 400 years, each
+/// beginning on 1 March so that the leap day comes last.
+fn stamp(at: Time) -> String {
+    const ERA_DAYS: i64 = 146_097;
+    const DAYS_0000_03_01_TO_1970: i64 = 719_468;
+    let (days, second) = (at.seconds.div_euclid(86_400), at.seconds.rem_euclid(86_400));
+    let days = days + DAYS_0000_03_01_TO_1970;
+    let (era, day) = (days.div_euclid(ERA_DAYS), days.rem_euclid(ERA_DAYS));
+    let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let (day, month) = (day - (153 * month + 2) / 5 + 1, if month < 10 { month + 3 } else { month - 9 });
+    let year = era * 400 + year + i64::from(month <= 2);
+    let (hour, minute, second) = (second / 3_600, second / 60 % 60, second % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:03}Z", at.nanos / 1_000_000)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn stamps_are_dates() {
+        let at = |seconds| stamp(Time { seconds, nanos: 5_000_000 });
+        assert_eq!(at(0), "1970-01-01T00:00:00.005Z");
+        assert_eq!(at(951_782_400), "2000-02-29T00:00:00.005Z");
+        assert_eq!(at(1_795_377_599), "2026-11-22T19:59:59.005Z");
+        assert_eq!(at(-1), "1969-12-31T23:59:59.005Z");
+    }
+
+    #[test]
+    fn histogram_buckets_add_up() {
+        let h = Histogram::default();
+        h.record(Duration::from_micros(1));
+        h.record(Duration::from_secs(100));
+        let mut out = String::new();
+        histogram_lines(&mut out, "x_seconds", "a=\"b\"", &h.snapshot());
+        assert!(out.starts_with("strongroom_x_seconds_bucket{a=\"b\",le=\"0.000001\"} 1\n"), "{out}");
+        assert!(out.contains("le=\"10\"} 1\n") && out.contains("le=\"+Inf\"} 2\n"), "{out}");
+        assert!(out.ends_with("strongroom_x_seconds_sum{a=\"b\"} 100.000001\nstrongroom_x_seconds_count{a=\"b\"} 2\n"));
+    }
+
+    #[test]
+    fn numbers_for_people() {
+        assert_eq!((bytes(1023), bytes(1536)), ("1023 B".to_owned(), "1.5 KiB".to_owned()));
+        assert_eq!(
+            (latency(500), latency(2_000), latency(u64::MAX)),
+            ("500 µs".into(), "2 ms".into(), "over 10 s".into())
+        );
+    }
+}

@@ -1,0 +1,209 @@
+//! `/.storage`: the vault's state and numbers as files.
+//!
+//! Promise: each look-up of a file makes a fresh snapshot under an inode number of its own, so that its length is exact
+//! and no cache shows an old one; it is let go with its last forget. Owner only. The names cannot be changed.
+//! Called by: every operation of `fs`, first. On failure: the vault's fault.
+
+use super::attr::{Attr, SetAttr};
+use super::{FileSystem, FsFault};
+use crate::base::id::{Ino, ROOT_INO};
+use crate::base::lock::Held;
+use crate::base::world::Time;
+use std::collections::HashMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+
+/// The directory's name in the root.
+pub const STORAGE_NAME: &[u8] = b".storage";
+/// The directory's inode number; all from here on are `/.storage`'s, none the vault's.
+pub const STORAGE_INO: Ino = Ino(1 << 62);
+/// First inode number of snapshots.
+const SNAPSHOT_INO: u64 = STORAGE_INO.0 + 1024;
+/// The file that takes orders.
+const CONTROL: &str = "control";
+/// Every file, in order of listing.
+pub(super) const FILES: [&str; 13] = [
+    "state",
+    "pending",
+    "status",
+    "stats.json",
+    "metrics",
+    "history",
+    "errors",
+    "buffers",
+    "workers",
+    "quota",
+    "config",
+    "version",
+    CONTROL,
+];
+
+/// Whether an inode number is one of ours.
+pub(super) fn is_storage(ino: Ino) -> bool {
+    ino >= STORAGE_INO
+}
+
+struct Snapshot {
+    content: Vec<u8>,
+    control: bool,
+    at: Time,
+    holds: u64,
+}
+
+/// Snapshots that the kernel knows.
+pub(super) struct Storage {
+    snapshots: Mutex<HashMap<u64, Snapshot>>,
+    next: AtomicU64,
+}
+
+impl Default for Storage {
+    fn default() -> Self {
+        Storage { snapshots: Mutex::default(), next: AtomicU64::new(SNAPSHOT_INO) }
+    }
+}
+
+impl Storage {
+    /// Forgets look-ups; false if the inode is not ours.
+    pub(super) fn forget(&self, ino: Ino, count: u64) -> bool {
+        if !is_storage(ino) {
+            return false;
+        }
+        let mut snapshots = self.snapshots.held();
+        if let Some(snapshot) = snapshots.get_mut(&ino.0) {
+            snapshot.holds = snapshot.holds.saturating_sub(count);
+            if snapshot.holds == 0 {
+                snapshots.remove(&ino.0);
+            }
+        }
+        true
+    }
+}
+
+impl FileSystem {
+    /// The look-up, if it is one of ours.
+    pub(super) fn storage_lookup(&self, parent: Ino, name: &[u8]) -> Option<Result<Attr, FsFault>> {
+        if parent == ROOT_INO && name == STORAGE_NAME {
+            return self.storage_attr(STORAGE_INO);
+        }
+        if !is_storage(parent) {
+            return None;
+        }
+        if parent != STORAGE_INO {
+            return Some(Err(FsFault::NotDirectory));
+        }
+        let Some(file) = FILES.into_iter().find(|f| f.as_bytes() == name) else {
+            return Some(Err(FsFault::NoEntry));
+        };
+        let content = match file {
+            CONTROL => Vec::new(),
+            _ => match self.render(file) {
+                Ok(text) => text.into_bytes(),
+                Err(fault) => return Some(Err(fault)),
+            },
+        };
+        let ino = Ino(self.storage.next.fetch_add(1, SeqCst));
+        let snapshot = Snapshot { content, control: file == CONTROL, at: self.now(), holds: 1 };
+        self.storage.snapshots.held().insert(ino.0, snapshot);
+        self.storage_attr(ino)
+    }
+
+    /// The attributes, if the inode is one of ours.
+    pub(super) fn storage_attr(&self, ino: Ino) -> Option<Result<Attr, FsFault>> {
+        if !is_storage(ino) {
+            return None;
+        }
+        let (mode, nlink, size, at) = if ino == STORAGE_INO {
+            (libc::S_IFDIR | 0o700, 2, 4096, self.now())
+        } else {
+            let snapshots = self.storage.snapshots.held();
+            let Some(snapshot) = snapshots.get(&ino.0) else { return Some(Err(FsFault::NoEntry)) };
+            let permissions = if snapshot.control { 0o600 } else { 0o400 };
+            (libc::S_IFREG | permissions, 1, snapshot.content.len() as u64, snapshot.at)
+        };
+        Some(Ok(Attr {
+            ino,
+            mode,
+            nlink,
+            uid: self.options.uid,
+            gid: self.options.gid,
+            rdev: 0,
+            size,
+            blocks: size.div_ceil(512),
+            atime: at,
+            mtime: at,
+            ctime: at,
+            btime: at,
+            cacheable: false,
+        }))
+    }
+
+    fn is_control(&self, ino: Ino) -> bool {
+        self.storage.snapshots.held().get(&ino.0).is_some_and(|s| s.control)
+    }
+
+    /// `control` may be cut to nothing, as a shell's `>` does, and have its times set; nothing else is changed here.
+    pub(super) fn storage_setattr(&self, ino: Ino, set: &SetAttr) -> Result<(), FsFault> {
+        if !self.is_control(ino) || set.mode.is_some() || set.uid.is_some() || set.gid.is_some() {
+            return Err(FsFault::NotPermitted);
+        }
+        Ok(())
+    }
+
+    /// The read, if the inode is one of ours.
+    pub(super) fn storage_read(
+        &self,
+        ino: Ino,
+        offset: u64,
+        len: usize,
+        out: &mut Vec<u8>,
+    ) -> Option<Result<(), FsFault>> {
+        if !is_storage(ino) {
+            return None;
+        }
+        let snapshots = self.storage.snapshots.held();
+        let Some(snapshot) = snapshots.get(&ino.0) else {
+            return Some(Err(if ino == STORAGE_INO { FsFault::IsDirectory } else { FsFault::NoEntry }));
+        };
+        let rest = snapshot.content.get(offset.min(usize::MAX as u64) as usize..).unwrap_or_default();
+        out.extend_from_slice(&rest[..len.min(rest.len())]);
+        Some(Ok(()))
+    }
+
+    /// The write, if the inode is one of ours: an order.
+    pub(super) fn storage_write(&self, ino: Ino, offset: u64, data: &[u8]) -> Option<Result<(), FsFault>> {
+        if !is_storage(ino) {
+            return None;
+        }
+        if !self.is_control(ino) {
+            return Some(Err(FsFault::NotPermitted));
+        }
+        if offset != 0 {
+            return Some(Err(FsFault::Invalid));
+        }
+        Some(self.order(data))
+    }
+
+    fn order(&self, data: &[u8]) -> Result<(), FsFault> {
+        match data.trim_ascii() {
+            // Everything flushed is verified as well.
+            b"flush" | b"verify" => self.sync_wait(),
+            b"checkpoint" => Ok(self.vault.checkpoint()?),
+            _ => Err(FsFault::Invalid),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_snapshot_goes_with_its_last_forget() {
+        let storage = Storage::default();
+        let snapshot = Snapshot { content: vec![1], control: false, at: Time::default(), holds: 2 };
+        storage.snapshots.held().insert(SNAPSHOT_INO, snapshot);
+        assert!(storage.forget(Ino(SNAPSHOT_INO), 1) && storage.snapshots.held().len() == 1);
+        assert!(storage.forget(Ino(SNAPSHOT_INO), 1) && storage.snapshots.held().is_empty());
+        assert!(!storage.forget(Ino(7), 1), "an inode of the vault is not ours");
+    }
+}

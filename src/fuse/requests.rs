@@ -1,0 +1,528 @@
+//! Requests in, replies out: each request of the kernel becomes one call of `fs`, each result one reply.
+//!
+//! Promise: decides nothing; every request is answered, also when the call panics (the reply, dropped, answers EIO).
+//! What is not offered is answered with ENOSYS once, and the kernel then does it by itself or does without: open,
+//! opendir, create (the kernel makes the file with MKNOD, since we are the only writer nothing can come between), flush,
+//! access, lseek, copy_file_range. Called by: `fuser`'s threads. On failure: the errno that `fs::errno` decided.
+
+use super::MAX_BACKGROUND;
+use crate::base::id::Ino;
+use crate::base::world::Time;
+use crate::fs::{
+    Attr, Caller, Fallocate, FileSystem, FsFault, OpKind, RenameHow, SetAttr, SetTime, WriteHow, XattrHow, XattrReply,
+};
+use fuser::{
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, Generation,
+    INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite,
+    ReplyXattr, Request, TimeOrNow, WriteFlags,
+};
+use std::cell::RefCell;
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::{Duration, SystemTime};
+
+/// How long the kernel may keep what it was told: nobody else changes the vault.
+const KEEP: Duration = Duration::from_secs(24 * 3600);
+/// Largest WRITE and READ; the kernel's own limit is 256 pages.
+const MAX_WRITE_BYTES: u32 = 1 << 20;
+/// Inode numbers are never used again, so one generation is enough.
+const GENERATION: Generation = Generation(0);
+
+thread_local! {
+    /// What a READ answers with; each thread has its own, kept at the size of the largest so far.
+    static READ: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The kernel's requests, put to a filesystem.
+pub(super) struct Requests {
+    fs: Arc<FileSystem>,
+    /// Whether the kernel caches writes, and with them owns the times.
+    writeback: AtomicBool,
+}
+
+/// A fault with the errno already decided.
+type Answer<T> = Result<T, Errno>;
+
+fn caller(request: &Request, umask: u32) -> Caller {
+    Caller { uid: request.uid(), gid: request.gid(), umask }
+}
+
+fn file_type(kind: u8) -> FileType {
+    match u32::from(kind) << 12 {
+        libc::S_IFDIR => FileType::Directory,
+        libc::S_IFLNK => FileType::Symlink,
+        libc::S_IFIFO => FileType::NamedPipe,
+        libc::S_IFCHR => FileType::CharDevice,
+        libc::S_IFBLK => FileType::BlockDevice,
+        libc::S_IFSOCK => FileType::Socket,
+        _ => FileType::RegularFile,
+    }
+}
+
+fn file_attr(a: &Attr) -> FileAttr {
+    FileAttr {
+        ino: INodeNo(a.ino.0),
+        size: a.size,
+        blocks: a.blocks,
+        atime: a.atime.into(),
+        mtime: a.mtime.into(),
+        ctime: a.ctime.into(),
+        crtime: a.btime.into(),
+        kind: file_type((a.mode >> 12) as u8),
+        perm: (a.mode & 0o7777) as u16,
+        nlink: a.nlink,
+        uid: a.uid,
+        gid: a.gid,
+        rdev: a.rdev,
+        blksize: 4096,
+        flags: 0,
+    }
+}
+
+/// Inode 0 with a lifetime: the kernel may remember that there is no such name.
+fn no_entry() -> FileAttr {
+    let none = Time::default();
+    let (size, blocks, mode, nlink, uid, gid, rdev) = (0, 0, libc::S_IFREG, 0, 0, 0, 0);
+    let (atime, mtime, ctime, btime) = (none, none, none, none);
+    let ino = Ino(0);
+    file_attr(&Attr { ino, mode, nlink, uid, gid, rdev, size, blocks, atime, mtime, ctime, btime, cacheable: true })
+}
+
+fn ttl(a: &Attr) -> Duration {
+    if a.cacheable { KEEP } else { Duration::ZERO }
+}
+
+fn set_time(time: TimeOrNow) -> SetTime {
+    match time {
+        TimeOrNow::SpecificTime(at) => SetTime::At(at.into()),
+        TimeOrNow::Now => SetTime::Now,
+    }
+}
+
+impl Requests {
+    pub(super) fn new(fs: Arc<FileSystem>) -> Requests {
+        Requests { fs, writeback: AtomicBool::new(false) }
+    }
+
+    /// Runs one operation: counted, timed, its fault turned into an errno; `None` if it panicked.
+    fn run<T>(
+        &self,
+        kind: OpKind,
+        ino: INodeNo,
+        call: impl FnOnce(&FileSystem, Ino) -> Result<T, FsFault>,
+    ) -> Answer<T> {
+        let world = self.fs.vault().world();
+        let start = world.elapsed();
+        let ino = Ino(ino.0);
+        let result = catch_unwind(AssertUnwindSafe(|| call(&self.fs, ino))).unwrap_or_else(|_| {
+            log::error!("{} on inode {ino} panicked", kind.name());
+            Err(FsFault::Vault(crate::vault::VaultFault::Index("an operation panicked".into())))
+        });
+        self.fs.ops().record(kind, world.elapsed().saturating_sub(start), result.is_err());
+        result.map_err(|fault| Errno::from_i32(self.fs.answer(kind, ino, &fault)))
+    }
+
+    fn entry(&self, reply: ReplyEntry, made: Answer<Attr>) {
+        match made {
+            Ok(a) => reply.entry(&ttl(&a), &file_attr(&a), GENERATION),
+            Err(e) => reply.error(e),
+        }
+    }
+
+    /// Answers when everything acknowledged so far is safe; this thread is free meanwhile.
+    fn sync(&self, kind: OpKind, ino: INodeNo, reply: ReplyEmpty) {
+        let fs = self.fs.clone();
+        let start = fs.vault().world().elapsed();
+        let started = catch_unwind(AssertUnwindSafe(|| {
+            self.fs.sync(Box::new(move |result| {
+                fs.ops().record(kind, fs.vault().world().elapsed().saturating_sub(start), result.is_err());
+                match result {
+                    Ok(()) => reply.ok(),
+                    Err(fault) => reply.error(Errno::from_i32(fs.answer(kind, Ino(ino.0), &FsFault::Vault(fault)))),
+                }
+            }));
+        }));
+        if started.is_err() {
+            log::error!("{} on inode {ino} panicked", kind.name());
+        }
+    }
+}
+
+fn empty(reply: ReplyEmpty, done: Answer<()>) {
+    match done {
+        Ok(()) => reply.ok(),
+        Err(e) => reply.error(e),
+    }
+}
+
+fn xattr(reply: ReplyXattr, found: Answer<XattrReply>) {
+    match found {
+        Ok(XattrReply::Length(n)) => reply.size(n),
+        Ok(XattrReply::Bytes(bytes)) => reply.data(&bytes),
+        Err(e) => reply.error(e),
+    }
+}
+
+impl Filesystem for Requests {
+    fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        // No ATOMIC_O_TRUNC: with open unanswered, truncation must come as SETATTR.
+        for wanted in [
+            InitFlags::FUSE_WRITEBACK_CACHE,
+            InitFlags::FUSE_PARALLEL_DIROPS,
+            InitFlags::FUSE_DO_READDIRPLUS,
+            InitFlags::FUSE_READDIRPLUS_AUTO,
+            InitFlags::FUSE_NO_OPEN_SUPPORT,
+            InitFlags::FUSE_NO_OPENDIR_SUPPORT,
+            InitFlags::FUSE_HANDLE_KILLPRIV_V2,
+            InitFlags::FUSE_CACHE_SYMLINKS,
+            InitFlags::FUSE_ASYNC_DIO,
+        ] {
+            if let Err(missing) = config.add_capabilities(wanted) {
+                log::info!("this kernel does without {missing:?}");
+            }
+        }
+        self.writeback.store(config.capabilities().contains(InitFlags::FUSE_WRITEBACK_CACHE), Relaxed);
+        // Refusals name the nearest value that is allowed.
+        if let Err(nearest) = config.set_max_write(MAX_WRITE_BYTES) {
+            let _ = config.set_max_write(nearest);
+        }
+        if let Err(nearest) = config.set_max_readahead(MAX_WRITE_BYTES) {
+            let _ = config.set_max_readahead(nearest);
+        }
+        if let Err(nearest) = config.set_max_background(MAX_BACKGROUND) {
+            let _ = config.set_max_background(nearest);
+        }
+        Ok(())
+    }
+
+    fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let found = self.run(OpKind::Lookup, parent, |fs, ino| match fs.lookup(ino, name.as_bytes()) {
+            Ok(attr) => Ok(Some(attr)),
+            // In `/.storage` nothing is to be remembered, but there the names are fixed.
+            Err(FsFault::NoEntry) => Ok(None),
+            Err(fault) => Err(fault),
+        });
+        match found {
+            Ok(Some(a)) => reply.entry(&ttl(&a), &file_attr(&a), GENERATION),
+            Ok(None) => reply.entry(&KEEP, &no_entry(), GENERATION),
+            Err(e) => reply.error(e),
+        }
+    }
+
+    fn forget(&self, _request: &Request, ino: INodeNo, count: u64) {
+        let _ = self.run(OpKind::Forget, ino, |fs, ino| {
+            fs.forget(ino, count);
+            Ok(())
+        });
+    }
+
+    fn getattr(&self, _request: &Request, ino: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
+        match self.run(OpKind::Getattr, ino, |fs, ino| fs.getattr(ino)) {
+            Ok(a) => reply.attr(&ttl(&a), &file_attr(&a)),
+            Err(e) => reply.error(e),
+        }
+    }
+
+    fn setattr(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        ctime: Option<SystemTime>,
+        _handle: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let (atime, mtime, ctime) = (atime.map(set_time), mtime.map(set_time), ctime.map(Time::from));
+        let set = SetAttr { mode, uid, gid, size, atime, mtime, ctime };
+        match self.run(OpKind::Setattr, ino, |fs, ino| fs.setattr(&caller(request, 0), ino, &set)) {
+            Ok(a) => reply.attr(&ttl(&a), &file_attr(&a)),
+            Err(e) => reply.error(e),
+        }
+    }
+
+    fn readlink(&self, _request: &Request, ino: INodeNo, reply: ReplyData) {
+        match self.run(OpKind::Readlink, ino, |fs, ino| fs.readlink(ino)) {
+            Ok(target) => reply.data(&target),
+            Err(e) => reply.error(e),
+        }
+    }
+
+    fn mknod(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        let call = |fs: &FileSystem, ino| fs.mknod(&caller(request, umask), ino, name.as_bytes(), mode, rdev);
+        self.entry(reply, self.run(OpKind::Mknod, parent, call));
+    }
+
+    fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
+        let call = |fs: &FileSystem, ino| fs.mkdir(&caller(request, umask), ino, name.as_bytes(), mode);
+        self.entry(reply, self.run(OpKind::Mkdir, parent, call));
+    }
+
+    fn unlink(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        empty(reply, self.run(OpKind::Unlink, parent, |fs, ino| fs.unlink(ino, name.as_bytes())));
+    }
+
+    fn rmdir(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        empty(reply, self.run(OpKind::Rmdir, parent, |fs, ino| fs.rmdir(ino, name.as_bytes())));
+    }
+
+    fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
+        let target = target.as_os_str().as_bytes();
+        let call = |fs: &FileSystem, ino| fs.symlink(&caller(request, 0), ino, name.as_bytes(), target);
+        self.entry(reply, self.run(OpKind::Symlink, parent, call));
+    }
+
+    fn rename(
+        &self,
+        _request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        new_parent: INodeNo,
+        new_name: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let call = |fs: &FileSystem, ino| {
+            let how = RenameHow::from_flags(flags.bits()).ok_or(FsFault::Invalid)?;
+            fs.rename(ino, name.as_bytes(), Ino(new_parent.0), new_name.as_bytes(), how)
+        };
+        empty(reply, self.run(OpKind::Rename, parent, call));
+    }
+
+    fn link(&self, _request: &Request, ino: INodeNo, new_parent: INodeNo, new_name: &OsStr, reply: ReplyEntry) {
+        let call = |fs: &FileSystem, ino| fs.link(ino, Ino(new_parent.0), new_name.as_bytes());
+        self.entry(reply, self.run(OpKind::Link, ino, call));
+    }
+
+    fn open(&self, _request: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn create(
+        &self,
+        _request: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _mode: u32,
+        _umask: u32,
+        _flags: i32,
+        reply: ReplyCreate,
+    ) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn read(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        _handle: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        READ.with_borrow_mut(|out| {
+            out.clear();
+            match self.run(OpKind::Read, ino, |fs, ino| fs.read(ino, offset, size as usize, out)) {
+                Ok(()) => reply.data(out),
+                Err(e) => reply.error(e),
+            }
+        });
+    }
+
+    fn write(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        _handle: FileHandle,
+        offset: u64,
+        data: &[u8],
+        flags: WriteFlags,
+        _open_flags: OpenFlags,
+        _owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let drop_set_id = flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        let how = WriteHow { drop_set_id, stamp: !self.writeback.load(Relaxed) };
+        match self.run(OpKind::Write, ino, |fs, ino| fs.write(ino, offset, data, how)) {
+            Ok(()) => reply.written(data.len() as u32),
+            Err(e) => reply.error(e),
+        }
+    }
+
+    fn flush(&self, _request: &Request, _ino: INodeNo, _handle: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn fsync(&self, _request: &Request, ino: INodeNo, _handle: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        self.sync(OpKind::Fsync, ino, reply);
+    }
+
+    fn fsyncdir(&self, _request: &Request, ino: INodeNo, _handle: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        self.sync(OpKind::Fsyncdir, ino, reply);
+    }
+
+    fn opendir(&self, _request: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn readdir(&self, _request: &Request, ino: INodeNo, _handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        let listed = self.run(OpKind::Readdir, ino, |fs, ino| {
+            fs.readdir(ino, offset, |e| {
+                !reply.add(INodeNo(e.ino.0), e.offset, file_type(e.kind), OsStr::from_bytes(&e.name))
+            })
+        });
+        match listed {
+            Ok(()) => reply.ok(),
+            Err(e) => reply.error(e),
+        }
+    }
+
+    fn readdirplus(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        _handle: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        let mut given = Vec::new();
+        let listed = self.run(OpKind::Readdirplus, ino, |fs, ino| {
+            fs.readdirplus(ino, offset, |e| {
+                let Some(a) = e.attr else { return false };
+                let name = OsStr::from_bytes(&e.name);
+                let full = reply.add(INodeNo(e.ino.0), e.offset, name, &ttl(&a), &file_attr(&a), GENERATION);
+                if !full && !matches!(&*e.name, b"." | b"..") {
+                    given.push(e.ino);
+                }
+                !full
+            })
+        });
+        match listed {
+            Ok(()) => reply.ok(),
+            Err(e) => {
+                // The kernel never hears of these, so it will not forget them.
+                given.into_iter().for_each(|ino| self.fs.forget(ino, 1));
+                reply.error(e);
+            }
+        }
+    }
+
+    fn statfs(&self, _request: &Request, ino: INodeNo, reply: ReplyStatfs) {
+        match self.run(OpKind::Statfs, ino, |fs, _| fs.statfs()) {
+            Ok(s) => reply.statfs(
+                s.blocks,
+                s.blocks_free,
+                s.blocks_free,
+                s.inodes,
+                s.inodes_free,
+                s.block_bytes,
+                s.name_bytes_max,
+                s.block_bytes,
+            ),
+            Err(e) => reply.error(e),
+        }
+    }
+
+    fn setxattr(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        let call = |fs: &FileSystem, ino| {
+            let how = XattrHow::from_flags(flags).ok_or(FsFault::Invalid)?;
+            fs.setxattr(ino, name.as_bytes(), value, how)
+        };
+        empty(reply, self.run(OpKind::Setxattr, ino, call));
+    }
+
+    fn getxattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        xattr(reply, self.run(OpKind::Getxattr, ino, |fs, ino| fs.getxattr(ino, name.as_bytes(), size)));
+    }
+
+    fn listxattr(&self, _request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        xattr(reply, self.run(OpKind::Listxattr, ino, |fs, ino| fs.listxattr(ino, size)));
+    }
+
+    fn removexattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        empty(reply, self.run(OpKind::Removexattr, ino, |fs, ino| fs.removexattr(ino, name.as_bytes())));
+    }
+
+    fn access(&self, _request: &Request, _ino: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn fallocate(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        _handle: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        let call = |fs: &FileSystem, ino| {
+            let what = Fallocate::from_mode(mode).ok_or(FsFault::Unsupported)?;
+            fs.fallocate(ino, offset, length, what)
+        };
+        empty(reply, self.run(OpKind::Fallocate, ino, call));
+    }
+
+    fn lseek(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        _handle: FileHandle,
+        _offset: i64,
+        _whence: i32,
+        reply: ReplyLseek,
+    ) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn copy_file_range(
+        &self,
+        _request: &Request,
+        _ino_in: INodeNo,
+        _handle_in: FileHandle,
+        _offset_in: u64,
+        _ino_out: INodeNo,
+        _handle_out: FileHandle,
+        _offset_out: u64,
+        _len: u64,
+        _flags: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        reply.error(Errno::ENOSYS);
+    }
+}
