@@ -6,5 +6,6 @@
 
 pub mod backing;
 pub mod base;
+pub mod cli;
 pub mod format;
 pub mod vault;
