@@ -4,6 +4,8 @@
 //! and looks at it as a person would. Promise: what docs/cli.md says of `init`, `mount`, `umount`, `status`, `check`.
 //! Without /dev/fuse these tests fail and say so: a mount that was not tried is not known to work.
 
+#![allow(clippy::unwrap_used, reason = "a test may")]
+
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
@@ -205,7 +207,7 @@ fn a_wrong_passphrase_and_a_missing_vault_have_their_codes() {
 fn what_was_written_is_there_after_the_round_trip() {
     let desk = Desk::new();
     ok(&desk.mount());
-    let body: Vec<u8> = (0..3_000_000u32).map(|i| (i * i >> 7) as u8).collect();
+    let body: Vec<u8> = (0..3_000_000u32).map(|i| ((i * i) >> 7) as u8).collect();
     fs::create_dir(desk.mnt().join("d")).unwrap();
     fs::write(desk.mnt().join("d/body"), &body).unwrap();
     let daemon = desk.daemon();
