@@ -9,7 +9,7 @@ use super::exit::{Exit, Failure};
 use std::ffi::CStr;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 const LIVE: &[u8] = b"live";
 
@@ -39,7 +39,10 @@ pub fn split() -> Result<Side, Failure> {
             unsafe { libc::setsid() };
             // SAFETY: as above, there is one thread.
             match unsafe { libc::fork() } {
-                0 => Ok(Side::Daemon(Answer(Some(writer)))),
+                0 => {
+                    close_all_but(&writer);
+                    Ok(Side::Daemon(Answer(Some(writer))))
+                }
                 -1 => {
                     let failure = failed("fork", &io::Error::last_os_error());
                     Answer(Some(writer)).failed(&failure);
@@ -54,6 +57,19 @@ pub fn split() -> Result<Side, Failure> {
             // SAFETY: `child` is ours, and `status` lives. It ends at once: only its own child stays.
             unsafe { libc::waitpid(child, &mut status, 0) };
             Ok(Side::Caller(Caller(reader)))
+        }
+    }
+}
+
+/// Lets go of whatever the caller had open (a passphrase's pipe, a script's lock), or it would stay open as long as the
+/// mount. Standard input to error are left for now: an error before the mount is live must reach the caller.
+fn close_all_but(kept: &File) {
+    let kept = kept.as_raw_fd() as libc::c_uint;
+    for (first, last) in [(3, kept.saturating_sub(1)), (kept.max(2) + 1, libc::c_uint::MAX)] {
+        if first <= last {
+            // SAFETY: there is one thread, and it owns no other descriptor: the log and the vault are not yet open. An old
+            // kernel refuses, and the descriptors stay open, which harms only tidiness.
+            unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
         }
     }
 }

@@ -21,6 +21,7 @@ mod umount;
 use clap::{Parser, Subcommand};
 use exit::{Exit, Failure};
 use std::ffi::OsString;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
 /// An encrypted, verified, crash-safe filesystem in a directory.
@@ -61,16 +62,25 @@ pub fn run(line: impl IntoIterator<Item = OsString>) -> ExitCode {
             return if e.use_stderr() { Exit::Usage } else { Exit::Ok }.into();
         }
     };
-    let (outcome, json) = match &line.command {
-        Command::Init(args) => (init::run(args), args.json),
-        Command::Mount(args) => (mount::run(args), false),
-        Command::Umount(args) => (umount::run(args), false),
-        Command::Status(args) => (status::run(args), args.json),
-        Command::Check(args) => (check::run(args), args.json),
+    let json = match &line.command {
+        Command::Mount(_) | Command::Umount(_) => false,
+        Command::Init(args) => args.json,
+        Command::Status(args) => args.json,
+        Command::Check(args) => args.json,
     };
-    match outcome {
-        Ok(exit) => exit.into(),
-        Err(failure) => {
+    let run = || match &line.command {
+        Command::Init(args) => init::run(args),
+        Command::Mount(args) => mount::run(args),
+        Command::Umount(args) => umount::run(args),
+        Command::Status(args) => status::run(args),
+        Command::Check(args) => check::run(args),
+    };
+    // A panic has been printed where it happened; it ends in a code of ours, too. Nothing of what it may have left half
+    // done is used again.
+    match catch_unwind(AssertUnwindSafe(run)) {
+        Err(_) => Exit::Unexpected.into(),
+        Ok(Ok(exit)) => exit.into(),
+        Ok(Err(failure)) => {
             report(&failure, json);
             failure.exit.into()
         }

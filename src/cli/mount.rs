@@ -31,8 +31,9 @@ use std::time::Duration;
 
 /// How long a vault is waited for whose last mount is still closing: `umount` returns to others before we have finished.
 const CLOSING_WAIT: Duration = Duration::from_secs(60);
-/// How long one is waited for that is locked by nobody we can see: someone is only looking, or has just died.
-const GLIMPSE_WAIT: Duration = Duration::from_secs(1);
+/// How long one is waited for that is locked but mounted nowhere: someone is only looking, has just died, or has been
+/// unmounted by the kernel and not yet said that it is closing.
+const GLIMPSE_WAIT: Duration = Duration::from_secs(2);
 /// How long programs that still use a mount have to let go, once a signal asked us to end.
 const STRAGGLER_WAIT: Duration = Duration::from_secs(10);
 
@@ -279,10 +280,11 @@ fn open(plan: &Plan, unlock: &Unlock) -> Result<Arc<Vault>, Failure> {
     options.flush_interval = said.flush_interval.unwrap_or(options.flush_interval);
     options.workers = said.workers.unwrap_or(options.workers);
     let begun = world.elapsed();
+    let is_mounted = || mounts::strongrooms().is_ok_and(|all| all.iter().any(|m| m.source == plan.vault));
     loop {
         match vault::open(Arc::clone(&backing), unlock, &options, Arc::clone(&world)) {
             Ok(vault) => return Ok(vault),
-            Err(OpenFault::InUse { holder }) if world.elapsed() - begun < patience(&holder) => {
+            Err(OpenFault::InUse { holder }) if world.elapsed() - begun < patience(&holder, is_mounted) => {
                 thread::sleep(Duration::from_millis(50));
             }
             Err(fault) => return Err(Failure::open(&plan.vault, &fault)),
@@ -291,13 +293,13 @@ fn open(plan: &Plan, unlock: &Unlock) -> Result<Arc<Vault>, Failure> {
 }
 
 /// How long a lock is worth waiting for, by what its holder wrote into it.
-fn patience(holder: &str) -> Duration {
+fn patience(holder: &str, is_mounted: impl FnOnce() -> bool) -> Duration {
     match holder.trim() {
         "closing" => CLOSING_WAIT,
-        pid => match pid.parse::<u32>() {
-            Ok(pid) if Path::new(&format!("/proc/{pid}")).exists() => Duration::ZERO,
-            _ => GLIMPSE_WAIT,
-        },
+        pid if pid.parse::<u32>().is_ok_and(|pid| Path::new(&format!("/proc/{pid}")).exists()) && is_mounted() => {
+            Duration::ZERO
+        }
+        _ => GLIMPSE_WAIT,
     }
 }
 
@@ -475,9 +477,11 @@ mod tests {
 
     #[test]
     fn only_a_closing_vault_is_worth_waiting_for() {
-        assert_eq!(patience("closing\n"), CLOSING_WAIT);
-        assert_eq!(patience(&format!("{}\n", std::process::id())), Duration::ZERO);
-        assert_eq!(patience(""), GLIMPSE_WAIT);
-        assert_eq!(patience("4294967295\n"), GLIMPSE_WAIT);
+        let me = format!("{}\n", std::process::id());
+        assert_eq!(patience("closing\n", || true), CLOSING_WAIT);
+        assert_eq!(patience(&me, || true), Duration::ZERO);
+        assert_eq!(patience(&me, || false), GLIMPSE_WAIT, "unmounted, but not yet closing");
+        assert_eq!(patience("", || true), GLIMPSE_WAIT);
+        assert_eq!(patience("4294967295\n", || true), GLIMPSE_WAIT, "dead");
     }
 }

@@ -46,10 +46,10 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
     let config =
         std::fs::read_to_string(storage.join("config")).map_err(|e| Failure::io(&storage.join("config"), &e))?;
     // Opened while the process surely is the daemon: its number may be another's a moment after it ended.
-    let daemon = pid(&config).and_then(Daemon::of);
+    let vault = mount.as_ref().and_then(|m| m.vault());
+    let daemon = pid(&config).or_else(|| holder(vault?)).and_then(Daemon::of);
     flush(&path, &storage)?;
     unmount(&path, false)?;
-    let vault = mount.as_ref().and_then(|m| m.vault());
     wait_for_end(daemon, vault)?;
     Ok(Exit::Ok)
 }
@@ -99,8 +99,12 @@ fn push_pages(path: &Path) -> io::Result<()> {
 }
 
 fn ask(control: &Path) -> io::Result<()> {
-    let file = OpenOptions::new().write(true).open(control);
-    match file.and_then(|mut f| f.write_all(b"flush\n")) {
+    let order = |mut file: File| {
+        file.write_all(b"flush\n")?;
+        // Where the kernel holds writes back, the answer comes only here.
+        file.sync_all()
+    };
+    match OpenOptions::new().write(true).open(control).and_then(order) {
         // A mount for reading only has nothing to flush.
         Err(e) if e.kind() == io::ErrorKind::ReadOnlyFilesystem => Ok(()),
         other => other,
@@ -176,6 +180,11 @@ fn wait_for_end(daemon: Option<Daemon>, vault: Option<&Path>) -> Result<(), Fail
         }
     }
     Ok(())
+}
+
+/// Who holds the vault's lock, as the holder wrote into it.
+fn holder(vault: &Path) -> Option<i32> {
+    std::fs::read_to_string(vault.join("lock")).ok()?.trim().parse().ok()
 }
 
 /// The value of the key `pid`, however the line separates the two.
