@@ -1,0 +1,179 @@
+//! Creates a vault.
+//!
+//! Promise: a directory with anything in it is left as it is; a vault that `init` reported is durable.
+//! Called by: a person. On failure: `Exit::NotEmpty`, `NoKey`, `Io`; a directory that was made for it is removed again.
+
+use super::exit::{Exit, Failure};
+use super::{key, mounts, print, size};
+use crate::backing::{Backing, DirBacking};
+use crate::base::choice::{Compression, SuiteId};
+use crate::base::limits::{ARGON2_CEILING, ARGON2_FLOOR};
+use crate::base::world::{RealWorld, World};
+use crate::vault::{self, CreateOptions};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// What a fresh ext4 has in its root.
+const TOLERATED: &str = "lost+found";
+
+/// Create a vault in a new or empty directory.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The directory; it is made if it does not exist, and must be empty if it does
+    vault: PathBuf,
+    #[command(flatten)]
+    key: key::Source,
+    /// auto, aes-256-gcm or chacha20-poly1305; for ever [default: auto, the faster on this machine]
+    #[arg(long, value_name = "SUITE", value_parser = cipher, default_value = "auto", hide_default_value = true)]
+    cipher: Cipher,
+    /// auto, zstd, lz4 or none; may be changed at each mount
+    #[arg(long, value_name = "HOW", default_value = "auto")]
+    compression: Compression,
+    /// Most bytes the files may hold together, such as 10G
+    #[arg(long, value_name = "SIZE", value_parser = size::parse_some)]
+    quota: Option<u64>,
+    /// Most files and directories together
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    quota_inodes: Option<u64>,
+    /// Cost of the passphrase: KiB of memory, passes, lanes [default: about a second on this machine]
+    #[arg(long, value_name = "KIB,PASSES,LANES", value_parser = argon2)]
+    argon2: Option<Argon2>,
+    /// Answer in JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `None` is `auto`.
+#[derive(Debug, Clone, Copy)]
+struct Cipher(Option<SuiteId>);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Argon2 {
+    memory_kib: u32,
+    passes: u32,
+    lanes: u32,
+}
+
+/// Does it.
+pub fn run(args: &Args) -> Result<Exit, Failure> {
+    let made = make_dir(&args.vault)?;
+    let outcome = create(args);
+    if made && outcome.is_err() {
+        // Only removes it if it is empty, and then it is as it was.
+        let _ = std::fs::remove_dir(&args.vault);
+    }
+    outcome
+}
+
+fn create(args: &Args) -> Result<Exit, Failure> {
+    refuse_full(&args.vault)?;
+    let path = args.vault.canonicalize().map_err(|e| Failure::io(&args.vault, &e))?;
+    let unlock = key::read(&args.key, true)?;
+    let backing: Arc<dyn Backing> = Arc::new(DirBacking::open(&path).map_err(|e| Failure::io(&path, &e))?);
+    let world: Arc<dyn World> = Arc::new(RealWorld::default());
+    let options = CreateOptions {
+        suite: args.cipher.0,
+        compression: args.compression,
+        quota_bytes: args.quota,
+        quota_inodes: args.quota_inodes,
+        argon2: args.argon2.map(|a| (a.memory_kib, a.passes, a.lanes)),
+    };
+    vault::create(&backing, &unlock, &options, &world).map_err(|fault| Failure::open(&path, &fault))?;
+    let header = super::status::header(&*backing, &path)?;
+    if args.json {
+        print::json(&serde_json::json!({
+            "ok": true,
+            "vault": path.to_string_lossy(),
+            "id": header.vault.to_string(),
+            "cipher": header.suite.to_string(),
+            "compression": header.compression.to_string(),
+            "quota_bytes": header.quota_bytes,
+            "quota_inodes": header.quota_inodes,
+        }))?;
+    } else {
+        let (at, suite, compression) = (path.display(), header.suite, header.compression);
+        let made = format!("{at} is a vault now: cipher {suite}, compression {compression}");
+        print::answer(&format!("{made}\nWithout its passphrase or key nobody can read it, you included."))?;
+    }
+    Ok(Exit::Ok)
+}
+
+/// Makes the directory; says whether it had to.
+fn make_dir(path: &Path) -> Result<bool, Failure> {
+    match std::fs::DirBuilder::new().mode(0o700).create(path) {
+        Ok(()) => Ok(true),
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        Err(e) => Err(Failure::io(path, &e)),
+    }
+}
+
+fn refuse_full(path: &Path) -> Result<(), Failure> {
+    let at = path.display();
+    for entry in std::fs::read_dir(path).map_err(|e| Failure::io(path, &e))? {
+        let name = entry.map_err(|e| Failure::io(path, &e))?.file_name();
+        if name == mounts::VAULT_FILE {
+            return Err(Failure::new(Exit::NotEmpty, format!("{at} is a vault already")));
+        }
+        if name != TOLERATED {
+            return Err(Failure::new(Exit::NotEmpty, format!("{at} is not empty")));
+        }
+    }
+    Ok(())
+}
+
+fn cipher(text: &str) -> Result<Cipher, String> {
+    match text {
+        "auto" => Ok(Cipher(None)),
+        _ => text.parse().map(|suite| Cipher(Some(suite))).map_err(|e| format!("{e} auto")),
+    }
+}
+
+fn argon2(text: &str) -> Result<Argon2, String> {
+    let numbers: Option<Vec<u32>> = text.split(',').map(|n| n.trim().parse().ok()).collect();
+    let Some(&[memory_kib, passes, lanes]) = numbers.as_deref() else {
+        return Err("write KiB of memory, passes and lanes, such as 65536,3,4".to_owned());
+    };
+    let within = |n: u32, floor: u32, ceiling: u32| (floor..=ceiling).contains(&n);
+    let (floor, ceiling) = (ARGON2_FLOOR, ARGON2_CEILING);
+    if within(memory_kib, floor.0, ceiling.0) && within(passes, floor.1, ceiling.1) && within(lanes, floor.2, ceiling.2)
+    {
+        Ok(Argon2 { memory_kib, passes, lanes })
+    } else {
+        Err(format!("allowed are {},{},{} to {},{},{}", floor.0, floor.1, floor.2, ceiling.0, ceiling.1, ceiling.2))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn weak_or_wild_costs_are_refused() {
+        assert_eq!(argon2("65536,3,4"), Ok(Argon2 { memory_kib: 65536, passes: 3, lanes: 4 }));
+        for text in ["", "65536", "65536,3", "65536,3,4,5", "1024,3,4", "65536,1,4", "8388608,3,4", "a,b,c"] {
+            assert!(argon2(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn ciphers_are_named() {
+        assert!(cipher("auto").unwrap().0.is_none());
+        assert_eq!(cipher("aes-256-gcm").unwrap().0, Some(SuiteId::Aes256Gcm));
+        assert!(cipher("rot13").unwrap_err().contains("auto"));
+    }
+
+    #[test]
+    fn only_an_empty_directory_will_do() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        assert!(!make_dir(dir.path()).unwrap());
+        std::fs::create_dir(dir.path().join(TOLERATED)).unwrap();
+        refuse_full(dir.path()).unwrap();
+        std::fs::write(dir.path().join("x"), "").unwrap();
+        assert_eq!(refuse_full(dir.path()).unwrap_err().exit, Exit::NotEmpty);
+        let fresh = dir.path().join("new");
+        assert!(make_dir(&fresh).unwrap());
+        assert_eq!(make_dir(&dir.path().join("a/b")).unwrap_err().exit, Exit::Io);
+    }
+}

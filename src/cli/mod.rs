@@ -1,0 +1,124 @@
+//! What a person types, and what they read back: the only layer that prints. `docs/cli.md` is the contract.
+//!
+//! Promise: every command ends in one of the exit codes of `exit::Exit`; a failure is one sentence on stderr that names
+//! the thing that failed; a passphrase is never an argument, and never shown.
+//! Called by: `main`. On failure: the sentence, then the code; with `--json` also an object on stdout.
+
+mod check;
+mod daemon;
+mod exit;
+mod init;
+mod key;
+mod log;
+mod mount;
+mod mounts;
+mod options;
+mod print;
+mod size;
+mod status;
+mod umount;
+
+use clap::{Parser, Subcommand};
+use exit::{Exit, Failure};
+use std::ffi::OsString;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
+
+/// An encrypted, verified, crash-safe filesystem in a directory.
+///
+/// A vault is a directory of encrypted segments; mounted, it is an ordinary directory. `cat MNT/.storage/status` shows
+/// what it is doing.
+#[derive(Debug, Parser)]
+#[command(name = "strongroom", version, arg_required_else_help = true, max_term_width = 100)]
+#[command(
+    after_help = "Exit codes are stable and listed in docs/cli.md: 0 ok, 2 usage, 3 wrong key, 5 vault in use, …"
+)]
+struct Line {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Create a vault in a new or empty directory
+    Init(init::Args),
+    /// Mount a vault; returns once the mount is live, and a daemon stays behind
+    Mount(Box<mount::Args>),
+    /// Flush and unmount; returns once everything is at rest
+    Umount(umount::Args),
+    /// Show how a mount or a vault is doing; without an argument, list the mounts
+    Status(status::Args),
+    /// Look a vault over without changing it
+    Check(check::Args),
+}
+
+/// Does what the command line says.
+pub fn run(line: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let line = match Line::try_parse_from(line) {
+        Ok(line) => line,
+        Err(e) => {
+            // Help and version are no failures, and a closed pipe is no news.
+            let _ = e.print();
+            return if e.use_stderr() { Exit::Usage } else { Exit::Ok }.into();
+        }
+    };
+    let json = match &line.command {
+        Command::Mount(_) | Command::Umount(_) => false,
+        Command::Init(args) => args.json,
+        Command::Status(args) => args.json,
+        Command::Check(args) => args.json,
+    };
+    let run = || match &line.command {
+        Command::Init(args) => init::run(args),
+        Command::Mount(args) => mount::run(args),
+        Command::Umount(args) => umount::run(args),
+        Command::Status(args) => status::run(args),
+        Command::Check(args) => check::run(args),
+    };
+    // A panic has been printed where it happened; it ends in a code of ours, too. Nothing of what it may have left half
+    // done is used again.
+    match catch_unwind(AssertUnwindSafe(run)) {
+        Err(_) => Exit::Unexpected.into(),
+        Ok(Ok(exit)) => exit.into(),
+        Ok(Err(failure)) => {
+            report(&failure, json);
+            failure.exit.into()
+        }
+    }
+}
+
+fn report(failure: &Failure, json: bool) {
+    print::complain(&failure.sentence);
+    if json {
+        let told = serde_json::json!({ "ok": false, "exit": failure.exit as u8, "error": failure.sentence });
+        // The sentence is on stderr already; a stdout that is gone changes nothing.
+        let _ = print::json(&told);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Line::command().debug_assert();
+    }
+
+    #[test]
+    fn what_does_not_exist_yet_is_not_offered() {
+        let names: Vec<_> = Line::command().get_subcommands().map(|c| c.get_name().to_owned()).collect();
+        assert_eq!(names, ["init", "mount", "umount", "status", "check"]);
+    }
+
+    #[test]
+    fn a_passphrase_cannot_be_an_argument() {
+        for command in Line::command().get_subcommands() {
+            for argument in command.get_arguments() {
+                let name = argument.get_long().unwrap_or_default();
+                assert!(!matches!(name, "password" | "passphrase" | "key"), "--{name} would show in ps");
+            }
+        }
+    }
+}

@@ -1,0 +1,487 @@
+//! Mounts a vault and serves it until it is unmounted.
+//!
+//! Promise: the command returns 0 only once the mount is live; the daemon ends only after everything was brought to rest
+//! and the vault was closed, however the end came: umount(8), a signal, a second signal.
+//! Why it holds: both ways to the end go through `Served::close`, which closes once and lets the second comer wait.
+//! Called by: a person, `mount.strongroom`, systemd. On failure: a code of its own for each thing that can be refused.
+
+use super::daemon::{self, Answer, Side};
+use super::exit::{Exit, Failure};
+use super::key;
+use super::mounts;
+use super::options::{self, Options};
+use super::{log as logging, size};
+use crate::backing::{Backing, DirBacking};
+use crate::base::choice::{Compression, Verify};
+use crate::base::limits::{BUDGET_BYTES_DEFAULT, BUDGET_BYTES_MIN};
+use crate::base::lock::Held;
+use crate::base::world::{RealWorld, World};
+use crate::fs::{FileSystem, FsOptions};
+use crate::fuse::{self, MountOptions, Mounted, Unmounter};
+use crate::seal::Unlock;
+use crate::vault::{self, OpenFault, OpenOptions, Vault};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use std::ffi::CString;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+/// How long a vault is waited for whose last mount is still closing: `umount` returns to others before we have finished.
+const CLOSING_WAIT: Duration = Duration::from_secs(60);
+/// How long one is waited for that is locked but mounted nowhere: someone is only looking, has just died, or has been
+/// unmounted by the kernel and not yet said that it is closing.
+const GLIMPSE_WAIT: Duration = Duration::from_secs(2);
+/// How long programs that still use a mount have to let go, once a signal asked us to end.
+const STRAGGLER_WAIT: Duration = Duration::from_secs(10);
+
+/// Mount a vault; returns once the mount is live, and a daemon stays behind.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The vault's directory
+    vault: PathBuf,
+    /// An empty directory outside the vault
+    mountpoint: PathBuf,
+    /// Stay in the foreground, and log to stderr
+    #[arg(short, long)]
+    foreground: bool,
+    /// Mount options, as in fstab: ro, allow_other, noatime, budget=SIZE, … (docs/cli.md lists them)
+    #[arg(short, value_name = "KEY=VALUE,…")]
+    options: Vec<String>,
+    /// Ignore mount options that are not known
+    #[arg(short, long)]
+    sloppy: bool,
+    #[command(flatten)]
+    key: key::Source,
+    /// Mount for reading only
+    #[arg(long)]
+    read_only: bool,
+    /// Let other users use the mount; the kernel then checks permissions
+    #[arg(long)]
+    allow_other: bool,
+    /// List .storage in the root directory
+    #[arg(long)]
+    show_storage: bool,
+    /// Memory for buffers and caches together [default: 256M, or an eighth of the machine's if that is less]
+    #[arg(long, value_name = "SIZE", value_parser = options::budget)]
+    budget: Option<u64>,
+    /// auto, zstd, lz4 or none [default: as the vault was made]
+    #[arg(long, value_name = "HOW")]
+    compression: Option<Compression>,
+    /// Read what was written back from the device, from the cache, or not: device, cache or off [default: device]
+    #[arg(long, value_name = "WHERE")]
+    verify: Option<Verify>,
+    /// Oldest that written bytes become before they are flushed [default: 5]
+    #[arg(long, value_name = "SECONDS", value_parser = options::seconds)]
+    flush_interval: Option<Duration>,
+    /// Threads that compress and encrypt [default: one per core]
+    #[arg(long, value_name = "N", value_parser = options::workers)]
+    workers: Option<usize>,
+    /// Append the log to this file (level by STRONGROOM_LOG; without it, a daemon's log is dropped)
+    #[arg(long, value_name = "FILE")]
+    log: Option<PathBuf>,
+}
+
+/// What is to be mounted, where and how; everything that can be refused without the key has been.
+struct Plan {
+    vault: PathBuf,
+    mountpoint: PathBuf,
+    options: Options,
+    key: key::Source,
+}
+
+/// Does it.
+pub fn run(args: &Args) -> Result<Exit, Failure> {
+    let plan = plan(args)?;
+    let unlock = key::read(&plan.key, false)?;
+    if args.foreground {
+        logging::start(args.log.as_deref())?;
+        return serve(&plan, unlock, Answer::nobody());
+    }
+    match daemon::split()? {
+        Side::Caller(caller) => {
+            drop(unlock); // The daemon has its own copy; this one is wiped now, not when the mount is live.
+            caller.wait().map(|()| Exit::Ok)
+        }
+        Side::Daemon(answer) => {
+            let exit = match logging::start(args.log.as_deref()) {
+                Ok(()) => serve(&plan, unlock, answer).unwrap_or_else(|failure| failure.exit),
+                Err(failure) => {
+                    answer.failed(&failure);
+                    failure.exit
+                }
+            };
+            // Not back through `main`, which would print a failure that the caller has printed already.
+            std::process::exit(exit as i32)
+        }
+    }
+}
+
+fn plan(args: &Args) -> Result<Plan, Failure> {
+    let options = options(args)?;
+    let vault = args.vault.canonicalize().map_err(|e| match e.kind() {
+        std::io::ErrorKind::NotFound => {
+            Failure::new(Exit::NotAVault, format!("{}: there is no such directory", args.vault.display()))
+        }
+        _ => Failure::io(&args.vault, &e),
+    })?;
+    if !vault.join(mounts::VAULT_FILE).is_file() {
+        let at = vault.display();
+        return Err(Failure::new(Exit::NotAVault, format!("{at} is not a vault: it has no {}", mounts::VAULT_FILE)));
+    }
+    let mountpoint = usable_mountpoint(&args.mountpoint, &vault)?;
+    let mut key = args.key.clone();
+    if key.is_unsaid() {
+        key.password_file = options.password_file.clone();
+        key.key_file = options.key_file.clone();
+        if key.password_file.is_some() && key.key_file.is_some() {
+            return Err(Failure::new(Exit::Usage, "password-file and key-file exclude each other"));
+        }
+    }
+    Ok(Plan { vault, mountpoint, options, key })
+}
+
+fn options(args: &Args) -> Result<Options, Failure> {
+    let mut options = Options::default();
+    args.options.iter().try_for_each(|list| options.add(list, args.sloppy))?;
+    options.read_only |= args.read_only;
+    options.allow_other |= args.allow_other;
+    options.show_storage |= args.show_storage;
+    options.budget_bytes = args.budget.or(options.budget_bytes);
+    options.compression = args.compression.or(options.compression);
+    options.verify = args.verify.or(options.verify);
+    options.flush_interval = args.flush_interval.or(options.flush_interval);
+    options.workers = args.workers.or(options.workers);
+    Ok(options)
+}
+
+fn usable_mountpoint(path: &Path, vault: &Path) -> Result<PathBuf, Failure> {
+    let refuse = |why: String| Failure::new(Exit::Mountpoint, format!("mountpoint {}: {why}", path.display()));
+    let whole = path.canonicalize().map_err(|e| match e.raw_os_error() {
+        Some(libc::ENOENT) => refuse("there is no such directory".to_owned()),
+        Some(libc::ENOTCONN) => refuse("a mount whose daemon has died is still there: strongroom umount it".to_owned()),
+        _ => refuse(e.to_string()),
+    })?;
+    if !whole.is_dir() {
+        return Err(refuse("it is not a directory".to_owned()));
+    }
+    if mounts::lies_in(&whole, vault) {
+        return Err(refuse("it lies inside the vault".to_owned()));
+    }
+    if mounts::lies_in(vault, &whole) {
+        return Err(refuse("the vault lies inside it".to_owned()));
+    }
+    if mounts::at(&whole)?.is_some() {
+        return Err(refuse("a strongroom is mounted there already".to_owned()));
+    }
+    let mut names = std::fs::read_dir(&whole).map_err(|e| refuse(e.to_string()))?;
+    if names.next().is_some() {
+        return Err(refuse("it is not empty".to_owned()));
+    }
+    Ok(whole)
+}
+
+/// A live mount.
+struct Live {
+    mounted: Mounted,
+    served: Arc<Served>,
+    signals: Signals,
+}
+
+/// What both ways to the end need.
+struct Served {
+    vault: Arc<Vault>,
+    path: PathBuf,
+    mountpoint: PathBuf,
+    unmounter: Unmounter,
+    closed: Mutex<Option<Exit>>,
+}
+
+fn serve(plan: &Plan, unlock: Unlock, answer: Answer) -> Result<Exit, Failure> {
+    bound_memory();
+    forbid_dumps();
+    let opened = bring_up(plan, &unlock);
+    drop(unlock);
+    let live = match opened {
+        Ok(live) => live,
+        Err(failure) => {
+            answer.failed(&failure);
+            return Err(failure);
+        }
+    };
+    log::info!("{} is mounted on {}", plan.vault.display(), plan.mountpoint.display());
+    let Live { mounted, served, signals } = live;
+    let handle = signals.handle();
+    let listener = {
+        let served = Arc::clone(&served);
+        let listen = move || listen(signals, &served);
+        thread::Builder::new().name("signals".to_owned()).spawn(listen)
+    };
+    let listener = listener.map_err(|e| Failure::new(Exit::Unexpected, format!("no thread for signals: {e}")));
+    // A caller that has gone away (Ctrl-C) wants no mount: nobody would know that it is there.
+    let unheard = answer.live().err();
+    if let Some(e) = &unheard {
+        log::error!("nobody waits for the mount any more: {e}");
+    }
+    if unheard.is_some() || listener.is_err() {
+        served.unmount();
+    }
+    let ended = mounted.wait();
+    let exit = served.close();
+    handle.close();
+    listener?;
+    if exit != Exit::Ok {
+        return Err(Failure::new(
+            exit,
+            format!("{}: not everything could be brought to rest (see the log)", plan.vault.display()),
+        ));
+    }
+    if let Err(e) = ended {
+        log::error!("serving the kernel ended with: {e}");
+        return Err(Failure::new(Exit::Fuse, format!("{}: {e}", plan.mountpoint.display())));
+    }
+    log::info!("{} is unmounted and closed", plan.vault.display());
+    Ok(exit)
+}
+
+fn bring_up(plan: &Plan, unlock: &Unlock) -> Result<Live, Failure> {
+    // Before the mount is live: a signal that comes early must not kill us with the vault open.
+    let signals = Signals::new([SIGTERM, SIGINT, SIGHUP])
+        .map_err(|e| Failure::new(Exit::Unexpected, format!("cannot listen for signals: {e}")))?;
+    let vault = open(plan, unlock)?;
+    let served = mount(plan, Arc::clone(&vault));
+    let (mounted, unmounter) = match served {
+        Ok(both) => both,
+        Err(failure) => {
+            if let Err(fault) = vault.close() {
+                log::error!("closing the vault after a mount that failed: {fault}");
+            }
+            return Err(failure);
+        }
+    };
+    let (path, mountpoint) = (plan.vault.clone(), plan.mountpoint.clone());
+    let served = Served { vault, path, mountpoint, unmounter, closed: Mutex::new(None) };
+    Ok(Live { mounted, served: Arc::new(served), signals })
+}
+
+fn open(plan: &Plan, unlock: &Unlock) -> Result<Arc<Vault>, Failure> {
+    let world: Arc<dyn World> = Arc::new(RealWorld::default());
+    let backing: Arc<dyn Backing> = Arc::new(DirBacking::open(&plan.vault).map_err(|e| Failure::io(&plan.vault, &e))?);
+    let said = &plan.options;
+    let mut options = OpenOptions {
+        budget_bytes: said.budget_bytes.unwrap_or_else(default_budget_bytes),
+        compression: said.compression,
+        read_only: said.read_only,
+        ..OpenOptions::default()
+    };
+    options.verify = said.verify.unwrap_or(options.verify);
+    options.flush_interval = said.flush_interval.unwrap_or(options.flush_interval);
+    options.workers = said.workers.unwrap_or(options.workers);
+    let begun = world.elapsed();
+    let is_mounted = || mounts::strongrooms().is_ok_and(|all| all.iter().any(|m| m.source == plan.vault));
+    loop {
+        match vault::open(Arc::clone(&backing), unlock, &options, Arc::clone(&world)) {
+            Ok(vault) => return Ok(vault),
+            Err(OpenFault::InUse { holder }) if world.elapsed() - begun < patience(&holder, is_mounted) => {
+                thread::sleep(Duration::from_millis(50));
+            }
+            Err(fault) => return Err(Failure::open(&plan.vault, &fault)),
+        }
+    }
+}
+
+/// How long a lock is worth waiting for, by what its holder wrote into it.
+fn patience(holder: &str, is_mounted: impl FnOnce() -> bool) -> Duration {
+    match holder.trim() {
+        "closing" => CLOSING_WAIT,
+        pid if pid.parse::<u32>().is_ok_and(|pid| Path::new(&format!("/proc/{pid}")).exists()) && is_mounted() => {
+            Duration::ZERO
+        }
+        _ => GLIMPSE_WAIT,
+    }
+}
+
+fn mount(plan: &Plan, vault: Arc<Vault>) -> Result<(Mounted, Unmounter), Failure> {
+    let said = &plan.options;
+    // SAFETY: both calls only ask, and cannot fail.
+    let (uid, gid) = unsafe { (libc::geteuid(), libc::getegid()) };
+    let fs_options = FsOptions { uid, gid, show_storage: said.show_storage, read_only: said.read_only };
+    let fs = FileSystem::new(vault, fs_options)
+        .map_err(|fault| Failure::new(Exit::Damaged, format!("{}: {fault}", plan.vault.display())))?;
+    let options = MountOptions {
+        fsname: said.fsname.clone().unwrap_or_else(|| plan.vault.to_string_lossy().into_owned()),
+        allow_other: said.allow_other,
+        // Whoever else can reach the mount is judged by the kernel, which knows their groups; a lone root needs no judge.
+        default_permissions: said.default_permissions || said.allow_other || uid != 0,
+        read_only: said.read_only,
+        kernel: said.kernel.clone(),
+        threads: thread::available_parallelism().map_or(2, |n| n.get()).max(2),
+    };
+    let mounted = fuse::mount(Arc::new(fs), &plan.mountpoint, &options)
+        .map_err(|e| Failure::new(Exit::Fuse, format!("cannot mount on {}: {e}", plan.mountpoint.display())))?;
+    let unmounter = mounted.unmounter();
+    Ok((mounted, unmounter))
+}
+
+/// Runs on a thread of its own until the mount has ended.
+fn listen(mut signals: Signals, served: &Arc<Served>) {
+    let mut ending = false;
+    for signal in signals.forever() {
+        if ending {
+            // Not a reason to drop what is still in memory; whoever means that has SIGKILL.
+            log::warn!("signal {signal}: still flushing, {} left", size::show(served.vault.pending_bytes()));
+            continue;
+        }
+        ending = true;
+        log::info!("signal {signal}: flushing and unmounting");
+        let served = Arc::clone(served);
+        let end = thread::Builder::new().name("end".to_owned()).spawn(move || served.end());
+        if let Err(e) = end {
+            log::error!("no thread to end on: {e}; unmount by hand");
+            ending = false;
+        }
+    }
+}
+
+impl Served {
+    /// Ends the mount because a signal said so.
+    fn end(&self) {
+        if let Err(fault) = self.vault.sync_wait() {
+            log::error!("flushing before the unmount: {fault}");
+        }
+        self.unmount();
+        // As a rule `wait` returns now and the process ends. Programs that keep files open in a detached mount get a
+        // while, then errors.
+        thread::sleep(STRAGGLER_WAIT);
+        let exit = self.close();
+        std::process::exit(exit as i32)
+    }
+
+    /// Unmounts, and if something still uses the mount detaches it, so that nothing new begins to.
+    fn unmount(&self) {
+        let Err(e) = self.unmounter.unmount() else { return };
+        let at = self.mountpoint.display();
+        log::warn!("{at}: {e}; detaching it, for those who still use it to finish");
+        let Ok(path) = CString::new(self.mountpoint.as_os_str().as_bytes()) else { return };
+        // SAFETY: a terminated string.
+        if unsafe { libc::umount2(path.as_ptr(), libc::MNT_DETACH | libc::UMOUNT_NOFOLLOW) } == 0 {
+            return;
+        }
+        let helper = std::process::Command::new("fusermount3").args(["-u", "-z", "--"]).arg(&self.mountpoint).output();
+        match helper {
+            Ok(output) if output.status.success() => {}
+            Ok(output) => log::error!("{at}: {}", String::from_utf8_lossy(&output.stderr).trim()),
+            Err(e) => log::error!("fusermount3: {e}"),
+        }
+    }
+
+    /// Closes the vault once; whoever comes second waits for the first.
+    fn close(&self) -> Exit {
+        let mut closed = self.closed.held();
+        *closed.get_or_insert_with(|| match self.vault.close() {
+            Ok(()) => Exit::Ok,
+            Err(fault) => {
+                log::error!("{}", Failure::flush(&self.path, &fault));
+                Exit::FlushFailed
+            }
+        })
+    }
+}
+
+/// The budget unless told: the usual one, but at most an eighth of what this machine (or container) has.
+fn default_budget_bytes() -> u64 {
+    // What cannot be asked is taken for a usual machine.
+    let Ok(mut system) = sysinfo::System::new() else { return BUDGET_BYTES_DEFAULT };
+    system.refresh_memory();
+    let machine = system.total_memory();
+    let ours = system.cgroup_limits().map_or(machine, |c| c.total_memory.min(machine));
+    budget_for(ours)
+}
+
+fn budget_for(memory_bytes: u64) -> u64 {
+    (memory_bytes / 8).clamp(BUDGET_BYTES_MIN, BUDGET_BYTES_DEFAULT)
+}
+
+/// Keeps the allocator from holding far more than the budget: glibc gives each thread up to eight arenas per core, and
+/// what is freed in one is no use to another; and after the first large block it raises its own threshold for mapping
+/// blocks to 32 MiB, so that they fragment the heap for good. Chunks and groups (128 KiB to 1 MiB) stay below the
+/// threshold: mapping those anew each time costs a page fault per 4 KiB.
+fn bound_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: plain settings of the allocator, before any other thread exists; a refusal leaves the defaults.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 2);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 4 << 20);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 16 << 20);
+    }
+}
+
+/// A core dump would hold the master key and everybody's plaintext.
+fn forbid_dumps() {
+    let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: plain settings of this process; `none` lives.
+    let refused = unsafe {
+        libc::setrlimit(libc::RLIMIT_CORE, &none) != 0 || libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) != 0
+    };
+    if refused {
+        log::warn!("core dumps could not be forbidden: {}", std::io::Error::last_os_error());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn args(words: &[&str]) -> Args {
+        Line::try_parse_from([&["mount"], words].concat()).expect("a good line").args
+    }
+
+    #[test]
+    fn a_long_option_counts_over_the_same_in_o() {
+        let o = options(&args(&["v", "m", "-o", "budget=32M,workers=3", "-o", "ro", "--budget", "64M"])).unwrap();
+        assert_eq!((o.budget_bytes, o.workers, o.read_only), (Some(64 << 20), Some(3), true));
+        assert!(Line::try_parse_from(["mount", "v", "m", "--budget", "1K"]).is_err());
+        assert!(Line::try_parse_from(["mount", "v", "m", "--key-file", "a", "--password-file", "b"]).is_err());
+    }
+
+    #[test]
+    fn a_mountpoint_that_will_not_do_is_refused() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let top = dir.path().canonicalize().unwrap();
+        let vault = top.join("vault");
+        let make = |name: &str| std::fs::create_dir_all(top.join(name)).unwrap();
+        ["vault/mnt", "full/x", "good"].into_iter().for_each(make);
+        std::fs::write(top.join("file"), "").unwrap();
+        for bad in ["missing", "file", "full", "vault", "vault/mnt", "."] {
+            let failure = usable_mountpoint(&top.join(bad), &vault).unwrap_err();
+            assert_eq!(failure.exit, Exit::Mountpoint, "{bad}: {failure}");
+        }
+        assert_eq!(usable_mountpoint(&top.join("good"), &vault).unwrap(), top.join("good"));
+    }
+
+    #[test]
+    fn a_small_machine_has_a_small_budget() {
+        assert_eq!(budget_for(64 << 30), BUDGET_BYTES_DEFAULT);
+        assert_eq!(budget_for(1 << 30), 128 << 20);
+        assert_eq!(budget_for(32 << 20), BUDGET_BYTES_MIN);
+    }
+
+    #[test]
+    fn only_a_closing_vault_is_worth_waiting_for() {
+        let me = format!("{}\n", std::process::id());
+        assert_eq!(patience("closing\n", || true), CLOSING_WAIT);
+        assert_eq!(patience(&me, || true), Duration::ZERO);
+        assert_eq!(patience(&me, || false), GLIMPSE_WAIT, "unmounted, but not yet closing");
+        assert_eq!(patience("", || true), GLIMPSE_WAIT);
+        assert_eq!(patience("4294967295\n", || true), GLIMPSE_WAIT, "dead");
+    }
+}

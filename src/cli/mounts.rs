@@ -1,0 +1,136 @@
+//! Which strongrooms are mounted, as the kernel tells it.
+//!
+//! Promise: looking never touches a mount, so a dead or slow one cannot hang the look.
+//! Called by: `mount`, `umount`, `status`. On failure: `/proc` is named.
+
+use super::exit::Failure;
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+const MOUNTINFO: &str = "/proc/self/mountinfo";
+/// The file that makes a directory a vault.
+pub const VAULT_FILE: &str = "vault.toml";
+
+/// One mounted filesystem.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mount {
+    /// Where it is mounted.
+    pub mountpoint: PathBuf,
+    /// `fuse.strongroom` for ours.
+    pub kind: Vec<u8>,
+    /// The name shown in `df`: the vault's path, unless `fsname=` said otherwise.
+    pub source: PathBuf,
+}
+
+impl Mount {
+    /// Whether it is one of ours.
+    pub fn is_strongroom(&self) -> bool {
+        match self.kind.as_slice() {
+            b"fuse.strongroom" => true,
+            b"fuse" => self.vault().is_some(),
+            _ => false,
+        }
+    }
+
+    /// The vault it shows, if its name tells.
+    pub fn vault(&self) -> Option<&Path> {
+        (self.source.is_absolute() && self.source.join(VAULT_FILE).is_file()).then_some(&self.source)
+    }
+}
+
+/// Every mount of ours.
+pub fn strongrooms() -> Result<Vec<Mount>, Failure> {
+    let mut text = Vec::new();
+    let path = Path::new(MOUNTINFO);
+    File::open(path).and_then(|mut f| f.read_to_end(&mut text)).map_err(|e| Failure::io(path, &e))?;
+    Ok(parse(&text).into_iter().filter(Mount::is_strongroom).collect())
+}
+
+/// The topmost of ours at a mountpoint.
+pub fn at(mountpoint: &Path) -> Result<Option<Mount>, Failure> {
+    Ok(strongrooms()?.into_iter().rfind(|m| m.mountpoint == mountpoint))
+}
+
+/// The whole path of a mountpoint, even if what is mounted there has died and answers nothing.
+pub fn whole_path(path: &Path) -> std::io::Result<PathBuf> {
+    match path.canonicalize() {
+        Ok(whole) => Ok(whole),
+        Err(e) => match (path.parent(), path.file_name()) {
+            (Some(parent), Some(name)) => {
+                let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+                Ok(parent.canonicalize()?.join(name))
+            }
+            _ => Err(e),
+        },
+    }
+}
+
+/// `36 35 98:0 / /mnt rw,noatime master:1 - fuse.strongroom /vault rw`: fields by blanks, blanks within them in octal.
+fn parse(text: &[u8]) -> Vec<Mount> {
+    let mount = |line: &[u8]| {
+        let mut fields = line.split(|&b| b == b' ').filter(|f| !f.is_empty());
+        let mountpoint = fields.nth(4)?;
+        fields.find(|f| *f == b"-")?;
+        let (kind, source) = (fields.next()?, fields.next()?);
+        Some(Mount { mountpoint: unescape(mountpoint), kind: kind.to_vec(), source: unescape(source) })
+    };
+    text.split(|&b| b == b'\n').filter_map(mount).collect()
+}
+
+fn unescape(field: &[u8]) -> PathBuf {
+    let mut out = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((&first, after)) = rest.split_first() {
+        let octal = after.get(..3).filter(|d| first == b'\\' && d.iter().all(|b| (b'0'..=b'7').contains(b)));
+        match octal {
+            Some(digits) => {
+                out.push(digits.iter().fold(0u8, |n, d| n.wrapping_mul(8).wrapping_add(d - b'0')));
+                rest = &after[3..];
+            }
+            None => {
+                out.push(first);
+                rest = after;
+            }
+        }
+    }
+    PathBuf::from(OsString::from_vec(out))
+}
+
+/// Whether `inner` is `outer` or lies in it.
+pub fn lies_in(inner: &Path, outer: &Path) -> bool {
+    inner.as_os_str().as_bytes() == outer.as_os_str().as_bytes() || inner.starts_with(outer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mount_with_a_blank_in_its_name_is_read() {
+        let text = b"22 1 254:0 / / rw shared:1 - ext4 /dev/vda rw\n\
+            90 22 0:50 / /mnt/a\\040b rw,nosuid shared:2 master:7 - fuse.strongroom /srv/v\\134x rw,user_id=0\n";
+        let mounts = parse(text);
+        assert_eq!(mounts.len(), 2);
+        assert!(!mounts[0].is_strongroom());
+        assert!(mounts[1].is_strongroom());
+        assert_eq!(
+            (mounts[1].mountpoint.as_path(), mounts[1].source.as_path()),
+            (Path::new("/mnt/a b"), Path::new("/srv/v\\x"))
+        );
+    }
+
+    #[test]
+    fn lines_cut_short_are_passed_over() {
+        assert_eq!(parse(b"\n1 2 3\n22 1 254:0 / / rw - ext4"), []);
+    }
+
+    #[test]
+    fn overlap_is_by_whole_names() {
+        assert!(lies_in(Path::new("/a/b"), Path::new("/a")));
+        assert!(lies_in(Path::new("/a"), Path::new("/a")));
+        assert!(!lies_in(Path::new("/ab"), Path::new("/a")));
+    }
+}

@@ -1,0 +1,231 @@
+//! Mount options: what stands after `-o`, and the long options that say the same.
+//!
+//! Promise: an option that is not known is refused by name, never ignored (unless `--sloppy`); of two that contradict
+//! each other the later counts, and a long option counts over `-o`; the words that fstab keeps for mount(8) and systemd
+//! are passed over. Called by: `mount`. On failure: `Exit::Usage`.
+
+use super::exit::{Exit, Failure};
+use super::size;
+use crate::base::choice::{Compression, Verify};
+use crate::base::limits::BUDGET_BYTES_MIN;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+/// Longest `flush-interval`: an hour of work is more than anybody means to risk.
+const FLUSH_INTERVAL_MAX: Duration = Duration::from_secs(3600);
+
+/// What was asked for; `None` where nothing was said.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Options {
+    /// Reading only.
+    pub read_only: bool,
+    /// Other users may use the mount.
+    pub allow_other: bool,
+    /// The kernel checks permissions.
+    pub default_permissions: bool,
+    /// `/.storage` is listed in the root.
+    pub show_storage: bool,
+    /// The name shown in `mount` and `df`.
+    pub fsname: Option<String>,
+    /// The byte budget.
+    pub budget_bytes: Option<u64>,
+    /// The compression.
+    pub compression: Option<Compression>,
+    /// The verification.
+    pub verify: Option<Verify>,
+    /// The age at which bytes are flushed.
+    pub flush_interval: Option<Duration>,
+    /// Sealing threads.
+    pub workers: Option<usize>,
+    /// The passphrase's file.
+    pub password_file: Option<PathBuf>,
+    /// The key file.
+    pub key_file: Option<PathBuf>,
+    /// Words for the kernel, as they are: at most one of a family.
+    pub kernel: Vec<String>,
+}
+
+/// Kernel words that exclude each other.
+const KERNEL_FAMILIES: &[&[&str]] = &[
+    &["dev", "nodev"],
+    &["suid", "nosuid"],
+    &["exec", "noexec"],
+    &["atime", "noatime", "relatime", "strictatime"],
+    &["diratime", "nodiratime"],
+    &["sync", "async"],
+    &["dirsync"],
+];
+
+/// Words of those families that name what happens anyway: they undo, and are not passed on.
+const KERNEL_DEFAULTS: &[&str] = &["relatime", "strictatime", "diratime", "async"];
+
+/// Words that fstab keeps for others.
+const NOT_OURS: &[&str] =
+    &["_netdev", "nofail", "noauto", "auto", "user", "nouser", "users", "owner", "group", "defaults", "loud", "silent"];
+const NOT_OURS_PREFIXES: &[&str] = &["x-", "X-", "comment=", "user=", "uhelper=", "helper="];
+
+impl Options {
+    /// Reads one `-o` argument, a list with commas, on top of what was said before.
+    pub fn add(&mut self, list: &str, sloppy: bool) -> Result<(), Failure> {
+        for word in list.split(',').map(str::trim).filter(|w| !w.is_empty()) {
+            match self.add_word(word) {
+                Err(Refused::Unknown) if sloppy => {}
+                Err(Refused::Unknown) => return Err(usage(format!("unknown mount option '{word}'"))),
+                Err(Refused::Wrong(why)) => return Err(usage(format!("mount option '{word}': {why}"))),
+                Ok(()) => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn add_word(&mut self, word: &str) -> Result<(), Refused> {
+        if NOT_OURS.contains(&word) || NOT_OURS_PREFIXES.iter().any(|p| word.starts_with(p)) {
+            return Ok(());
+        }
+        if let Some(family) = KERNEL_FAMILIES.iter().find(|family| family.contains(&word)) {
+            self.kernel.retain(|w| !family.contains(&w.as_str()));
+            if !KERNEL_DEFAULTS.contains(&word) {
+                self.kernel.push(word.to_owned());
+            }
+            return Ok(());
+        }
+        match word.split_once('=') {
+            None => match word {
+                "ro" => self.read_only = true,
+                "rw" => self.read_only = false,
+                "allow_other" => self.allow_other = true,
+                "default_permissions" => self.default_permissions = true,
+                "show-storage" => self.show_storage = true,
+                _ => return Err(Refused::Unknown),
+            },
+            Some((key, value)) => self.set(key, value)?,
+        }
+        Ok(())
+    }
+
+    fn set(&mut self, key: &str, value: &str) -> Result<(), Refused> {
+        if value.is_empty() {
+            return Err(Refused::Wrong("it needs a value".to_owned()));
+        }
+        match key {
+            "fsname" => self.fsname = Some(value.to_owned()),
+            "budget" => self.budget_bytes = Some(budget(value).map_err(Refused::Wrong)?),
+            "compression" => self.compression = Some(Compression::from_str(value).map_err(Refused::Wrong)?),
+            "verify" => self.verify = Some(Verify::from_str(value).map_err(Refused::Wrong)?),
+            "flush-interval" => self.flush_interval = Some(seconds(value).map_err(Refused::Wrong)?),
+            "workers" => self.workers = Some(workers(value).map_err(Refused::Wrong)?),
+            "password-file" => self.password_file = Some(value.into()),
+            "key-file" => self.key_file = Some(value.into()),
+            _ => return Err(Refused::Unknown),
+        }
+        Ok(())
+    }
+}
+
+enum Refused {
+    Unknown,
+    Wrong(String),
+}
+
+fn usage(sentence: String) -> Failure {
+    Failure::new(Exit::Usage, sentence)
+}
+
+/// Reads a byte budget.
+pub fn budget(text: &str) -> Result<u64, String> {
+    match size::parse(text)? {
+        n if n < BUDGET_BYTES_MIN => Err(format!("the budget is at least {}", size::show(BUDGET_BYTES_MIN))),
+        n => Ok(n),
+    }
+}
+
+/// Reads a number of seconds, perhaps with a fraction.
+pub fn seconds(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("'{text}' is not a number of seconds above 0 and up to {}", FLUSH_INTERVAL_MAX.as_secs());
+    let plain = text.bytes().all(|b| b.is_ascii_digit() || b == b'.');
+    let number: f64 = text.parse().ok().filter(|_| plain).ok_or_else(wrong)?;
+    let duration = Duration::try_from_secs_f64(number).map_err(|_| wrong())?;
+    if duration.is_zero() || duration > FLUSH_INTERVAL_MAX { Err(wrong()) } else { Ok(duration) }
+}
+
+/// Reads a number of threads.
+pub fn workers(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(n @ 1..=256) => Ok(n),
+        _ => Err(format!("'{text}' is not a number of workers from 1 to 256")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(lists: &[&str]) -> Result<Options, Failure> {
+        let mut options = Options::default();
+        lists.iter().try_for_each(|list| options.add(list, false))?;
+        Ok(options)
+    }
+
+    #[test]
+    fn every_option_is_understood() {
+        let o = read(&[
+            "allow_other,fsname=X,ro,nodev,nosuid,noexec,noatime,nodiratime,sync,dirsync,default_permissions",
+            "show-storage,budget=64M,compression=zstd,verify=cache,flush-interval=2.5,workers=3",
+            "password-file=/p,key-file=/k",
+        ])
+        .unwrap();
+        assert!(o.allow_other && o.read_only && o.default_permissions && o.show_storage);
+        assert_eq!(o.kernel, ["nodev", "nosuid", "noexec", "noatime", "nodiratime", "sync", "dirsync"]);
+        assert_eq!((o.fsname.as_deref(), o.budget_bytes, o.workers), (Some("X"), Some(64 << 20), Some(3)));
+        assert_eq!((o.compression, o.verify), (Some(Compression::Zstd), Some(Verify::Cache)));
+        assert_eq!(o.flush_interval, Some(Duration::from_millis(2500)));
+        assert_eq!((o.password_file, o.key_file), (Some("/p".into()), Some("/k".into())));
+    }
+
+    #[test]
+    fn the_later_of_two_that_contradict_counts() {
+        let o = read(&["ro,dev,noatime,sync,suid", "rw,nodev,relatime,async"]).unwrap();
+        assert!(!o.read_only);
+        assert_eq!(o.kernel, ["suid", "nodev"]);
+    }
+
+    #[test]
+    fn words_for_others_are_passed_over() {
+        let all =
+            "_netdev,nofail,noauto,auto,user,users,user=me,defaults,x-systemd.automount,x-gvfs-show,comment=a b,,";
+        assert_eq!(read(&[all]).unwrap(), Options::default());
+    }
+
+    #[test]
+    fn what_is_unknown_is_named() {
+        for word in ["frobnicate", "budgte=1G", "ro=1", "budget", "show_storage"] {
+            let failure = read(&[&format!("rw,{word},noatime")]).unwrap_err();
+            assert_eq!(failure.exit, Exit::Usage);
+            assert_eq!(failure.sentence, format!("unknown mount option '{word}'"));
+        }
+        let mut options = Options::default();
+        options.add("frobnicate,ro", true).unwrap();
+        assert!(options.read_only);
+    }
+
+    #[test]
+    fn wrong_values_are_refused() {
+        for word in [
+            "budget=1M",
+            "budget=",
+            "compression=rar",
+            "verify=yes",
+            "flush-interval=0",
+            "flush-interval=-1",
+            "workers=0",
+        ] {
+            let failure = read(&[word]).unwrap_err();
+            assert_eq!(failure.exit, Exit::Usage);
+            assert!(failure.sentence.contains(word), "{failure}");
+        }
+        for text in ["inf", "nan", "1e3", "", "3601"] {
+            assert!(seconds(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,445 @@
+//! Attacks the command line with the real program: exit codes, sentences, and what is left behind.
+//!
+//! Method: each test makes a vault in a temporary directory of its own, mounts it with the real binary through /dev/fuse,
+//! and looks at it as a person would. Promise: what docs/cli.md says of `init`, `mount`, `umount`, `status`, `check`.
+//! Without /dev/fuse these tests fail and say so: a mount that was not tried is not known to work.
+
+#![allow(clippy::unwrap_used, reason = "a test may")]
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_strongroom");
+const OK: i32 = 0;
+const USAGE: i32 = 2;
+const WRONG_KEY: i32 = 3;
+const NOT_A_VAULT: i32 = 4;
+const IN_USE: i32 = 5;
+const MOUNTPOINT: i32 = 6;
+const NOT_EMPTY: i32 = 7;
+const BUSY: i32 = 11;
+const FLUSH_FAILED: i32 = 12;
+const NO_KEY: i32 = 15;
+const NOT_MOUNTED: i32 = 16;
+/// Longer than anything here takes on a machine that is shared and slow.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A directory with a vault, its passphrase and a mountpoint; unmounted and removed when dropped.
+struct Desk {
+    dir: tempfile::TempDir,
+}
+
+impl Desk {
+    /// Everything but the vault.
+    fn bare() -> Desk {
+        assert!(Path::new("/dev/fuse").exists(), "these tests need /dev/fuse, and it is not there");
+        let desk = Desk { dir: tempfile::tempdir().expect("a temporary directory") };
+        desk.secret("pass", b"correct horse\n");
+        fs::create_dir(desk.mnt()).expect("a mountpoint");
+        desk
+    }
+
+    fn new() -> Desk {
+        let desk = Desk::bare();
+        // The floor of the passphrase's cost: these tests open vaults often.
+        ok(&desk.run(&["init", "--argon2", "65536,3,4", "--password-file", "pass", "vault"]));
+        desk
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn mnt(&self) -> PathBuf {
+        self.path("mnt")
+    }
+
+    fn secret(&self, name: &str, bytes: &[u8]) {
+        let mut options = fs::OpenOptions::new();
+        let mut file =
+            options.write(true).create(true).truncate(true).mode(0o600).open(self.path(name)).expect("a secret");
+        file.write_all(bytes).expect("a secret's bytes");
+    }
+
+    fn command(&self, words: &[&str]) -> Command {
+        let mut command = Command::new(PROGRAM);
+        command.args(words).current_dir(self.dir.path()).stdin(Stdio::null()).env_remove("CREDENTIALS_DIRECTORY");
+        command
+    }
+
+    fn run(&self, words: &[&str]) -> Output {
+        self.command(words).output().expect("the program runs")
+    }
+
+    fn mount(&self) -> Output {
+        self.run(&["mount", "--password-file", "pass", "vault", "mnt"])
+    }
+
+    fn is_mounted(&self) -> bool {
+        let mnt = self.mnt().canonicalize().unwrap_or_else(|_| self.mnt());
+        let mounts = fs::read_to_string("/proc/self/mountinfo").expect("the kernel's list of mounts");
+        mounts.lines().any(|line| line.split(' ').nth(4) == mnt.to_str())
+    }
+
+    /// The daemon's process, as the mount itself tells it.
+    fn daemon(&self) -> i32 {
+        let config = fs::read_to_string(self.mnt().join(".storage/config")).expect("the mount's settings");
+        let line = config.lines().find(|l| l.trim_start().starts_with("pid")).expect("the settings name the process");
+        let digits: String = line.chars().filter(char::is_ascii_digit).collect();
+        digits.parse().expect("a process number")
+    }
+}
+
+impl Drop for Desk {
+    fn drop(&mut self) {
+        if self.is_mounted() {
+            let _ = Command::new("umount").arg("-l").arg(self.mnt()).output();
+            let _ = Command::new("fusermount3").arg("-uz").arg(self.mnt()).output();
+        }
+    }
+}
+
+fn code(output: &Output) -> i32 {
+    output.status.code().unwrap_or(-1)
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[track_caller]
+fn ok(output: &Output) {
+    ends_with(output, OK, "");
+}
+
+/// Checks the code, and that stderr is one sentence (or nothing) with this in it.
+#[track_caller]
+fn ends_with(output: &Output, want: i32, sentence: &str) {
+    let said = stderr(output);
+    assert_eq!(code(output), want, "{said}");
+    assert!(said.contains(sentence), "'{sentence}' is not in: {said}");
+    if want != OK {
+        assert!(!said.trim().is_empty(), "a failure is said");
+        assert!(!said.contains("panicked"), "{said}");
+    }
+}
+
+#[track_caller]
+fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !done() {
+        assert!(begun.elapsed() < PATIENCE, "still waiting: {what}");
+        sleep(Duration::from_millis(20));
+    }
+}
+
+fn lives(pid: i32) -> bool {
+    // A process that has ended but is not yet reaped by its parent is `Z`.
+    match fs::read_to_string(format!("/proc/{pid}/stat")) {
+        Ok(stat) => !stat.rsplit(')').next().unwrap_or_default().trim_start().starts_with('Z'),
+        Err(_) => false,
+    }
+}
+
+fn kill(signal: i32, pid: i32) {
+    // SAFETY: a plain call with two numbers; the process is one that this test started.
+    assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
+}
+
+fn json(output: &Output) -> serde_json::Value {
+    serde_json::from_slice(&output.stdout).expect("one JSON value on stdout")
+}
+
+#[test]
+fn init_refuses_a_directory_with_something_in_it() {
+    let desk = Desk::bare();
+    fs::create_dir(desk.path("vault")).unwrap();
+    fs::write(desk.path("vault/letter"), "dear").unwrap();
+    ends_with(&desk.run(&["init", "--password-file", "pass", "vault"]), NOT_EMPTY, "not empty");
+    assert_eq!(fs::read_dir(desk.path("vault")).unwrap().count(), 1, "it is left as it was");
+}
+
+#[test]
+fn init_refuses_a_vault_and_tolerates_lost_and_found() {
+    let desk = Desk::bare();
+    fs::create_dir_all(desk.path("vault/lost+found")).unwrap();
+    let init = ["init", "--argon2", "65536,3,4", "--password-file", "pass", "--json", "vault"];
+    let made = desk.run(&init);
+    ok(&made);
+    assert_eq!((json(&made)["ok"].as_bool(), json(&made)["quota_bytes"].is_null()), (Some(true), true));
+    let again = desk.run(&init);
+    ends_with(&again, NOT_EMPTY, "already");
+    assert_eq!(json(&again)["exit"], NOT_EMPTY);
+    ok(&desk.mount());
+    ok(&desk.run(&["umount", "mnt"]));
+}
+
+#[test]
+fn init_without_a_key_leaves_nothing_behind() {
+    let desk = Desk::bare();
+    desk.secret("empty", b"\n");
+    ends_with(&desk.run(&["init", "--password-file", "empty", "vault"]), NO_KEY, "empty");
+    ends_with(&desk.run(&["init", "--password-file", "absent", "vault"]), NO_KEY, "absent");
+    assert!(!desk.path("vault").exists());
+    ends_with(&desk.run(&["init", "--password", "hunter2", "vault"]), USAGE, "--password");
+    ends_with(&desk.run(&["init", "--quota", "10X", "--password-file", "pass", "vault"]), USAGE, "10X");
+}
+
+#[test]
+fn a_wrong_passphrase_and_a_missing_vault_have_their_codes() {
+    let desk = Desk::new();
+    desk.secret("wrong", b"battery staple\n");
+    let mount = |key: &str, vault: &str| desk.run(&["mount", "--password-file", key, vault, "mnt"]);
+    ends_with(&mount("wrong", "vault"), WRONG_KEY, "vault");
+    ends_with(&mount("pass", "nowhere"), NOT_A_VAULT, "nowhere");
+    fs::create_dir(desk.path("plain")).unwrap();
+    ends_with(&mount("pass", "plain"), NOT_A_VAULT, "plain");
+    ends_with(&desk.run(&["check", "--password-file", "wrong", "vault"]), WRONG_KEY, "vault");
+    assert!(!desk.is_mounted());
+}
+
+#[test]
+fn what_was_written_is_there_after_the_round_trip() {
+    let desk = Desk::new();
+    ok(&desk.mount());
+    let body: Vec<u8> = (0..3_000_000u32).map(|i| ((i * i) >> 7) as u8).collect();
+    fs::create_dir(desk.mnt().join("d")).unwrap();
+    fs::write(desk.mnt().join("d/body"), &body).unwrap();
+    let daemon = desk.daemon();
+    let status = desk.run(&["status", "mnt"]);
+    ok(&status);
+    assert!(!status.stdout.is_empty());
+    json(&desk.run(&["status", "--json", "mnt"]));
+    ok(&desk.run(&["umount", "mnt"]));
+    assert!(!lives(daemon), "umount returns after the daemon's end");
+    assert_eq!(fs::read_dir(desk.mnt()).unwrap().count(), 0);
+    let checked = desk.run(&["check", "--read-data", "--json", "--password-file", "pass", "vault"]);
+    ok(&checked);
+    assert_eq!(json(&checked)["findings"], serde_json::json!([]));
+    ok(&desk.mount());
+    assert_eq!(fs::read(desk.mnt().join("d/body")).unwrap(), body);
+    ok(&desk.run(&["umount", "mnt"]));
+}
+
+#[test]
+fn a_copy_made_after_umount_is_a_vault() {
+    let desk = Desk::new();
+    ok(&desk.mount());
+    fs::write(desk.mnt().join("x"), "before the copy").unwrap();
+    ok(&desk.run(&["umount", "mnt"]));
+    let copied = Command::new("cp").arg("-r").arg(desk.path("vault")).arg(desk.path("copy")).status().unwrap();
+    assert!(copied.success());
+    ok(&desk.run(&["mount", "--password-file", "pass", "copy", "mnt"]));
+    assert_eq!(fs::read_to_string(desk.mnt().join("x")).unwrap(), "before the copy");
+    ok(&desk.run(&["umount", "mnt"]));
+}
+
+#[test]
+fn mountpoints_that_will_not_do_are_refused() {
+    let desk = Desk::new();
+    fs::create_dir_all(desk.path("full/x")).unwrap();
+    fs::create_dir(desk.path("vault/inside")).unwrap();
+    for (mountpoint, why) in [
+        ("full", "not empty"),
+        ("absent", "no such directory"),
+        ("pass", "not a directory"),
+        ("vault/inside", "inside the vault"),
+        (".", "the vault lies inside"),
+    ] {
+        let refused = desk.run(&["mount", "--password-file", "pass", "vault", mountpoint]);
+        ends_with(&refused, MOUNTPOINT, why);
+    }
+}
+
+#[test]
+fn a_mounted_vault_is_not_mounted_twice() {
+    let desk = Desk::new();
+    ok(&desk.mount());
+    fs::create_dir(desk.path("other")).unwrap();
+    ends_with(&desk.run(&["mount", "--password-file", "pass", "vault", "other"]), IN_USE, "in use");
+    ends_with(&desk.mount(), MOUNTPOINT, "already");
+    ends_with(&desk.run(&["check", "--password-file", "pass", "vault"]), IN_USE, "in use");
+    let status = desk.run(&["status", "--json", "vault"]);
+    assert_eq!(json(&status)["in_use"], true);
+    fs::write(desk.mnt().join("x"), "still works").unwrap();
+    ok(&desk.run(&["umount", "mnt"]));
+    assert_eq!(json(&desk.run(&["status", "--json", "vault"]))["in_use"], false);
+}
+
+#[test]
+fn a_vault_can_be_mounted_the_moment_it_is_unmounted() {
+    let desk = Desk::new();
+    for round in 0..3 {
+        ok(&desk.mount());
+        let name = desk.mnt().join(format!("{round}"));
+        fs::write(&name, vec![round; 1 << 20]).unwrap();
+        // Once by our command, which waits, and once by the system's, which does not.
+        if round == 1 {
+            assert!(Command::new("umount").arg(desk.mnt()).status().unwrap().success());
+        } else {
+            ok(&desk.run(&["umount", "mnt"]));
+        }
+    }
+    ok(&desk.mount());
+    for round in 0..3 {
+        assert_eq!(fs::read(desk.mnt().join(format!("{round}"))).unwrap(), vec![round; 1 << 20]);
+    }
+    ok(&desk.run(&["umount", "mnt"]));
+}
+
+#[test]
+fn sigterm_flushes_and_unmounts() {
+    let desk = Desk::new();
+    ok(&desk.mount());
+    fs::write(desk.mnt().join("x"), "written just before").unwrap();
+    let daemon = desk.daemon();
+    kill(libc::SIGTERM, daemon);
+    // A second one does not cut the flush short; it may come when all is over.
+    // SAFETY: a plain call with two numbers; the process is one that this test started.
+    unsafe { libc::kill(daemon, libc::SIGTERM) };
+    wait_until("the daemon ends", || !lives(daemon));
+    assert!(!desk.is_mounted());
+    ok(&desk.mount());
+    assert_eq!(fs::read_to_string(desk.mnt().join("x")).unwrap(), "written just before");
+    ok(&desk.run(&["umount", "mnt"]));
+}
+
+#[test]
+fn the_foreground_ends_with_zero_after_a_signal() {
+    let desk = Desk::new();
+    let mut child: Child = desk
+        .command(&["mount", "-f", "--password-file", "pass", "vault", "mnt"])
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the program runs");
+    wait_until("the mount is live", || desk.mnt().join(".storage/version").exists());
+    assert_eq!(desk.daemon(), child.id() as i32);
+    fs::write(desk.mnt().join("x"), "x").unwrap();
+    kill(libc::SIGINT, child.id() as i32);
+    assert_eq!(child.wait().unwrap().code(), Some(OK));
+    assert!(!desk.is_mounted());
+}
+
+#[test]
+fn a_busy_mount_stays_and_says_so() {
+    let desk = Desk::new();
+    ok(&desk.mount());
+    let path = desk.mnt().join("x");
+    let mut open = fs::File::create(&path).unwrap();
+    open.write_all(b"half").unwrap();
+    ends_with(&desk.run(&["umount", "mnt"]), BUSY, "EBUSY");
+    open.write_all(b" and half").unwrap();
+    drop(open);
+    ok(&desk.run(&["umount", "mnt"]));
+    ok(&desk.mount());
+    assert_eq!(fs::read_to_string(path).unwrap(), "half and half");
+    ok(&desk.run(&["umount", "mnt"]));
+}
+
+#[test]
+fn a_signal_while_busy_keeps_what_was_written() {
+    let desk = Desk::new();
+    ok(&desk.mount());
+    let mut open = fs::File::create(desk.mnt().join("x")).unwrap();
+    open.write_all(b"kept").unwrap();
+    open.sync_all().unwrap();
+    let daemon = desk.daemon();
+    kill(libc::SIGTERM, daemon);
+    wait_until("it is detached", || !desk.is_mounted());
+    drop(open);
+    wait_until("the daemon ends", || !lives(daemon));
+    ok(&desk.mount());
+    assert_eq!(fs::read_to_string(desk.mnt().join("x")).unwrap(), "kept");
+    ok(&desk.run(&["umount", "mnt"]));
+}
+
+#[test]
+fn a_mount_whose_daemon_was_killed_is_taken_away_and_recovers() {
+    let desk = Desk::new();
+    ok(&desk.mount());
+    let file = fs::File::create(desk.mnt().join("x")).unwrap();
+    (&file).write_all(b"synced").unwrap();
+    file.sync_all().unwrap();
+    drop(file);
+    let daemon = desk.daemon();
+    kill(libc::SIGKILL, daemon);
+    wait_until("the daemon is gone", || !lives(daemon));
+    ends_with(&desk.mount(), MOUNTPOINT, "died");
+    ends_with(&desk.run(&["umount", "mnt"]), FLUSH_FAILED, "died");
+    assert!(!desk.is_mounted());
+    ok(&desk.mount());
+    assert_eq!(fs::read_to_string(desk.mnt().join("x")).unwrap(), "synced");
+    ok(&desk.run(&["umount", "mnt"]));
+}
+
+#[test]
+fn nonsense_after_o_is_named() {
+    let desk = Desk::new();
+    let mount = |options: &str| desk.run(&["mount", "-o", options, "--password-file", "pass", "vault", "mnt"]);
+    ends_with(&mount("noatime,frobnicate"), USAGE, "'frobnicate'");
+    ends_with(&mount("budget=lots"), USAGE, "budget=lots");
+    ends_with(&mount("compression=rar"), USAGE, "zstd");
+    assert!(!desk.is_mounted());
+    ok(&mount("_netdev,nofail,x-systemd.automount,defaults,noatime,budget=32M,workers=1,verify=cache"));
+    ok(&desk.run(&["umount", "mnt"]));
+    ends_with(&desk.run(&["umount", "mnt"]), NOT_MOUNTED, "mnt");
+}
+
+#[test]
+fn a_read_only_mount_reads_only() {
+    let desk = Desk::new();
+    ok(&desk.mount());
+    fs::write(desk.mnt().join("x"), "x").unwrap();
+    ok(&desk.run(&["umount", "mnt"]));
+    ok(&desk.run(&["mount", "-o", "ro,password-file=pass", "vault", "mnt"]));
+    assert_eq!(fs::read_to_string(desk.mnt().join("x")).unwrap(), "x");
+    let refused = fs::write(desk.mnt().join("y"), "y").unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
+    ok(&desk.run(&["umount", "mnt"]));
+}
+
+#[test]
+fn a_key_file_and_a_credential_open_what_they_made() {
+    let desk = Desk::bare();
+    desk.secret("key", &[0, 1, 2, b'\n', 255, b'\n']);
+    ok(&desk.run(&["init", "--argon2", "65536,3,4", "--key-file", "key", "vault"]));
+    ok(&desk.run(&["mount", "--key-file", "key", "vault", "mnt"]));
+    ok(&desk.run(&["umount", "mnt"]));
+    fs::create_dir(desk.path("credentials")).unwrap();
+    fs::set_permissions(desk.path("credentials"), fs::Permissions::from_mode(0o700)).unwrap();
+    desk.secret("credentials/strongroom.passphrase", b"correct horse");
+    let with_credential = |words: &[&str]| {
+        let output = desk.command(words).env("CREDENTIALS_DIRECTORY", desk.path("credentials")).output();
+        output.expect("the program runs")
+    };
+    ok(&with_credential(&["init", "--argon2", "65536,3,4", "second"]));
+    ok(&desk.run(&["mount", "--password-file", "pass", "second", "mnt"]));
+    ok(&desk.run(&["umount", "mnt"]));
+}
+
+#[test]
+fn mounts_are_listed() {
+    let desk = Desk::new();
+    ok(&desk.mount());
+    let listed = json(&desk.run(&["status", "--json"]));
+    let mnt = desk.mnt().canonicalize().unwrap();
+    let vault = desk.path("vault").canonicalize().unwrap();
+    let ours = listed["mounts"].as_array().unwrap().iter().find(|m| m["mountpoint"] == mnt.to_str().unwrap());
+    assert_eq!(ours.expect("it is in the list")["source"], vault.to_str().unwrap());
+    ok(&desk.run(&["umount", "mnt"]));
+    ends_with(&desk.run(&["status", "mnt"]), NOT_MOUNTED, "mnt");
+}
+
+#[test]
+fn the_program_says_its_version() {
+    let desk = Desk::bare();
+    let said = desk.run(&["--version"]);
+    ok(&said);
+    assert_eq!(String::from_utf8_lossy(&said.stdout), format!("strongroom {}\n", env!("CARGO_PKG_VERSION")));
+    ends_with(&desk.run(&["frobnicate"]), USAGE, "frobnicate");
+}
