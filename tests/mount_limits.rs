@@ -10,7 +10,7 @@
 mod common;
 
 use common::rng::Rng;
-use common::{TestVault, eventually, needs_root, output, setting};
+use common::{TestVault, eventually, needs_root, setting};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -78,7 +78,8 @@ fn write_until_refused(path: &Path, most_bytes: u64) -> (u64, Option<io::Error>)
 #[test]
 fn a_full_quota_is_enospc_and_deleting_makes_room() {
     let quota = 24 * MIB;
-    let v = TestVault::mounted_with(&[&format!("quota={quota}")]);
+    let v = TestVault::init_with(&["--quota", &quota.to_string()]);
+    v.mount();
     for round in 0..3 {
         let (taken, refusal) = write_until_refused(&v.path("fill"), 4 * quota);
         let refusal = refusal.unwrap_or_else(|| panic!("{taken} bytes were taken with a quota of {quota}"));
@@ -234,57 +235,6 @@ fn nobody_else_may_enter_unless_allowed() {
     assert!(!as_nobody("rm -f \"$1/shared/roots\"", &v.mnt).status.success(), "the sticky bit keeps nothing");
     let owner = std::os::unix::fs::MetadataExt::uid(&fs::metadata(v.path("shared/mine")).unwrap());
     assert_eq!(owner, 65534, "a file belongs to who made it");
-}
-
-#[test]
-fn a_mount_that_cannot_be_is_refused_with_its_own_exit_code() {
-    let v = TestVault::mounted();
-    let mut codes = BTreeMap::new();
-    let mut refused = |what: &'static str, c: &mut Command| {
-        let out = output(c);
-        let said = String::from_utf8_lossy(&out.stderr).trim().to_owned();
-        assert!(!out.status.success(), "{what} was let pass");
-        assert!(!said.is_empty() && said.lines().count() <= 2 && !said.contains("panicked"), "{what}: {said:?}");
-        codes.insert(what, out.status.code().expect("an exit code, not a signal"));
-    };
-    let mount = |vault: &Path, mnt: &Path, password: &Path| {
-        let mut c = Command::new(common::STRONGROOM);
-        c.args(["mount", "--password-file"]).arg(password).arg(vault).arg(mnt);
-        c
-    };
-    let (second, full, wrong, nothing) =
-        (v.outside("second"), v.outside("full"), v.outside("wrong"), v.outside("nothing"));
-    fs::create_dir_all(&second).unwrap();
-    fs::create_dir_all(full.join("something")).unwrap();
-    fs::create_dir_all(&nothing).unwrap();
-    fs::write(&wrong, "another passphrase\n").unwrap();
-    refused("a mounted vault", &mut mount(&v.vault, &second, &v.password));
-    v.umount();
-    refused("a mountpoint that is not empty", &mut mount(&v.vault, &full, &v.password));
-    refused("a wrong passphrase", &mut mount(&v.vault, &second, &wrong));
-    refused("a directory that is no vault", &mut mount(&nothing, &second, &v.password));
-    let distinct: BTreeSet<i32> = codes.values().copied().collect();
-    assert_eq!(distinct.len(), codes.len(), "each refusal has its own exit code: {codes:?}");
-    let mut init = Command::new(common::STRONGROOM);
-    init.args(["init", "--password-file"]).arg(&v.password);
-    assert!(!output(init.arg(&full)).status.success(), "init takes a directory that is not empty");
-    v.mount();
-}
-
-#[test]
-fn sigterm_flushes_and_unmounts() {
-    for signal in [libc::SIGTERM, libc::SIGINT] {
-        let v = TestVault::mounted();
-        let bytes = Rng(8).bytes(5_000_000);
-        fs::write(v.path("file"), &bytes).unwrap();
-        // SAFETY: a signal to the daemon this test started.
-        assert_eq!(unsafe { libc::kill(v.pid(), signal) }, 0);
-        eventually("unmounted", Duration::from_secs(20), || {
-            !v.is_mounted() && !Path::new(&format!("/proc/{}/exe", v.pid())).exists()
-        });
-        v.mount();
-        assert!(fs::read(v.path("file")).unwrap() == bytes);
-    }
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

@@ -68,7 +68,6 @@ const POWERS: [Power; 6] = [
             "std::fs",
             "File::open",
             "File::create",
-            "OpenOptions",
             "libc::open",
             "libc::openat",
             "libc::creat",
@@ -117,9 +116,14 @@ const POWERS: [Power; 6] = [
     },
 ];
 
-/// Uses of a power outside its owner that stand for a reason: (power, file, path that betrays it, reason). One that is
+/// Uses of a power outside its owner that stand for a reason: (power, file or folder, path that betrays it, reason). One that is
 /// no longer needed is refused too.
-const EXCEPTIONS: &[(&str, &str, &str, &str)] = &[];
+const EXCEPTIONS: &[(&str, &str, &str, &str)] = &[(
+    "clock and chance",
+    "vault/",
+    "Instant::now",
+    "how long each stage took, for the histograms that /.storage shows: nothing is decided by it",
+)];
 
 /// Files that need not say who calls them and what they promise: the crate's two doors, which say what lies behind.
 const DOORS: [&str; 2] = ["lib.rs", "main.rs"];
@@ -423,9 +427,13 @@ fn holds(segments: &[String], betrayed_by: &str) -> bool {
     let want: Vec<&str> = betrayed_by.split("::").collect();
     match want[..] {
         // A crate or a macro: only where the path begins, so that a field or method of that name is no crime.
-        [one] => segments[0] == one && (one.ends_with('!') || one == "OpenOptions" || segments.len() > 1),
+        [one] => segments[0] == one && (one.ends_with('!') || segments.len() > 1),
         _ => segments.windows(want.len()).any(|w| w.iter().zip(&want).all(|(a, b)| a == b)),
     }
+}
+
+fn lies_in(path: &str, place: &str) -> bool {
+    path == place || (place.ends_with('/') && path.starts_with(place))
 }
 
 /// A power is used only in its owner's folder. Returns (power, betraying path, finding).
@@ -433,7 +441,7 @@ fn powers(path: &str, text: &str) -> Vec<(&'static str, &'static str, String)> {
     let mut found = Vec::new();
     let imports: Vec<Mention> = mentions(text).into_iter().filter(|m| !m.in_test).collect();
     for power in &POWERS {
-        if power.owners.iter().any(|o| path == *o || (o.ends_with('/') && path.starts_with(o))) {
+        if power.owners.iter().any(|o| lies_in(path, o)) {
             continue;
         }
         for by in power.betrayed_by {
@@ -516,7 +524,9 @@ fn leftovers(path: &str, text: &str) -> Vec<String> {
 
 /// (path below `src/`, text, whether the file exists for tests only).
 fn source() -> Vec<(String, String, bool)> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    // Asked for at run time, so that a built test can be pointed at another tree.
+    let package = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+    let root = Path::new(&package).join("src");
     let (mut dirs, mut files) = (vec![root.clone()], Vec::new());
     while let Some(dir) = dirs.pop() {
         for entry in std::fs::read_dir(&dir).unwrap() {
@@ -577,7 +587,7 @@ fn the_source_keeps_powers_with_their_owners() {
     let mut found = Vec::new();
     for (path, text, _) in source().iter().filter(|(_, _, test)| !test) {
         for (power, by, what) in powers(path, text) {
-            match EXCEPTIONS.iter().position(|(p, file, b, _)| *p == power && file == path && *b == by) {
+            match EXCEPTIONS.iter().position(|(p, place, b, _)| *p == power && *b == by && lies_in(path, place)) {
                 Some(i) => drop(used.insert(i)),
                 None => found.push(what),
             }

@@ -75,7 +75,12 @@ impl TestVault {
 
     /// Makes a vault and does not mount it.
     pub fn init() -> TestVault {
-        Self::init_in(Path::new(env!("CARGO_TARGET_TMPDIR")), &[])
+        Self::init_with(&[])
+    }
+
+    /// The same with more arguments to `init`.
+    pub fn init_with(arguments: &[&str]) -> TestVault {
+        Self::init_in(Path::new(env!("CARGO_TARGET_TMPDIR")), arguments)
     }
 
     /// The same in a given place, with more arguments to `init`.
@@ -85,7 +90,12 @@ impl TestVault {
         let (vault, mnt, password) = (dir.path().join("vault"), dir.path().join("mnt"), dir.path().join("password"));
         fs::create_dir(&mnt).unwrap();
         fs::write(&password, "a passphrase for tests\n").unwrap();
-        run(Command::new(STRONGROOM).args(["init", "--password-file"]).arg(&password).args(arguments).arg(&vault));
+        // The cheapest passphrase that is let pass: these tests mount often.
+        run(Command::new(STRONGROOM)
+            .args(["init", "--argon2", "65536,3,4", "--password-file"])
+            .arg(&password)
+            .args(arguments)
+            .arg(&vault));
         let daemon = Arc::new(AtomicI32::new(0));
         let _watchdog = watchdog(Arc::clone(&daemon));
         TestVault { dir, vault, mnt, password, options: Vec::new(), daemon, _watchdog }
