@@ -1,0 +1,30 @@
+# `just check` is everything the CI runs. The work itself is in .ci/, so that `just` is a convenience, not a need.
+
+# lists the recipes
+default:
+    @just --list
+
+# format, lints, docs and all tests
+check: setup
+    .ci/check
+
+# installs what building and testing need (Debian)
+setup:
+    .ci/setup
+
+# formats the code
+fmt:
+    cargo fmt
+
+# only what needs no mount: fast
+quick:
+    cargo test --lib --test tidy
+
+# the tests at full size, on an optimised build
+full: setup
+    cargo test --release --no-fail-fast
+
+# an example vault, mounted
+example: setup
+    cargo build --release
+    mount-scripts/example
