@@ -7,6 +7,7 @@
 pub mod backing;
 pub mod base;
 pub mod buffer;
+pub mod check;
 pub mod cli;
 pub mod format;
 pub mod fs;

@@ -40,6 +40,10 @@ pub const FILE_BYTES_MAX: u64 = (i64::MAX as u64) & !(BLOCK_BYTES as u64 - 1);
 pub const BUDGET_BYTES_DEFAULT: u64 = 256 << 20;
 /// Smallest budget that still works.
 pub const BUDGET_BYTES_MIN: u64 = 16 << 20;
+/// Background requests (write-back, read-ahead) the kernel may have under way at once …
+pub const FUSE_BACKGROUND_MAX: u16 = 16;
+/// … and the threads that serve: always some left when every background write waits for the budget.
+pub const FUSE_THREADS: usize = FUSE_BACKGROUND_MAX as usize + 8;
 /// Oldest that acknowledged bytes become before they are flushed.
 pub const FLUSH_INTERVAL: Duration = Duration::from_secs(5);
 /// A checkpoint is due when the overlay holds this many entries …

@@ -13,6 +13,7 @@ use super::options::{self, Options};
 use super::{log as logging, size};
 use crate::backing::{Backing, DirBacking};
 use crate::base::choice::{Compression, Verify};
+use crate::base::limits::FUSE_THREADS;
 use crate::base::limits::{BUDGET_BYTES_DEFAULT, BUDGET_BYTES_MIN};
 use crate::base::lock::Held;
 use crate::base::world::{RealWorld, World};
@@ -307,7 +308,8 @@ fn mount(plan: &Plan, vault: Arc<Vault>) -> Result<(Mounted, Unmounter), Failure
     let said = &plan.options;
     // SAFETY: both calls only ask, and cannot fail.
     let (uid, gid) = unsafe { (libc::geteuid(), libc::getegid()) };
-    let fs_options = FsOptions { uid, gid, show_storage: said.show_storage, read_only: said.read_only };
+    let atime = !said.kernel.iter().any(|word| word == "noatime");
+    let fs_options = FsOptions { uid, gid, show_storage: said.show_storage, read_only: said.read_only, atime };
     let fs = FileSystem::new(vault, fs_options)
         .map_err(|fault| Failure::new(Exit::Damaged, format!("{}: {fault}", plan.vault.display())))?;
     let options = MountOptions {
@@ -317,7 +319,7 @@ fn mount(plan: &Plan, vault: Arc<Vault>) -> Result<(Mounted, Unmounter), Failure
         default_permissions: said.default_permissions || said.allow_other || uid != 0,
         read_only: said.read_only,
         kernel: said.kernel.clone(),
-        threads: thread::available_parallelism().map_or(2, |n| n.get()).max(2),
+        threads: FUSE_THREADS,
     };
     let mounted = fuse::mount(Arc::new(fs), &plan.mountpoint, &options)
         .map_err(|e| Failure::new(Exit::Fuse, format!("cannot mount on {}: {e}", plan.mountpoint.display())))?;

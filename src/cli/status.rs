@@ -8,6 +8,7 @@ use super::mounts::{self, Mount};
 use super::{print, size};
 use crate::backing::{self, Backing, DirBacking};
 use crate::base::lock::Held;
+use crate::base::world::Time;
 use crate::seal::{self, Header};
 use std::fs::File;
 use std::io;
@@ -90,7 +91,7 @@ fn of_vault(path: &Path, json: bool) -> Result<Exit, Failure> {
     let (_, bytes) = amount(path)?;
     let in_use = is_locked(path)?;
     let mountpoint = mounts::strongrooms()?.into_iter().find(|m| m.source == path).map(|m| m.mountpoint);
-    let created = print::utc(header.created);
+    let created = print::utc(Time { seconds: header.created_s, nanos: 0 });
     if json {
         print::json(&serde_json::json!({
             "ok": true,

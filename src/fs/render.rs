@@ -6,7 +6,7 @@
 use super::{FileSystem, FsFault, OpKind};
 use crate::base::histogram::{Counter, EDGES_US, Histogram, Snapshot};
 use crate::base::world::Time;
-use crate::vault::stats::Line;
+use crate::vault::Line;
 use crate::vault::{Gauges, Stats, Usage};
 use serde_json::{Map, Value, json};
 use std::fmt::Write;

@@ -250,6 +250,7 @@ impl Vault {
     pub fn settings(&self) -> Vec<(&'static str, String)> {
         let s = &self.shared;
         vec![
+            ("pid", std::process::id().to_string()),
             ("vault", s.segments.vault.to_string()),
             ("cipher", self.suite.to_string()),
             ("compression", s.compression.to_string()),
