@@ -221,18 +221,20 @@ impl Pages {
         head[NONCE_BYTES..].copy_from_slice(&self.key.seal(&self.aad(number), &nonce, data));
     }
 
-    /// Reads page `number` (not 0). One that does not open reads as zeros, for the database to judge, and is remembered.
+    /// Reads page `number` (not 0), and refuses one that does not open: with two-phase commits the database never looks
+    /// at a page that a power cut may have torn, so this is damage.
     fn read_page(&self, number: u64, out: &mut Page) -> io::Result<()> {
         let mut sealed = [0; STRIDE_BYTES];
         let got = self.file.read_at(&mut sealed, place(number))?;
         if got == STRIDE_BYTES && open(&self.key, &self.aad(number), &mut sealed) {
             out.copy_from_slice(&sealed[SEALED_AT..]);
-        } else {
+        } else if self.has_failed() {
+            // The transaction being given up may ask for what never reached the disk. An error would close the snapshot
+            // too; nobody believes what comes of these zeros.
             out.fill(0);
-            // After a failed write the transaction being given up may meet pages that never reached the disk.
-            if !self.failed.load(SeqCst) {
-                self.distrust();
-            }
+        } else {
+            self.distrust();
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "a page of the index is not what was written"));
         }
         Ok(())
     }

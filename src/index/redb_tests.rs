@@ -48,7 +48,7 @@ impl World for Seeded {
 }
 
 fn key() -> PageKey {
-    PageKey::new(&[7; 32])
+    PageKey::from_bytes(&[7; 32])
 }
 
 fn disk() -> MemoryBacking {
@@ -171,10 +171,11 @@ impl BackingFile for CuttingFile {
 
 /// Changes as a filesystem makes them: new files, removals, and now and then a large value.
 fn any_changes(world: &Seeded, count: u64) -> BTreeMap<Vec<u8>, Option<Vec<u8>>> {
+    let key_count = count.max(600);
     let mut changes = BTreeMap::new();
     for _ in 0..count {
         let kind = b"INEA"[world.below(4) as usize];
-        let key = [&[kind][..], &world.below(600).to_be_bytes()].concat();
+        let key = [&[kind][..], &world.below(key_count).to_be_bytes()].concat();
         let len = if world.below(50) == 0 { world.below(20_000) } else { world.below(200) };
         let value = (world.below(3) > 0).then(|| vec![world.next() as u8; len as usize]);
         changes.insert(key, value);
@@ -324,7 +325,8 @@ fn a_failed_write_leaves_the_table_readable_and_the_next_apply_works() {
         apply(&table, &before).unwrap();
         let model = changed(&Model::new(), &before);
         memory.fail_next_writes(1 + after_writes % 7);
-        let changes = any_changes(&world, 300);
+        // Every fifth one is larger than the cache: writes fail before the commit begins.
+        let changes = any_changes(&world, if after_writes % 5 == 0 { 9000 } else { 300 });
         assert!(matches!(apply(&table, &changes), Err(IndexFault::Io(_))));
         assert!(all(&table).unwrap() == model, "reads go on");
         memory.fail_next_writes(0);
@@ -391,7 +393,7 @@ fn pages_of_another_place_file_or_key_are_damage() {
     let table = create(&backing, &world).unwrap();
     apply(&table, &any_changes(&world, 800)).unwrap();
     drop(table);
-    let other_key = RedbTable::open(&backing, PATH, PageKey::new(&[8; 32]), world.clone(), CACHE_BYTES);
+    let other_key = RedbTable::open(&backing, PATH, PageKey::from_bytes(&[8; 32]), world.clone(), CACHE_BYTES);
     assert!(matches!(other_key, Err(IndexFault::Damaged(_))));
 
     // Two pages change places.

@@ -15,7 +15,7 @@ pub struct PageKey(XChaCha20Poly1305);
 impl PageKey {
     /// From 32 bytes.
     #[must_use]
-    pub fn new(key: &[u8; 32]) -> Self {
+    pub fn from_bytes(key: &[u8; 32]) -> Self {
         PageKey(XChaCha20Poly1305::new(key.into()))
     }
     /// Encrypts in place and gives the tag.
