@@ -6,6 +6,7 @@
 
 pub mod backing;
 pub mod base;
+pub mod buffer;
 pub mod format;
 pub mod index;
 pub mod seal;

@@ -5,7 +5,6 @@ use crate::backing::{Backing, DirBacking};
 use crate::base::id::Ino;
 use crate::base::world::RealWorld;
 use crate::format::key;
-use crate::seal::PageKey;
 use std::time::{Duration, Instant};
 
 const FILES: u64 = 100_000;
@@ -108,7 +107,7 @@ fn figures_of_the_table() {
     let world = Arc::new(RealWorld::default());
     let cache = 32 << 20;
     let begun = Instant::now();
-    let table = RedbTable::create(&backing, "index", PageKey::from_bytes(&[1; 32]), world.clone(), cache).unwrap();
+    let table = RedbTable::create(&backing, "index", redb_tests::key(1), world.clone(), cache).unwrap();
     each("table: creation", 1, begun.elapsed());
     let index = filled(Box::new(table));
     index.seal_direct();
@@ -135,7 +134,7 @@ fn figures_of_the_table() {
     // Else opening would have to sync the whole copy.
     std::fs::File::open(dir.path().join("crashed")).unwrap().sync_all().unwrap();
     let begun = Instant::now();
-    let crashed = RedbTable::open(&backing, "crashed", PageKey::from_bytes(&[1; 32]), world.clone(), cache).unwrap();
+    let crashed = RedbTable::open(&backing, "crashed", redb_tests::key(1), world.clone(), cache).unwrap();
     log_line(&format!("opening after a crash: {:?}", begun.elapsed()));
     let index = Index::new(Box::new(crashed));
     looks(&index, "table, after a crash");
@@ -143,7 +142,7 @@ fn figures_of_the_table() {
     drop(index);
     log_line(&format!("closing: {:?}", begun.elapsed()));
     let begun = Instant::now();
-    let again = RedbTable::open(&backing, "crashed", PageKey::from_bytes(&[1; 32]), world, cache).unwrap();
+    let again = RedbTable::open(&backing, "crashed", redb_tests::key(1), world, cache).unwrap();
     log_line(&format!("opening after a clean close: {:?}", begun.elapsed()));
     drop(again);
 }

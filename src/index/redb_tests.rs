@@ -6,8 +6,9 @@
 use super::tests::{Model, Step, any_step, contents, run};
 use super::*;
 use crate::backing::{Backing, BackingFile, Cache, MemoryBacking, Open, Space, read_file};
+use crate::base::id::VaultId;
 use crate::base::world::{Time, World};
-use crate::seal::PageKey;
+use crate::seal::{MasterKey, PageKey};
 use proptest::prelude::*;
 use std::io;
 use std::time::Duration;
@@ -47,8 +48,9 @@ impl World for Seeded {
     }
 }
 
-fn key() -> PageKey {
-    PageKey::from_bytes(&[7; 32])
+/// A key for each number.
+pub(super) fn key(number: u64) -> PageKey {
+    MasterKey::generate(&*Seeded::new(number)).pages(VaultId([1; 16]), "index", &[2; 16])
 }
 
 fn disk() -> MemoryBacking {
@@ -58,11 +60,11 @@ fn disk() -> MemoryBacking {
 }
 
 fn create(disk: &Arc<dyn Backing>, world: &Arc<Seeded>) -> Result<RedbTable, IndexFault> {
-    RedbTable::create(disk, PATH, key(), world.clone(), CACHE_BYTES)
+    RedbTable::create(disk, PATH, key(7), world.clone(), CACHE_BYTES)
 }
 
 fn open(disk: &Arc<dyn Backing>, world: &Arc<Seeded>) -> Result<RedbTable, IndexFault> {
-    RedbTable::open(disk, PATH, key(), world.clone(), CACHE_BYTES)
+    RedbTable::open(disk, PATH, key(7), world.clone(), CACHE_BYTES)
 }
 
 /// A disk whose power goes before its operation number `at`; the program goes on, and what the cut left is kept aside.
@@ -393,7 +395,7 @@ fn pages_of_another_place_file_or_key_are_damage() {
     let table = create(&backing, &world).unwrap();
     apply(&table, &any_changes(&world, 800)).unwrap();
     drop(table);
-    let other_key = RedbTable::open(&backing, PATH, PageKey::from_bytes(&[8; 32]), world.clone(), CACHE_BYTES);
+    let other_key = RedbTable::open(&backing, PATH, key(8), world.clone(), CACHE_BYTES);
     assert!(matches!(other_key, Err(IndexFault::Damaged(_))));
 
     // Two pages change places.

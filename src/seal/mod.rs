@@ -1,32 +1,31 @@
-//! The page cipher of the index.
+//! The only cipher, key derivation and compression in strongroom.
 //!
-//! Promise: what does not open under its key, nonce and associated data is refused. Called by: `index`.
+//! Promise: what is sealed here opens only with the same key at the same address, and whatever does not open says
+//! `Forged` and nothing more; no key is ever printed, and each is wiped when dropped. The constructions are written down
+//! byte by byte in format.md. Called by: `segment`, `index`, `vault`, `check`. On failure: `Forged`, `Malformed` or a
+//! `HeaderFault`; sealing itself cannot fail.
 
-use chacha20poly1305::aead::{AeadInOut, KeyInit};
-use chacha20poly1305::{Tag, XChaCha20Poly1305, XNonce};
+mod chain;
+mod codec;
+mod derive;
+mod key;
+mod suite;
 
-/// Bytes that were not sealed here, or not for this place.
+pub use chain::Chain;
+pub use codec::{Compressor, decompress};
+pub use key::{MasterKey, PageKey, SegmentKey};
+pub use suite::preferred_suite;
+
+use std::fmt;
+
+/// Bytes that do not open: another key, another place, or changed since they were sealed. Which one cannot be known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Forged;
 
-/// The key of index pages.
-pub struct PageKey(XChaCha20Poly1305);
-
-impl PageKey {
-    /// From 32 bytes.
-    #[must_use]
-    pub fn from_bytes(key: &[u8; 32]) -> Self {
-        PageKey(XChaCha20Poly1305::new(key.into()))
-    }
-    /// Encrypts in place and gives the tag.
-    #[must_use]
-    pub fn seal(&self, aad: &[u8], nonce: &[u8; 24], data: &mut [u8]) -> [u8; 16] {
-        let tag = self.0.encrypt_inout_detached(&XNonce::from(*nonce), aad, data.into());
-        tag.expect("a page is far below the cipher's limit").into()
-    }
-    /// Decrypts in place; on refusal the data is not plaintext.
-    pub fn open(&self, aad: &[u8], nonce: &[u8; 24], data: &mut [u8], tag: &[u8; 16]) -> Result<(), Forged> {
-        let tag = Tag::from(*tag);
-        self.0.decrypt_inout_detached(&XNonce::from(*nonce), aad, data.into(), &tag).map_err(|_| Forged)
+impl fmt::Display for Forged {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("does not open with this key at this place")
     }
 }
+
+impl std::error::Error for Forged {}

@@ -1,0 +1,164 @@
+//! The share of the byte budget that unsaved data may take; writers beyond it wait, first come first served.
+//!
+//! Promise (I8): the bytes charged never exceed the limit by more than what writers that were already admitted grow their
+//! buffers by. Why no one starves: a waiter is served strictly in order of arrival, so a greedy writer queues like all.
+//! Called by: `vault::reserve` (waits, holding no lock), `vault::verifier` (gives back). Cannot fail, but for `close`.
+
+use crate::base::lock::Held;
+use std::collections::VecDeque;
+use std::sync::{Condvar, Mutex};
+
+#[derive(Default)]
+struct State {
+    used: u64,
+    next_ticket: u64,
+    queue: VecDeque<u64>,
+    closed: bool,
+}
+
+/// The account.
+pub struct Budget {
+    limit_bytes: u64,
+    state: Mutex<State>,
+    moved: Condvar,
+}
+
+/// Bytes taken from the budget and not yet spent; what is left when dropped goes back.
+pub struct Room<'a> {
+    budget: &'a Budget,
+    bytes: u64,
+}
+
+impl Budget {
+    /// An empty account.
+    #[must_use]
+    pub fn new(limit_bytes: u64) -> Self {
+        Budget { limit_bytes, state: Mutex::default(), moved: Condvar::new() }
+    }
+
+    /// What it may hold.
+    pub fn limit_bytes(&self) -> u64 {
+        self.limit_bytes
+    }
+
+    /// What it holds.
+    pub fn used_bytes(&self) -> u64 {
+        self.state.held().used
+    }
+
+    /// How many writers wait.
+    pub fn waiting(&self) -> u64 {
+        self.state.held().queue.len() as u64
+    }
+
+    /// Takes `bytes`, waiting for room; `before_waiting` is called once, without the lock, if it must. `None` once closed.
+    pub fn take(&self, bytes: u64, before_waiting: impl FnOnce()) -> Option<Room<'_>> {
+        let mut state = self.state.held();
+        if state.queue.is_empty() && self.fits(&state, bytes) {
+            state.used += bytes;
+            return (!state.closed).then_some(Room { budget: self, bytes });
+        }
+        let ticket = state.next_ticket;
+        state.next_ticket += 1;
+        state.queue.push_back(ticket);
+        drop(state);
+        before_waiting();
+        state = self.state.held();
+        while !state.closed && (state.queue.front() != Some(&ticket) || !self.fits(&state, bytes)) {
+            state = self.moved.wait(state).unwrap_or_else(std::sync::PoisonError::into_inner);
+        }
+        state.queue.retain(|&t| t != ticket);
+        // The next in line may fit as well.
+        self.moved.notify_all();
+        if state.closed {
+            return None;
+        }
+        state.used += bytes;
+        Some(Room { budget: self, bytes })
+    }
+
+    // A single write larger than the whole share must still pass, alone.
+    fn fits(&self, state: &State, bytes: u64) -> bool {
+        state.used + bytes <= self.limit_bytes || state.used == 0
+    }
+
+    /// Gives back what buffers held.
+    pub fn give_back(&self, bytes: u64) {
+        let mut state = self.state.held();
+        state.used = state.used.saturating_sub(bytes);
+        self.moved.notify_all();
+    }
+
+    /// Wakes and refuses every waiter, now and later.
+    pub fn close(&self) {
+        self.state.held().closed = true;
+        self.moved.notify_all();
+    }
+}
+
+impl Room<'_> {
+    /// The buffers grew by `bytes`: that much stays charged, the rest of the room goes back.
+    pub fn spend(mut self, bytes: u64) {
+        let taken = std::mem::take(&mut self.bytes);
+        if bytes > taken {
+            self.budget.state.held().used += bytes - taken;
+        } else if bytes < taken {
+            self.budget.give_back(taken - bytes);
+        }
+    }
+}
+
+impl Drop for Room<'_> {
+    fn drop(&mut self) {
+        if self.bytes > 0 {
+            self.budget.give_back(self.bytes);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+    use std::time::Duration;
+
+    #[test]
+    fn many_writers_never_exceed_the_limit_and_all_get_through() {
+        let (budget, most) = (Budget::new(100), AtomicU64::new(0));
+        std::thread::scope(|s| {
+            for _ in 0..8 {
+                s.spawn(|| {
+                    for _ in 0..200 {
+                        budget.take(30, || ()).expect("not closed").spend(30);
+                        most.fetch_max(budget.used_bytes(), SeqCst);
+                        budget.give_back(30);
+                    }
+                });
+            }
+        });
+        assert_eq!(budget.used_bytes(), 0);
+        let most = most.load(SeqCst);
+        assert!(most <= 100, "{most}");
+    }
+
+    #[test]
+    fn a_write_larger_than_the_share_passes_alone_and_closing_wakes_waiters() {
+        let budget = Budget::new(10);
+        budget.take(50, || ()).expect("empty, so it passes").spend(50);
+        std::thread::scope(|s| {
+            let waiter = s.spawn(|| budget.take(1, || ()).is_none());
+            std::thread::sleep(Duration::from_millis(20));
+            budget.close();
+            assert!(waiter.join().unwrap(), "a closed budget refuses");
+        });
+    }
+
+    #[test]
+    fn unspent_room_goes_back() {
+        let budget = Budget::new(10);
+        drop(budget.take(10, || ()));
+        assert_eq!(budget.used_bytes(), 0);
+        budget.take(10, || ()).expect("there is room").spend(4);
+        assert_eq!(budget.used_bytes(), 4);
+    }
+}

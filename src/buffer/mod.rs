@@ -1,0 +1,12 @@
+//! Bytes that writers have handed over and that are not yet at rest.
+//!
+//! Promise: what is in here is what reads see, newest first; its size is charged to the byte budget until it is durable
+//! and verified. Called by: `vault`. On failure: nothing here fails; a writer over the budget waits.
+
+mod budget;
+mod file;
+mod pool;
+
+pub use budget::{Budget, Room};
+pub use file::{Chunk, FileBuffer, Piece, Written};
+pub use pool::Pool;

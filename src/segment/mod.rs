@@ -1,0 +1,81 @@
+//! Frames at rest: packing them into groups, reading them back, walking a segment from its start.
+//!
+//! Promise: a frame is handed up only if it opens under its own address; a group only if its header, checksum and
+//! directory hold. Called by: `vault` (log, read, recover), `check`. On failure: `Unreadable`, which says where.
+
+mod context;
+mod group;
+mod read;
+mod walk;
+
+pub use context::SegmentContext;
+pub use group::{GroupBuilder, SealedFrames};
+pub use read::{FrameAt, read_frames};
+pub use walk::{Walk, WalkedFrame, WalkedGroup};
+
+use crate::base::id::SegmentId;
+use std::fmt;
+use std::io;
+
+/// The file name of a segment, below `segments/`.
+#[must_use]
+pub fn file_name(id: SegmentId) -> String {
+    format!("{:016x}", id.0)
+}
+
+/// The path of a segment in the backing directory.
+#[must_use]
+pub fn path(id: SegmentId) -> String {
+    format!("segments/{}", file_name(id))
+}
+
+/// The segment that a file name stands for, if it is one.
+#[must_use]
+pub fn parse_file_name(name: &str) -> Option<SegmentId> {
+    let id = u64::from_str_radix(name, 16).ok().map(SegmentId)?;
+    (file_name(id) == name).then_some(id)
+}
+
+/// Why frames could not be had.
+#[derive(Debug)]
+pub enum Unreadable {
+    /// The disk answered with an error.
+    Io(io::Error),
+    /// What the disk gave is not what was written there.
+    Damaged {
+        /// Byte position in the segment of what does not hold.
+        position_bytes: u64,
+        /// What does not hold.
+        what: &'static str,
+    },
+}
+
+impl fmt::Display for Unreadable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Unreadable::Io(e) => write!(f, "{e}"),
+            Unreadable::Damaged { position_bytes, what } => write!(f, "{what} at byte {position_bytes} does not hold"),
+        }
+    }
+}
+
+impl std::error::Error for Unreadable {}
+
+impl From<io::Error> for Unreadable {
+    fn from(e: io::Error) -> Self {
+        Unreadable::Io(e)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_one_to_one() {
+        assert_eq!(file_name(SegmentId(255)), "00000000000000ff");
+        assert_eq!(parse_file_name("00000000000000ff"), Some(SegmentId(255)));
+        assert_eq!(parse_file_name("00000000000000FF"), None);
+        assert_eq!(parse_file_name("ff"), None);
+    }
+}

@@ -1,0 +1,251 @@
+//! Applies a commit's data records to the derived keys of the index.
+//!
+//! Promise (I5): extents, allocated bytes, segment counters and totals are a function of the commits alone: run time and
+//! recovery call this same code in commit order. A change of one extent is atomic for readers.
+//! Called by: `verifier` (a commit just verified), `recover` (a commit read back). Takes: the index's overlay lock.
+//! On failure: an index that cannot be read or holds what cannot be.
+
+use super::VaultFault;
+use super::shared::DeadRange;
+use crate::base::id::{Ino, SegmentId};
+use crate::format::extent::{Extent, Run};
+use crate::format::key;
+use crate::format::record::Record;
+use crate::format::segment::SegmentInfo;
+use crate::format::wire::Reader;
+use crate::index::Index;
+use std::collections::BTreeMap;
+
+/// Extents looked up at a time.
+const SCAN: usize = 256;
+
+/// Deltas of one commit, stored at its end.
+pub struct Applier<'a> {
+    index: &'a Index,
+    /// Epoch and salt of a segment that the index does not know yet.
+    new_segment: &'a dyn Fn(SegmentId) -> Result<SegmentInfo, VaultFault>,
+    allocated: BTreeMap<Ino, i64>,
+    segments: BTreeMap<SegmentId, (i64, i64)>,
+    dead: Vec<DeadRange>,
+}
+
+type Changes = Vec<(Vec<u8>, Option<Vec<u8>>)>;
+
+/// Applies the Install and Punch records of a stream; gives the change of the vault's allocated bytes.
+pub fn apply(
+    index: &Index,
+    new_segment: &dyn Fn(SegmentId) -> Result<SegmentInfo, VaultFault>,
+    records: &[u8],
+    dead: &mut Vec<DeadRange>,
+) -> Result<i64, VaultFault> {
+    let (allocated, segments) = (BTreeMap::new(), BTreeMap::new());
+    let mut a = Applier { index, new_segment, allocated, segments, dead: Vec::new() };
+    let mut r = Reader::new(records);
+    while !r.is_empty() {
+        match Record::decode(&mut r)? {
+            Record::Install { ino, offset_bytes, extent } => a.install(ino, offset_bytes, &Extent::decode(extent)?)?,
+            Record::Punch { ino, from_bytes, to_bytes } => a.punch(ino, from_bytes, to_bytes)?,
+            Record::Put { .. } | Record::Delete { .. } => {}
+        }
+    }
+    dead.append(&mut a.dead);
+    a.finish()
+}
+
+/// Where the run of an extent begins in its file.
+fn run_start(offset: u64, extent: &Extent) -> u64 {
+    offset - u64::from(extent.skip_bytes)
+}
+
+fn same_run(a: &Run, b: &Run) -> bool {
+    a.segment == b.segment && a.position_bytes == b.position_bytes
+}
+
+/// The frames of a run that `[skip, skip + len)` touches, as a bit each.
+fn frames_touched(extent: &Extent) -> u64 {
+    let first = extent.skip_bytes >> extent.run.unit_log2;
+    let last = (extent.skip_bytes + extent.len_bytes - 1) >> extent.run.unit_log2;
+    (first..=last).fold(0, |mask, i| mask | 1 << i)
+}
+
+impl Applier<'_> {
+    fn install(&mut self, ino: Ino, offset: u64, extent: &Extent) -> Result<(), VaultFault> {
+        let mut changes = self.clear(ino, offset, offset + u64::from(extent.len_bytes))?;
+        changes.push((key::extent(ino, offset), Some(extent.encode())));
+        let before = self.live_frames(ino, run_start(offset, extent), &extent.run)?;
+        self.index.change(changes);
+        *self.allocated.entry(ino).or_default() += i64::from(extent.len_bytes);
+        let new = frames_touched(extent) & !before;
+        let sealed: u64 = bits(new).map(|i| u64::from(extent.run.sealed_lens[i])).sum();
+        let counters = self.segments.entry(extent.run.segment).or_default();
+        counters.0 += sealed as i64;
+        counters.1 += sealed as i64;
+        Ok(())
+    }
+
+    fn punch(&mut self, ino: Ino, from: u64, to: u64) -> Result<(), VaultFault> {
+        let changes = self.clear(ino, from, to)?;
+        if !changes.is_empty() {
+            self.index.change(changes);
+        }
+        Ok(())
+    }
+
+    /// What it takes to make `[from, to)` a hole; counts what dies by it.
+    fn clear(&mut self, ino: Ino, from: u64, to: u64) -> Result<Changes, VaultFault> {
+        let mut changes = Changes::new();
+        let mut hit = Vec::new();
+        let prefix = key::prefix(key::EXTENT, ino.0);
+        if let Some((k, v)) = self.index.scan_last_before(&prefix, &key::extent(ino, from))? {
+            hit.push((key::tail_u64(key::split(&k)?.2)?, Extent::decode(&v)?));
+        }
+        let mut next = key::extent(ino, from);
+        'scan: loop {
+            let found = self.index.scan(&prefix, &next, SCAN)?;
+            let full = found.len() == SCAN;
+            for (k, v) in found {
+                let at = key::tail_u64(key::split(&k)?.2)?;
+                if at >= to {
+                    break 'scan;
+                }
+                next = [&k[..], &[0]].concat();
+                hit.push((at, Extent::decode(&v)?));
+            }
+            if !full {
+                break;
+            }
+        }
+        let mut runs: Vec<(u64, Run, u64)> = Vec::new();
+        for (at, extent) in hit {
+            let end = at + u64::from(extent.len_bytes);
+            let (a, b) = (at.max(from), end.min(to));
+            if a >= b {
+                continue;
+            }
+            *self.allocated.entry(ino).or_default() -= (b - a) as i64;
+            changes.push((key::extent(ino, at), None));
+            let mut kept = 0;
+            for (keep_from, keep_to) in [(at, a), (b, end)] {
+                if keep_from < keep_to {
+                    let rest = Extent {
+                        len_bytes: (keep_to - keep_from) as u32,
+                        skip_bytes: extent.skip_bytes + (keep_from - at) as u32,
+                        run: extent.run.clone(),
+                    };
+                    kept |= frames_touched(&rest);
+                    changes.push((key::extent(ino, keep_from), Some(rest.encode())));
+                }
+            }
+            let lost = frames_touched(&extent) & !kept;
+            if lost != 0 {
+                runs.push((run_start(at, &extent), extent.run, lost));
+            }
+        }
+        for (start, run, lost) in runs {
+            self.bury(ino, start, &run, lost, from, to)?;
+        }
+        Ok(changes)
+    }
+
+    /// Counts the frames in `lost` as dead, except those that another extent outside `[from, to)` still needs.
+    fn bury(&mut self, ino: Ino, start: u64, run: &Run, lost: u64, from: u64, to: u64) -> Result<(), VaultFault> {
+        let mut needed = 0;
+        for (at, other) in self.extents_of_run(ino, start, run)? {
+            let end = at + u64::from(other.len_bytes);
+            for (a, b) in [(at, end.min(from)), (at.max(to), end)] {
+                if a < b {
+                    let skip_bytes = other.skip_bytes + (a - at) as u32;
+                    needed |= frames_touched(&Extent { len_bytes: (b - a) as u32, skip_bytes, run: other.run.clone() });
+                }
+            }
+        }
+        let dead = lost & !needed;
+        for (i, frame) in run.frames().enumerate() {
+            if dead & (1 << i) == 0 {
+                continue;
+            }
+            let sealed = u64::from(frame.sealed_len_bytes);
+            let (from, to) = (frame.position_bytes, frame.position_bytes + sealed);
+            self.segments.entry(run.segment).or_default().1 -= sealed as i64;
+            match self.dead.last_mut() {
+                Some(last) if last.segment == run.segment && last.to == from => last.to = to,
+                _ => self.dead.push(DeadRange { segment: run.segment, from, to }),
+            }
+        }
+        Ok(())
+    }
+
+    /// Frames of a run that extents of its file need as the index stands.
+    fn live_frames(&self, ino: Ino, start: u64, run: &Run) -> Result<u64, VaultFault> {
+        Ok(self.extents_of_run(ino, start, run)?.iter().fold(0, |mask, (_, e)| mask | frames_touched(e)))
+    }
+
+    fn extents_of_run(&self, ino: Ino, start: u64, run: &Run) -> Result<Vec<(u64, Extent)>, VaultFault> {
+        let mut all = Vec::new();
+        let end = start + u64::from(run.plain_len_bytes);
+        let mut next = key::extent(ino, start);
+        'scan: loop {
+            let found = self.index.scan(&key::prefix(key::EXTENT, ino.0), &next, SCAN)?;
+            let full = found.len() == SCAN;
+            for (k, v) in found {
+                let at = key::tail_u64(key::split(&k)?.2)?;
+                if at >= end {
+                    break 'scan;
+                }
+                next = [&k[..], &[0]].concat();
+                let extent = Extent::decode(&v)?;
+                if same_run(&extent.run, run) {
+                    all.push((at, extent));
+                }
+            }
+            if !full {
+                break;
+            }
+        }
+        Ok(all)
+    }
+
+    fn finish(self) -> Result<i64, VaultFault> {
+        let mut changes = Changes::new();
+        let mut sum = 0;
+        for (ino, delta) in self.allocated.into_iter().filter(|(_, d)| *d != 0) {
+            let k = key::allocated(ino);
+            let now = read_u64(self.index, &k)?.checked_add_signed(delta);
+            let now = now.ok_or(VaultFault::Index("allocated bytes below zero".into()))?;
+            changes.push((k, (now > 0).then(|| now.to_le_bytes().to_vec())));
+            sum += delta;
+        }
+        for (id, (data, live)) in self.segments {
+            let k = key::segment(id);
+            let mut info = match self.index.get(&k)? {
+                Some(v) => SegmentInfo::decode(&v)?,
+                None => (self.new_segment)(id)?,
+            };
+            info.data_bytes = info.data_bytes.saturating_add_signed(data);
+            let live = info.live_bytes.checked_add_signed(live);
+            info.live_bytes = live.ok_or(VaultFault::Index("a segment's live bytes below zero".into()))?;
+            changes.push((k, Some(info.encode())));
+        }
+        let k = key::total("bytes");
+        let total = read_u64(self.index, &k)?.checked_add_signed(sum);
+        let total = total.ok_or(VaultFault::Index("total of bytes below zero".into()))?;
+        changes.push((k, Some(total.to_le_bytes().to_vec())));
+        self.index.change(changes);
+        Ok(sum)
+    }
+}
+
+fn bits(mask: u64) -> impl Iterator<Item = usize> {
+    (0..64).filter(move |i| mask & (1 << i) != 0)
+}
+
+/// A number of the index, 0 if it is not there.
+pub fn read_u64(index: &Index, k: &[u8]) -> Result<u64, VaultFault> {
+    match index.get(k)? {
+        Some(v) => match v.try_into() {
+            Ok(bytes) => Ok(u64::from_le_bytes(bytes)),
+            Err(_) => Err(VaultFault::Index("a counter is not eight bytes".into())),
+        },
+        None => Ok(0),
+    }
+}

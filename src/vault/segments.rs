@@ -1,0 +1,79 @@
+//! The segments that are open: their keys and files.
+//!
+//! Promise: a segment is opened once and kept while it is used; at most `OPEN_MAX` are kept. Called by: `log` (which adds
+//! the one it writes), `read`, `verifier`, `apply`. Takes: its own lock, and the disk only outside it.
+//! On failure: the fault names the segment.
+
+use super::VaultFault;
+use crate::backing::{Backing, BackingFile, Cache, Open};
+use crate::base::choice::SuiteId;
+use crate::base::id::{SegmentId, VaultId};
+use crate::base::lock::Held;
+use crate::format::segment::SegmentInfo;
+use crate::seal::MasterKey;
+use crate::segment::{SegmentContext, path};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+/// Most segments kept open.
+const OPEN_MAX: usize = 256;
+
+/// A segment whose file is open.
+pub struct OpenSegment {
+    /// Its key and identity.
+    pub context: Arc<SegmentContext>,
+    /// Its file.
+    pub file: Arc<dyn BackingFile>,
+}
+
+/// The table.
+pub struct Segments {
+    pub backing: Arc<dyn Backing>,
+    pub master: MasterKey,
+    pub suite: SuiteId,
+    pub vault: VaultId,
+    open: Mutex<HashMap<SegmentId, Arc<OpenSegment>>>,
+}
+
+impl Segments {
+    /// An empty table.
+    pub fn new(backing: Arc<dyn Backing>, master: MasterKey, suite: SuiteId, vault: VaultId) -> Self {
+        Segments { backing, master, suite, vault, open: Mutex::default() }
+    }
+
+    /// A segment that is open already.
+    pub fn known(&self, id: SegmentId) -> Option<Arc<OpenSegment>> {
+        self.open.held().get(&id).cloned()
+    }
+
+    /// A segment, opened for reading if need be with what the index knows of it.
+    pub fn get(
+        &self,
+        id: SegmentId,
+        info: impl FnOnce() -> Result<SegmentInfo, VaultFault>,
+    ) -> Result<Arc<OpenSegment>, VaultFault> {
+        if let Some(segment) = self.known(id) {
+            return Ok(segment);
+        }
+        let info = info()?;
+        let context = SegmentContext::new(&self.master, self.suite, self.vault, info.epoch, id, info.salt);
+        let file = self.backing.open(&path(id), Open::Read, Cache::Direct)?;
+        let segment = Arc::new(OpenSegment { context: Arc::new(context), file });
+        self.add(&segment);
+        Ok(segment)
+    }
+
+    /// Adds a segment; if there are too many, forgets some that no one is using at the moment.
+    pub fn add(&self, segment: &Arc<OpenSegment>) {
+        let mut open = self.open.held();
+        if open.len() >= OPEN_MAX {
+            let mut spare = open.len() - OPEN_MAX / 2;
+            open.retain(|_, s| {
+                let keep = spare == 0 || Arc::strong_count(s) > 1;
+                spare -= usize::from(!keep);
+                keep
+            });
+        }
+        open.entry(segment.context.id).or_insert_with(|| Arc::clone(segment));
+    }
+}
