@@ -6,6 +6,7 @@
 pub mod extent;
 pub mod frame;
 pub mod group;
+pub mod header;
 pub mod inode;
 pub mod key;
 pub mod record;

@@ -261,7 +261,7 @@ mod tests {
         assert_ne!(base, sealed_by(master().pages(VaultId([0; 16]), "root", &[1; 16])));
         assert_ne!(base, sealed_by(master().pages(VAULT, "index", &[1; 16])));
         assert_ne!(base, sealed_by(master().pages(VAULT, "root", &[2; 16])));
-        assert_eq!(base, b"\x09\x21\x2e\x13\x21\x08\xa1\xe3\x6b\x8d\xb9\xfd\x54\xa5\x1c\x2d", "page keys changed");
+        assert_eq!(base, *b"\x09\x21\x2e\x13\x21\x08\xa1\xe3\x6b\x8d\xb9\xfd\x54\xa5\x1c\x2d", "page keys changed");
     }
 
     #[test]

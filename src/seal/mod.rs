@@ -8,13 +8,19 @@
 mod chain;
 mod codec;
 mod derive;
+mod header;
 mod key;
+mod slot;
 mod suite;
 
 pub use chain::Chain;
 pub use codec::{Compressor, decompress};
+pub use header::{HeaderFault, NewVault, create_header, open_header, read_header, write_header};
 pub use key::{MasterKey, PageKey, SegmentKey};
+pub use slot::{Unlock, add_slot};
 pub use suite::preferred_suite;
+
+pub use crate::format::header::{Header, KeySlot, SlotKind};
 
 use std::fmt;
 

@@ -1,0 +1,343 @@
+//! `vault.toml`: what the vault is and who may open it, as text (format.md, "The vault header").
+//!
+//! Promise: a text that parses gives values whose every field has the one right length and spelling; nothing in it is
+//! trusted before `seal` has checked its authentication code over `Header::canonical`.
+//! Called by: `seal`. On failure: a `HeaderText` fault with one sentence for a person.
+
+use super::FORMAT_VERSION;
+use super::wire::Write;
+use crate::base::choice::{Compression, SuiteId};
+use crate::base::id::VaultId;
+use serde::{Deserialize, Serialize};
+
+/// Longest text that is read.
+pub const HEADER_BYTES_MAX: usize = 64 << 10;
+/// Most key slots.
+pub const SLOTS_MAX: usize = 32;
+/// Longest label of a slot.
+pub const LABEL_BYTES_MAX: usize = 255;
+
+/// Why a text is not a header.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HeaderText {
+    /// It breaks a rule; one sentence says which.
+    Malformed(String),
+    /// It needs something that this version does not know.
+    UnknownFeature(String),
+}
+
+/// What a slot is opened with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SlotKind {
+    /// A passphrase, through Argon2id.
+    Passphrase {
+        /// Memory in KiB.
+        memory_kib: u32,
+        /// Passes over it.
+        passes: u32,
+        /// Lanes.
+        lanes: u32,
+    },
+    /// The contents of a key file, through HKDF alone.
+    KeyFile,
+}
+
+/// The master key, wrapped for one passphrase or key file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeySlot {
+    /// Its number; used once per vault.
+    pub id: u32,
+    /// What opens it.
+    pub kind: SlotKind,
+    /// What a person called it.
+    pub label: String,
+    /// When it was made, in seconds since 1970.
+    pub created_s: i64,
+    /// Salt of the derivation.
+    pub salt: [u8; 16],
+    /// Nonce of the wrap.
+    pub nonce: [u8; 24],
+    /// What only the right key gives.
+    pub commitment: [u8; 32],
+    /// The wrapped master key and its tag.
+    pub wrapped: [u8; 48],
+}
+
+/// The values of a `vault.toml`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Header {
+    /// The vault.
+    pub vault: VaultId,
+    /// Its cipher.
+    pub suite: SuiteId,
+    /// How it compresses unless a mount says otherwise.
+    pub compression: Compression,
+    /// Most bytes that files may hold together.
+    pub quota_bytes: Option<u64>,
+    /// Most inodes.
+    pub quota_inodes: Option<u64>,
+    /// When it was made, in seconds since 1970.
+    pub created_s: i64,
+    /// Its key slots, at least one.
+    pub slots: Vec<KeySlot>,
+}
+
+/// What is looked at first: a text of the future may have fields that mean nothing here.
+#[derive(Deserialize)]
+struct Preview {
+    format: u16,
+    #[serde(default)]
+    features: Vec<String>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Text {
+    format: u16,
+    vault: String,
+    suite: String,
+    compression: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    quota_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    quota_inodes: Option<u64>,
+    created: i64,
+    features: Vec<String>,
+    mac: String,
+    slot: Vec<SlotText>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SlotText {
+    id: u32,
+    kind: String,
+    label: String,
+    created: i64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    memory_kib: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    passes: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lanes: Option<u32>,
+    salt: String,
+    nonce: String,
+    commitment: String,
+    wrapped: String,
+}
+
+fn malformed<T>(sentence: impl Into<String>) -> Result<T, HeaderText> {
+    Err(HeaderText::Malformed(sentence.into()))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// Lower-case hexadecimal of exactly `N` bytes.
+fn unhex<const N: usize>(text: &str, field: &str) -> Result<[u8; N], HeaderText> {
+    let digit = |c: u8| match c {
+        b'0'..=b'9' => Some(c - b'0'),
+        b'a'..=b'f' => Some(c - b'a' + 10),
+        _ => None,
+    };
+    let mut out = [0; N];
+    let (pairs, odd) = text.as_bytes().as_chunks::<2>();
+    if pairs.len() == N && odd.is_empty() {
+        let mut all = pairs.iter().map(|&[high, low]| Some(digit(high)? << 4 | digit(low)?));
+        if out.iter_mut().all(|byte| all.next().flatten().map(|value| *byte = value).is_some()) {
+            return Ok(out);
+        }
+    }
+    malformed(format!("'{field}' must be {} lower-case hexadecimal digits", 2 * N))
+}
+
+impl Header {
+    /// Reads a text; gives its values and the authentication code that it carries.
+    pub fn parse(text: &[u8]) -> Result<(Header, [u8; 32]), HeaderText> {
+        if text.len() > HEADER_BYTES_MAX {
+            return malformed(format!("vault.toml is longer than {HEADER_BYTES_MAX} bytes"));
+        }
+        let Ok(text) = std::str::from_utf8(text) else { return malformed("vault.toml is not UTF-8 text") };
+        let wrong = |e: toml::de::Error| HeaderText::Malformed(format!("vault.toml: {}", e.message()));
+        let preview: Preview = toml::from_str(text).map_err(wrong)?;
+        if preview.format != FORMAT_VERSION {
+            return Err(HeaderText::UnknownFeature(format!("format {}", preview.format)));
+        }
+        if let Some(feature) = preview.features.into_iter().next() {
+            return Err(HeaderText::UnknownFeature(feature));
+        }
+        let text: Text = toml::from_str(text).map_err(wrong)?;
+        if text.slot.is_empty() || text.slot.len() > SLOTS_MAX {
+            return malformed(format!("vault.toml must have 1 to {SLOTS_MAX} key slots, not {}", text.slot.len()));
+        }
+        let slots = text.slot.into_iter().map(KeySlot::parse).collect::<Result<Vec<_>, _>>()?;
+        for (i, slot) in slots.iter().enumerate() {
+            if slots[..i].iter().any(|other| other.id == slot.id) {
+                return malformed(format!("two key slots have the number {}", slot.id));
+            }
+        }
+        let header = Header {
+            vault: VaultId(unhex(&text.vault, "vault")?),
+            suite: text.suite.parse().map_err(HeaderText::Malformed)?,
+            compression: text.compression.parse().map_err(HeaderText::Malformed)?,
+            quota_bytes: text.quota_bytes,
+            quota_inodes: text.quota_inodes,
+            created_s: text.created,
+            slots,
+        };
+        Ok((header, unhex(&text.mac, "mac")?))
+    }
+
+    /// The text, carrying the authentication code.
+    pub fn to_text(&self, mac: &[u8; 32]) -> Result<Vec<u8>, HeaderText> {
+        let text = Text {
+            format: FORMAT_VERSION,
+            vault: hex(&self.vault.0),
+            suite: self.suite.to_string(),
+            compression: self.compression.to_string(),
+            quota_bytes: self.quota_bytes,
+            quota_inodes: self.quota_inodes,
+            created: self.created_s,
+            features: Vec::new(),
+            mac: hex(mac),
+            slot: self.slots.iter().map(KeySlot::to_text).collect(),
+        };
+        let text = toml::to_string(&text).map_err(|e| HeaderText::Malformed(e.to_string()))?.into_bytes();
+        // What could not be read back must not be written.
+        match Header::parse(&text)? {
+            (read, code) if read == *self && code == *mac => Ok(text),
+            _ => malformed("these values do not survive being written as vault.toml"),
+        }
+    }
+
+    /// The bytes under the authentication code: every value, in one spelling.
+    #[must_use]
+    pub fn canonical(&self) -> Vec<u8> {
+        let mut b = b"SRH1".to_vec();
+        b.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
+        b.extend_from_slice(&self.vault.0);
+        b.push(self.suite_number());
+        b.push(match self.compression {
+            Compression::Auto => 1,
+            Compression::Zstd => 2,
+            Compression::Lz4 => 3,
+            Compression::None => 4,
+        });
+        for quota in [self.quota_bytes, self.quota_inodes] {
+            b.push(u8::from(quota.is_some()));
+            b.extend_from_slice(&quota.unwrap_or(0).to_le_bytes());
+        }
+        b.extend_from_slice(&self.created_s.to_le_bytes());
+        // No features are known; their count is bound so that none can be added.
+        b.extend_from_slice(&0u32.to_le_bytes());
+        b.extend_from_slice(&(self.slots.len() as u32).to_le_bytes());
+        for slot in &self.slots {
+            b.extend_from_slice(&slot.bound());
+            b.extend_from_slice(&slot.created_s.to_le_bytes());
+            b.counted(slot.label.as_bytes());
+            b.extend_from_slice(&slot.nonce);
+            b.extend_from_slice(&slot.commitment);
+            b.extend_from_slice(&slot.wrapped);
+        }
+        b
+    }
+
+    /// The number of the suite in canonical bytes and key derivations.
+    #[must_use]
+    pub fn suite_number(&self) -> u8 {
+        match self.suite {
+            SuiteId::Aes256Gcm => 1,
+            SuiteId::ChaCha20Poly1305 => 2,
+        }
+    }
+}
+
+impl KeySlot {
+    /// What both the wrap and the authentication code bind: number, kind, cost and salt (33 bytes).
+    #[must_use]
+    pub fn bound(&self) -> [u8; 33] {
+        let (kind, memory_kib, passes, lanes) = match self.kind {
+            SlotKind::Passphrase { memory_kib, passes, lanes } => (1, memory_kib, passes, lanes),
+            SlotKind::KeyFile => (2, 0, 0, 0),
+        };
+        let mut b = [0; 33];
+        b[..4].copy_from_slice(&self.id.to_le_bytes());
+        b[4] = kind;
+        b[5..9].copy_from_slice(&memory_kib.to_le_bytes());
+        b[9..13].copy_from_slice(&passes.to_le_bytes());
+        b[13..17].copy_from_slice(&lanes.to_le_bytes());
+        b[17..].copy_from_slice(&self.salt);
+        b
+    }
+
+    fn parse(text: SlotText) -> Result<KeySlot, HeaderText> {
+        let kind = match (text.kind.as_str(), text.memory_kib, text.passes, text.lanes) {
+            ("passphrase", Some(memory_kib), Some(passes), Some(lanes)) => {
+                SlotKind::Passphrase { memory_kib, passes, lanes }
+            }
+            ("key-file", None, None, None) => SlotKind::KeyFile,
+            ("passphrase" | "key-file", ..) => {
+                return malformed("memory_kib, passes and lanes stand in passphrase slots, and only there");
+            }
+            (other, ..) => return Err(HeaderText::UnknownFeature(format!("key slots of kind '{other}'"))),
+        };
+        if text.label.len() > LABEL_BYTES_MAX {
+            return malformed(format!("a slot's label is longer than {LABEL_BYTES_MAX} bytes"));
+        }
+        Ok(KeySlot {
+            id: text.id,
+            kind,
+            label: text.label,
+            created_s: text.created,
+            salt: unhex(&text.salt, "salt")?,
+            nonce: unhex(&text.nonce, "nonce")?,
+            commitment: unhex(&text.commitment, "commitment")?,
+            wrapped: unhex(&text.wrapped, "wrapped")?,
+        })
+    }
+
+    fn to_text(&self) -> SlotText {
+        let (kind, cost) = match self.kind {
+            SlotKind::Passphrase { memory_kib, passes, lanes } => ("passphrase", Some((memory_kib, passes, lanes))),
+            SlotKind::KeyFile => ("key-file", None),
+        };
+        SlotText {
+            id: self.id,
+            kind: kind.to_owned(),
+            label: self.label.clone(),
+            created: self.created_s,
+            memory_kib: cost.map(|c| c.0),
+            passes: cost.map(|c| c.1),
+            lanes: cost.map(|c| c.2),
+            salt: hex(&self.salt),
+            nonce: hex(&self.nonce),
+            commitment: hex(&self.commitment),
+            wrapped: hex(&self.wrapped),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hexadecimal_has_one_spelling() {
+        assert_eq!(unhex("00ff", "x"), Ok([0, 255]));
+        for wrong in ["", "00f", "00FF", "0g00", "00ff00", "é0"] {
+            assert!(unhex::<2>(wrong, "x").is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn garbage_is_refused() {
+        for text in [&b""[..], b"\xff", b"format = 1", b"format = 'one'", &[b'#'; HEADER_BYTES_MAX + 1]] {
+            assert!(matches!(Header::parse(text), Err(HeaderText::Malformed(_))));
+        }
+        let future = b"format = 2\nsurprise = 1";
+        assert_eq!(Header::parse(future), Err(HeaderText::UnknownFeature("format 2".into())));
+        let feature = b"format = 1\nfeatures = ['holes']\nholes = 1";
+        assert_eq!(Header::parse(feature), Err(HeaderText::UnknownFeature("holes".into())));
+    }
+}
