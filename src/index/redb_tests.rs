@@ -345,6 +345,8 @@ fn nothing_of_what_is_stored_shows_on_disk() {
     let (memory, world) = (disk(), Seeded::new(1));
     let backing: Arc<dyn Backing> = Arc::new(memory.clone());
     let table = create(&backing, &world).unwrap();
+    let empty = read_file(&*backing, PATH, usize::MAX).unwrap();
+    assert_eq!(empty.len(), 90_792, "the example in the format's description");
     let entry =
         |n: u32| (format!("Nplain-name-{n}").into_bytes(), Some(format!("plain-value-{n}").repeat(9).into_bytes()));
     apply(&table, &(0..500).map(entry).collect()).unwrap();
