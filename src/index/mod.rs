@@ -255,6 +255,8 @@ fn merge_window(window: Window, stored: Vec<Entry>, horizon: Option<&[u8]>, mut 
 }
 
 #[cfg(test)]
+mod bench;
+#[cfg(test)]
 mod redb_tests;
 #[cfg(test)]
 mod tests;

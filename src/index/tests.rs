@@ -138,3 +138,54 @@ proptest! {
         prop_assert_eq!(&contents(&index), &model);
     }
 }
+
+#[test]
+fn readers_see_all_of_a_change_or_nothing_while_it_moves_into_the_table() {
+    let index = Index::new(Box::new(MemoryTable::default()));
+    let pair = |n: u64| {
+        let value = Some(n.to_be_bytes().to_vec());
+        vec![(b"Ia".to_vec(), value.clone()), (b"Ib".to_vec(), value), (format!("I{n}").into_bytes(), None)]
+    };
+    index.change(pair(0));
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for n in 1..20_000 {
+                index.change(pair(n));
+                if n % 3 == 0 {
+                    index.seal_direct();
+                }
+            }
+            done.store(true, SeqCst);
+        });
+        scope.spawn(|| {
+            while !done.load(SeqCst) {
+                index.apply_sealed(&[]).unwrap();
+            }
+        });
+        let mut newest = 0;
+        while !done.load(SeqCst) {
+            let seen = index.scan(b"I", b"", 10).unwrap();
+            assert_eq!(seen.len(), 2);
+            assert_eq!(seen[0].1, seen[1].1);
+            let last = index.scan_last_before(b"I", b"Iz").unwrap().unwrap();
+            let value = u64::from_be_bytes(last.1.try_into().unwrap());
+            assert!(value >= newest, "{value} after {newest}");
+            newest = value;
+        }
+    });
+}
+
+#[test]
+fn what_is_weighed_goes_down_when_it_is_applied_and_up_only_once_per_key() {
+    let index = Index::new(Box::new(MemoryTable::default()));
+    for _ in 0..3 {
+        index.change(vec![(b"Ikey".to_vec(), Some(vec![1; 100])), (b"Ekey".to_vec(), Some(vec![1; 100]))]);
+    }
+    assert_eq!(index.overlay_entries(), 2);
+    let weight = index.overlay_bytes();
+    assert!((300..500).contains(&weight), "{weight}");
+    index.seal_derived();
+    index.apply_sealed(&[]).unwrap();
+    assert_eq!((index.overlay_entries(), index.overlay_bytes()), (1, weight / 2));
+}
