@@ -92,7 +92,7 @@ fn git_keeps_its_repositories_whole() {
     for round in ["at once", "mounted anew"] {
         for name in ["repository", "linked", "copied"] {
             let dir = v.path(name);
-            git(&dir, "git gc -q --aggressive --prune=now");
+            git(&dir, "git gc -q --prune=now");
             git(&dir, "git fsck --full --strict --no-progress");
             assert_eq!(git(&dir, "git status --porcelain"), "", "{name}, {round}");
         }
