@@ -5,8 +5,8 @@
 //! opendir, create (the kernel makes the file with MKNOD, since we are the only writer nothing can come between), flush,
 //! access, lseek, copy_file_range. Called by: `fuser`'s threads. On failure: the errno that `fs::errno` decided.
 
-use super::MAX_BACKGROUND;
 use crate::base::id::Ino;
+use crate::base::limits::FUSE_BACKGROUND_MAX;
 use crate::base::world::Time;
 use crate::fs::{
     Attr, Caller, Fallocate, FileSystem, FsFault, OpKind, RenameHow, SetAttr, SetTime, WriteHow, XattrHow, XattrReply,
@@ -195,7 +195,7 @@ impl Filesystem for Requests {
         if let Err(nearest) = config.set_max_readahead(MAX_WRITE_BYTES) {
             let _ = config.set_max_readahead(nearest);
         }
-        if let Err(nearest) = config.set_max_background(MAX_BACKGROUND) {
+        if let Err(nearest) = config.set_max_background(FUSE_BACKGROUND_MAX) {
             let _ = config.set_max_background(nearest);
         }
         Ok(())
