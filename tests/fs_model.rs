@@ -334,7 +334,7 @@ fn run(seed: u64, steps: usize) {
         }
         one(&mut dice, &place, &mut model, &say);
     }
-    compare(&place.fs, &place.vault, &mut model, &format!("seed {seed}, end"));
+    compare(&place.fs, &place.vault, &mut model, false, &format!("seed {seed}, end"));
     place.vault.close().expect("it closes");
 }
 
