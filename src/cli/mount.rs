@@ -160,12 +160,14 @@ fn options(args: &Args) -> Result<Options, Failure> {
 
 fn usable_mountpoint(path: &Path, vault: &Path) -> Result<PathBuf, Failure> {
     let refuse = |why: String| Failure::new(Exit::Mountpoint, format!("mountpoint {}: {why}", path.display()));
-    let whole = path.canonicalize().map_err(|e| match e.raw_os_error() {
+    let unusable = |e: std::io::Error| match e.raw_os_error() {
         Some(libc::ENOENT) => refuse("there is no such directory".to_owned()),
         Some(libc::ENOTCONN) => refuse("a mount whose daemon has died is still there: strongroom umount it".to_owned()),
         _ => refuse(e.to_string()),
-    })?;
-    if !whole.is_dir() {
+    };
+    let whole = path.canonicalize().map_err(unusable)?;
+    // A dead mount may still have its path (the kernel remembers that), but no attributes any more.
+    if !whole.metadata().map_err(unusable)?.is_dir() {
         return Err(refuse("it is not a directory".to_owned()));
     }
     if mounts::lies_in(&whole, vault) {
