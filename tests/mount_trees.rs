@@ -65,7 +65,7 @@ fn a_real_tree_comes_back_and_the_backing_directory_is_silent() {
          ln the-planted-name the-planted-second-link
          ln -s ../the-planted-target the-planted-symlink
          truncate -s 5M sparse; echo end >> sparse
-         mkfifo pipe; chmod 4751 the-planted-name; touch -d '1969-07-20 20:17:40.123456789' sparse; chmod 1700 .",
+         mkfifo a-pipe; chmod 4751 the-planted-name; touch -d '1969-07-20 20:17:40.123456789' sparse; chmod 1700 .",
         &[""; 0],
     );
     // Words that must not be seen outside: those planted, and a sample of the real names and lines.
@@ -90,7 +90,7 @@ fn a_real_tree_comes_back_and_the_backing_directory_is_silent() {
 
     let inside = v.path("tree");
     let same = || {
-        run(Command::new("diff").args(["-r", "--no-dereference"]).arg(&plain).arg(&inside));
+        run(Command::new("diff").args(["-r", "--no-dereference", "-x", "a-pipe"]).arg(&plain).arg(&inside));
         assert_eq!(metadata_differences(&plain, &inside), Vec::<String>::new());
     };
     run(Command::new("cp").arg("-a").arg(&plain).arg(&inside));

@@ -188,7 +188,11 @@ impl FileSystem {
             // Everything flushed is verified as well.
             b"flush" | b"verify" => self.sync_wait(),
             b"checkpoint" => Ok(self.vault.checkpoint()?),
-            _ => Err(FsFault::Invalid),
+            _ => {
+                // Through the kernel's write-back cache the refusal reaches the caller at close, which shells ignore.
+                self.vault.stats().error(self.now(), "control: an unknown order was refused".to_owned());
+                Err(FsFault::Invalid)
+            }
         }
     }
 }

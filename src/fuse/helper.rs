@@ -1,7 +1,6 @@
 //! Mounting without privileges: the set-uid helper `fusermount3` mounts and hands the device back over a socket.
 //!
-//! Promise: the descriptor returned is the connection of a mount that now exists. Why not `fuser`'s own: it can only
-//! pair this kind of mount with a session that answers the kernel's writeback of times with EACCES.
+//! Promise: the descriptor returned is the connection of a mount that now exists.
 //! Called by: `fuse::mount`. On failure: what the helper said.
 
 use std::ffi::OsStr;
@@ -28,22 +27,16 @@ pub(super) fn program() -> Option<PathBuf> {
         .find(|candidate| candidate.is_file())
 }
 
-/// Mounts for the calling user alone and gives the device.
-pub(super) fn mount(
-    mountpoint: &Path,
-    fsname: &str,
-    subtype: &str,
-    read_only: bool,
-    kernel: &[String],
-) -> io::Result<OwnedFd> {
+/// Mounts on behalf of the calling user and gives the device.
+pub(super) fn mount(mountpoint: &Path, fsname: &str, subtype: &str, words: &[&str]) -> io::Result<OwnedFd> {
     let missing = || io::Error::new(io::ErrorKind::NotFound, "fusermount3 is not installed");
     let program = program().ok_or_else(missing)?;
     // A comma separates options; the helper takes a backslash before one that does not.
     let escaped = fsname.replace('\\', "\\\\").replace(',', "\\,");
-    let mut options = format!("fsname={escaped},subtype={subtype},default_permissions");
-    for option in kernel.iter().map(String::as_str).chain(read_only.then_some("ro")) {
+    let mut options = format!("fsname={escaped},subtype={subtype}");
+    for word in words {
         options.push(',');
-        options.push_str(option);
+        options.push_str(word);
     }
     let (ours, theirs) = UnixStream::pair()?;
     let theirs_fd = theirs.as_raw_fd();
@@ -105,7 +98,7 @@ fn receive(socket: &UnixStream) -> io::Result<OwnedFd> {
             if h.cmsg_level == libc::SOL_SOCKET
                 && h.cmsg_type == libc::SCM_RIGHTS
                 // SAFETY: CMSG_LEN only computes.
-                && h.cmsg_len as usize >= unsafe { libc::CMSG_LEN(FD_BYTES) } as usize =>
+                && h.cmsg_len >= unsafe { libc::CMSG_LEN(FD_BYTES) } as usize =>
         {
             // SAFETY: the length says that at least one i32 follows the header; it may be unaligned.
             let fd = unsafe { libc::CMSG_DATA(h).cast::<i32>().read_unaligned() };

@@ -8,10 +8,12 @@ mod helper;
 mod requests;
 
 use crate::fs::FileSystem;
-use fuser::{Config, MountOption, Session, SessionACL};
+use fuser::{Config, Session, SessionACL};
 use requests::Requests;
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
+use std::fs::OpenOptions;
 use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -23,6 +25,8 @@ pub(crate) const MAX_BACKGROUND: u16 = 16;
 const SPARE_THREADS: usize = 8;
 /// What `df` and `mount` show as the type, after `fuse.`.
 const SUBTYPE: &str = "strongroom";
+const KERNEL_TYPE: &CStr = c"fuse.strongroom";
+const DEVICE: &str = "/dev/fuse";
 
 /// How to mount.
 #[derive(Debug, Clone)]
@@ -60,9 +64,9 @@ pub fn threads_min() -> usize {
     usize::from(MAX_BACKGROUND) + SPARE_THREADS
 }
 
-/// A live mount.
+/// A live mount; dropped without `wait`, it is unmounted.
 pub struct Mounted {
-    session: Session<Requests>,
+    session: Option<Session<Requests>>,
     unmounter: Unmounter,
 }
 
@@ -72,60 +76,82 @@ pub struct Unmounter {
     mountpoint: PathBuf,
 }
 
-fn is_root() -> bool {
-    // SAFETY: geteuid has no preconditions and cannot fail.
-    unsafe { libc::geteuid() == 0 }
-}
-
-fn kernel_option(option: &str) -> MountOption {
-    match option {
-        "nodev" => MountOption::NoDev,
-        "dev" => MountOption::Dev,
-        "nosuid" => MountOption::NoSuid,
-        "suid" => MountOption::Suid,
-        "noexec" => MountOption::NoExec,
-        "exec" => MountOption::Exec,
-        "noatime" => MountOption::NoAtime,
-        "atime" => MountOption::Atime,
-        "sync" => MountOption::Sync,
-        "async" => MountOption::Async,
-        "dirsync" => MountOption::DirSync,
-        other => MountOption::CUSTOM(other.to_owned()),
-    }
-}
-
 /// Mounts `fs` at `mountpoint`.
+///
+/// The mount is made here and not by `fuser`: the kernel's writeback comes with uid 0 and carries times, and `fuser`
+/// can only pair a mount for its owner alone with a session that answers those with EACCES. So the kernel keeps other
+/// users out, and the session asks no more questions.
 pub fn mount(fs: Arc<FileSystem>, mountpoint: &Path, options: &MountOptions) -> io::Result<Mounted> {
     let mountpoint = mountpoint.canonicalize()?;
-    let root = is_root();
+    // SAFETY: geteuid has no preconditions and cannot fail.
+    let root = unsafe { libc::geteuid() } == 0;
+    let mut words = Vec::new();
+    if options.default_permissions || options.allow_other || !root {
+        words.push("default_permissions");
+    }
+    if options.allow_other {
+        words.push("allow_other");
+    }
+    if options.read_only {
+        words.push("ro");
+    }
+    words.extend(options.kernel.iter().map(String::as_str));
+    let direct = if root { mount_directly(&mountpoint, &options.fsname, &words) } else { Err(denied()) };
+    let device = match direct {
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+            helper::mount(&mountpoint, &options.fsname, SUBTYPE, &words)?
+        }
+        device => device?,
+    };
+    let unmounter = Unmounter { mountpoint };
     let mut config = Config::default();
     config.n_threads = Some(options.threads.max(threads_min()));
-    config.clone_fd = true;
-    config.mount_options = vec![
-        MountOption::FSName(options.fsname.clone()),
-        MountOption::Subtype(SUBTYPE.to_owned()),
-        if options.read_only { MountOption::RO } else { MountOption::RW },
-    ];
-    if options.default_permissions || options.allow_other || !root {
-        config.mount_options.push(MountOption::DefaultPermissions);
-    }
-    config.mount_options.extend(options.kernel.iter().map(|o| kernel_option(o)));
-    // The kernel's writeback comes with uid 0 and carries times that must not be refused. As root, `Owner` lets it
-    // through. For another owner, `fuser` has no choice that does and yet mounts for the owner alone: so the mount is
-    // made here, the kernel keeps other users out, and the session asks no more questions.
-    config.acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
-    let requests = Requests::new(fs);
-    let session = if root || options.allow_other {
-        Session::new(requests, &mountpoint, &config)?
-    } else {
-        let device = helper::mount(&mountpoint, &options.fsname, SUBTYPE, options.read_only, &options.kernel)?;
-        let mounted = Session::from_fd(requests, device, SessionACL::All, config);
-        if mounted.is_err() {
-            let _ = unmount(&mountpoint);
+    // Each thread opens the device anew, which an ordinary user may not be allowed to.
+    config.clone_fd = OpenOptions::new().read(true).write(true).open(DEVICE).is_ok();
+    match Session::from_fd(Requests::new(fs), device, SessionACL::All, config) {
+        Ok(session) => Ok(Mounted { session: Some(session), unmounter }),
+        Err(e) => {
+            let _ = unmounter.unmount();
+            Err(e)
         }
-        mounted?
-    };
-    Ok(Mounted { session, unmounter: Unmounter { mountpoint } })
+    }
+}
+
+fn denied() -> io::Error {
+    io::ErrorKind::PermissionDenied.into()
+}
+
+fn mount_directly(mountpoint: &Path, fsname: &str, words: &[&str]) -> io::Result<OwnedFd> {
+    let device = OpenOptions::new().read(true).write(true).open(DEVICE)?;
+    let mut flags = libc::MS_NOSUID | libc::MS_NODEV;
+    // SAFETY: getuid and getgid have no preconditions and cannot fail.
+    let (uid, gid) = unsafe { (libc::getuid(), libc::getgid()) };
+    let mut data = format!("fd={},rootmode=40000,user_id={uid},group_id={gid}", device.as_raw_fd());
+    for &word in words {
+        match word {
+            "nodev" => flags |= libc::MS_NODEV,
+            "dev" => flags &= !libc::MS_NODEV,
+            "nosuid" => flags |= libc::MS_NOSUID,
+            "suid" => flags &= !libc::MS_NOSUID,
+            "noexec" => flags |= libc::MS_NOEXEC,
+            "noatime" => flags |= libc::MS_NOATIME,
+            "sync" => flags |= libc::MS_SYNCHRONOUS,
+            "dirsync" => flags |= libc::MS_DIRSYNC,
+            "ro" => flags |= libc::MS_RDONLY,
+            // What a mount is anyway.
+            "exec" | "atime" | "async" | "rw" => {}
+            other => {
+                data.push(',');
+                data.push_str(other);
+            }
+        }
+    }
+    let text = |bytes: &[u8]| CString::new(bytes).map_err(io::Error::other);
+    let (source, at, data) =
+        (text(fsname.as_bytes())?, text(mountpoint.as_os_str().as_bytes())?, text(data.as_bytes())?);
+    // SAFETY: all pointers are to zero-terminated strings that outlive the call.
+    let done = unsafe { libc::mount(source.as_ptr(), at.as_ptr(), KERNEL_TYPE.as_ptr(), flags, data.as_ptr().cast()) };
+    if done == 0 { Ok(device.into()) } else { Err(io::Error::last_os_error()) }
 }
 
 impl Mounted {
@@ -136,8 +162,24 @@ impl Mounted {
     }
 
     /// Serves requests until the mount is gone.
-    pub fn wait(self) -> io::Result<()> {
-        self.session.run()
+    pub fn wait(mut self) -> io::Result<()> {
+        let session = self.session.take().expect("only wait takes the session, and it takes the mount with it");
+        let served = session.run();
+        if served.is_err() {
+            // Nobody serves it any more.
+            let _ = self.unmounter.unmount();
+        }
+        served
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        if self.session.take().is_some()
+            && let Err(e) = self.unmounter.unmount()
+        {
+            log::error!("unmounting: {e}");
+        }
     }
 }
 

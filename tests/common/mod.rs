@@ -17,8 +17,11 @@ use std::sync::atomic::{AtomicI32, Ordering::SeqCst};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
-/// The program under test.
-pub const STRONGROOM: &str = env!("CARGO_BIN_EXE_strongroom");
+/// The program under test: the one just built, unless `STRONGROOM` names another.
+pub fn strongroom() -> PathBuf {
+    std::env::var_os("STRONGROOM").map_or_else(|| env!("CARGO_BIN_EXE_strongroom").into(), PathBuf::from)
+}
+
 /// Most time one command inside a test may take.
 const COMMAND_SECONDS_MAX: &str = "900";
 
@@ -91,7 +94,7 @@ impl TestVault {
         fs::create_dir(&mnt).unwrap();
         fs::write(&password, "a passphrase for tests\n").unwrap();
         // The cheapest passphrase that is let pass: these tests mount often.
-        run(Command::new(STRONGROOM)
+        run(Command::new(strongroom())
             .args(["init", "--argon2", "65536,3,4", "--password-file"])
             .arg(&password)
             .args(arguments)
@@ -103,7 +106,7 @@ impl TestVault {
 
     /// The command that mounts it; what it prints goes to a file, which a daemon may keep open.
     pub fn mount_command(&self) -> Command {
-        let mut c = Command::new(STRONGROOM);
+        let mut c = Command::new(strongroom());
         c.args(["mount", "--password-file"]).arg(&self.password);
         if !self.options.is_empty() {
             c.arg("-o").arg(self.options.join(","));
@@ -134,7 +137,7 @@ impl TestVault {
 
     /// Unmounts as a person would; when this returns, all is in the backing directory and the daemon is gone.
     pub fn umount(&self) {
-        run(Command::new(STRONGROOM).arg("umount").arg(&self.mnt));
+        run(Command::new(strongroom()).arg("umount").arg(&self.mnt));
         assert!(!self.is_mounted(), "umount returned 0 and it is still mounted");
         self.wait_for_end();
     }
