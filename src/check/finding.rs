@@ -23,7 +23,10 @@ impl Place {
 
 /// Something wrong.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[allow(missing_docs, reason = "the fields are named for what they hold; the variants and their sentences say the rest")]
+#[allow(
+    missing_docs,
+    reason = "the fields are named for what they hold; the variants and their sentences say the rest"
+)]
 pub enum Finding {
     /// The index could be read only in part: what lies behind was not looked at.
     IndexUnreadable { why: String },
@@ -209,7 +212,9 @@ impl fmt::Display for Finding {
             StrayEntry { key, why } => write!(f, "the index entry with key {} makes no sense: {why}", Hex(key)),
             NoRoot => f.write_str("the root directory is not there"),
             InodeMalformed { at, why } => write!(f, "{at}: its attributes make no sense: {why}"),
-            NameMalformed { dir, name, why } => write!(f, "{}: what it leads to makes no sense: {why}", Name(dir, name)),
+            NameMalformed { dir, name, why } => {
+                write!(f, "{}: what it leads to makes no sense: {why}", Name(dir, name))
+            }
             NameInvalid { dir, name } => write!(f, "{}: no file may have this name", Name(dir, name)),
             NameOutsideDirectory { dir, name } => write!(f, "{}: it stands in no directory", Name(dir, name)),
             NameOfNothing { dir, name, ino } => {
@@ -234,7 +239,9 @@ impl fmt::Display for Finding {
                 write!(f, "{at}: its '..' is inode {stored}, but its name is in inode {found}")
             }
             NamedTwice { at } => write!(f, "{at}: the directory has more names than it may have"),
-            Cycle { at } => write!(f, "{at}: the directory is its own ancestor, and out of reach with all that is in it"),
+            Cycle { at } => {
+                write!(f, "{at}: the directory is its own ancestor, and out of reach with all that is in it")
+            }
             WithoutInode { ino, what } => write!(f, "inode {ino}: {what} are stored for it, but it is not there"),
             WrongType { at, what } => write!(f, "{at}: {what} are stored for it, but its file type has none"),
             TargetMissing { at } => write!(f, "{at}: the symbolic link has no target"),
@@ -261,7 +268,9 @@ impl fmt::Display for Finding {
             NumberInUse { what, next, used } => {
                 write!(f, "the next {what} number to be given out is {next}, but {used} is in use already")
             }
-            SegmentUnknown { segment } => write!(f, "segment {segment}: data lies in it, but the index does not know it"),
+            SegmentUnknown { segment } => {
+                write!(f, "segment {segment}: data lies in it, but the index does not know it")
+            }
             SegmentLive { segment, stored, counted } => {
                 write!(f, "segment {segment}: {stored} live bytes are on record, {counted} are needed")
             }

@@ -162,7 +162,9 @@ impl<'a> Survey<'a> {
             }
             let mut node = Node { ino, ..Node::default() };
             match Inode::decode(value).map(|i| (i, kind_of(i.mode))) {
-                Ok((i, Some(kind))) => (node.kind, node.nlink, node.size, node.parent) = (kind, i.nlink, i.size, i.parent),
+                Ok((i, Some(kind))) => {
+                    (node.kind, node.nlink, node.size, node.parent) = (kind, i.nlink, i.size, i.parent)
+                }
                 Ok((_, None)) => s.found(Finding::InodeMalformed { at: Place::of(ino), why: "file type" }),
                 Err(e) => s.found(Finding::InodeMalformed { at: Place::of(ino), why: e.what }),
             }
