@@ -207,7 +207,7 @@ fn a_wrong_passphrase_and_a_missing_vault_have_their_codes() {
 fn what_was_written_is_there_after_the_round_trip() {
     let desk = Desk::new();
     ok(&desk.mount());
-    let body: Vec<u8> = (0..3_000_000u32).map(|i| ((i * i) >> 7) as u8).collect();
+    let body: Vec<u8> = (0..3_000_000u32).map(|i| (i.wrapping_mul(i) >> 7) as u8).collect();
     fs::create_dir(desk.mnt().join("d")).unwrap();
     fs::write(desk.mnt().join("d/body"), &body).unwrap();
     let daemon = desk.daemon();
@@ -406,8 +406,15 @@ fn a_read_only_mount_reads_only() {
 #[test]
 fn a_key_file_and_a_credential_open_what_they_made() {
     let desk = Desk::bare();
-    desk.secret("key", &[0, 1, 2, b'\n', 255, b'\n']);
+    desk.secret("short", &[7; 31]);
+    ends_with(&desk.run(&["init", "--key-file", "short", "vault"]), NO_KEY, "at least 32");
+    assert!(!desk.path("vault").exists(), "a refused init leaves nothing");
+    // Every byte counts, the newline at the end included.
+    desk.secret("key", &[&[0, 1, 2, b'\n', 255][..], &[7; 40], b"\n"].concat());
     ok(&desk.run(&["init", "--argon2", "65536,3,4", "--key-file", "key", "vault"]));
+    desk.secret("stripped", &[&[0, 1, 2, b'\n', 255][..], &[7; 40]].concat());
+    ends_with(&desk.run(&["mount", "--key-file", "stripped", "vault", "mnt"]), WRONG_KEY, "vault");
+    ends_with(&desk.run(&["mount", "--key-file", "short", "vault", "mnt"]), NO_KEY, "at least 32");
     ok(&desk.run(&["mount", "--key-file", "key", "vault", "mnt"]));
     ok(&desk.run(&["umount", "mnt"]));
     fs::create_dir(desk.path("credentials")).unwrap();

@@ -103,6 +103,35 @@ fn a_full_quota_is_enospc_and_deleting_makes_room() {
     assert!(total <= quota + MIB && total >= quota - MIB, "statvfs tells {total} bytes in all with a quota of {quota}");
 }
 
+#[test]
+fn pages_that_do_not_fit_are_said_at_umount_and_do_not_hold_the_mount_for_ever() {
+    let v = TestVault::init_with(&["--quota", &(8 * MIB).to_string()]);
+    v.mount();
+    let len = 32 * MIB as usize;
+    let file = File::options().read(true).write(true).create(true).truncate(true).open(v.path("mapped")).unwrap();
+    file.set_len(len as u64).unwrap();
+    let (prot, fd) = (libc::PROT_READ | libc::PROT_WRITE, std::os::fd::AsRawFd::as_raw_fd(&file));
+    // SAFETY: a new mapping of a file that is long enough.
+    let map = unsafe { libc::mmap(std::ptr::null_mut(), len, prot, libc::MAP_SHARED, fd, 0) };
+    assert_ne!(map, libc::MAP_FAILED);
+    // Closed before it is changed, so that no close can tell of the pages.
+    drop(file);
+    let bytes = Rng(9).bytes(len);
+    // SAFETY: the mapping has `len` bytes, and nobody else knows it.
+    unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), map.cast(), len) };
+    let umount = || common::output(std::process::Command::new(common::strongroom()).arg("umount").arg(&v.mnt));
+    let first = umount();
+    let said = String::from_utf8_lossy(&first.stderr).into_owned();
+    assert_eq!(first.status.code(), Some(12), "written pages were lost without a word: {said}");
+    assert!(said.contains("No space left") && v.is_mounted(), "{said}");
+    // SAFETY: it is not used any more.
+    assert_eq!(unsafe { libc::munmap(map, len) }, 0);
+    let second = umount();
+    assert!(second.status.success() && !v.is_mounted(), "{}", String::from_utf8_lossy(&second.stderr));
+    v.mount();
+    assert_eq!(fs::metadata(v.path("mapped")).unwrap().len(), len as u64);
+}
+
 fn statvfs(path: &Path) -> libc::statvfs {
     let path = std::ffi::CString::new(path.to_str().unwrap()).unwrap();
     let mut s = std::mem::MaybeUninit::uninit();
@@ -161,7 +190,13 @@ fn storage_is_complete_finite_and_not_in_the_way() {
         assert!(refused.is_err(), "/.storage lets itself be changed");
     }
     fs::write(v.path(".storage/control"), "flush\n").expect("control takes 'flush'");
-    assert!(fs::write(v.path(".storage/control"), "no such command\n").is_err(), "control takes anything");
+    // Where the kernel holds writes back, the answer comes at fsync (and at close, where `fs::write` does not look).
+    let nonsense = File::options().write(true).open(v.path(".storage/control")).and_then(|mut control| {
+        control.write_all(b"no such command\n")?;
+        control.sync_all()
+    });
+    let answer = nonsense.expect_err("control takes anything").raw_os_error();
+    assert_eq!(answer, Some(libc::EINVAL));
 }
 
 #[test]

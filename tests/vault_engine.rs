@@ -260,7 +260,8 @@ fn a_failed_write_stops_acknowledging_and_reads_go_on() {
 fn quotas_refuse_what_is_too_much_and_take_what_fits_again() {
     let disk = MemoryBacking::default();
     let backing: Arc<dyn Backing> = Arc::new(disk.clone());
-    let options = CreateOptions { quota_bytes: Some(1 << 20), compression: Compression::None, ..CreateOptions::default() };
+    let options =
+        CreateOptions { quota_bytes: Some(1 << 20), compression: Compression::None, ..CreateOptions::default() };
     create(&backing, &unlock(), &options, &world()).expect("an empty directory takes a vault");
     let vault = opened(&disk, &OpenOptions::default());
     for i in 0..4 {

@@ -6,6 +6,9 @@ use std::time::Duration;
 
 /// A segment file's nominal length; the last group may reach past it by less than one group.
 pub const SEGMENT_BYTES: u64 = 64 << 20;
+/// Room is taken for a segment in steps of this much: writes into room taken before sync faster, and a vault of a few
+/// files must not look like one of 64 MiB.
+pub const ALLOCATE_STEP_BYTES: u64 = 4 << 20;
 /// Most bytes one group (one disk write) holds before padding, its header and directory included.
 pub const GROUP_BYTES_MAX: usize = 1 << 20;
 /// Disk block that groups begin on: the alignment of direct I/O.
@@ -41,9 +44,10 @@ pub const BUDGET_BYTES_DEFAULT: u64 = 256 << 20;
 /// Smallest budget that still works.
 pub const BUDGET_BYTES_MIN: u64 = 16 << 20;
 /// Background requests (write-back, read-ahead) the kernel may have under way at once …
-pub const FUSE_BACKGROUND_MAX: u16 = 16;
-/// … and the threads that serve: always some left when every background write waits for the budget.
-pub const FUSE_THREADS: usize = FUSE_BACKGROUND_MAX as usize + 8;
+pub const FUSE_BACKGROUND_MAX: u16 = 6;
+/// … and the threads that serve: always some left when every background write waits for the budget. No more than that:
+/// the kernel wakes them in turn, and each has a buffer of its own to keep warm (24 threads halve 4 KiB appends).
+pub const FUSE_THREADS: usize = FUSE_BACKGROUND_MAX as usize + 4;
 /// Oldest that acknowledged bytes become before they are flushed.
 pub const FLUSH_INTERVAL: Duration = Duration::from_secs(5);
 /// A checkpoint is due when the overlay holds this many entries …

@@ -474,7 +474,8 @@ mod tests {
     #[test]
     fn everything_charged_is_given_back() {
         let f = FileBuffer::new(Ino(2));
-        let grown: u64 = [0u64, 100, 50_000, 20].iter().map(|&at| f.write(1, at, &[1; 3000], &pool()).grown_bytes).sum();
+        let grown: u64 =
+            [0u64, 100, 50_000, 20].iter().map(|&at| f.write(1, at, &[1; 3000], &pool()).grown_bytes).sum();
         f.punch(1, 1000, 2000);
         let charged = f.charged_bytes();
         assert!(charged >= grown && grown >= 6000, "{charged} {grown}");

@@ -3,6 +3,7 @@
 //! Promise: a code, once given, never changes its meaning; the table in `docs/cli.md` is this one (a test compares).
 //! Called by: every command. Cannot fail.
 
+use crate::seal::HeaderFault;
 use crate::vault::{OpenFault, VaultFault};
 use std::fmt;
 use std::io;
@@ -94,6 +95,10 @@ impl Failure {
                 Failure::new(Exit::InUse, format!("{at}: the vault is already in use{by}"))
             }
             OpenFault::WrongKey => Failure::new(Exit::WrongKey, format!("{at}: {fault}")),
+            // Nothing is wrong with the vault: no key was had.
+            OpenFault::Header(short @ HeaderFault::KeyFileTooShort { .. }) => {
+                Failure::new(Exit::NoKey, format!("{at}: {short}"))
+            }
             OpenFault::Header(_) | OpenFault::Damaged(_) => Failure::new(Exit::Damaged, format!("{at}: {fault}")),
             OpenFault::Backing(_) => Failure::new(Exit::Io, format!("{at}: {fault}")),
         }

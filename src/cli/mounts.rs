@@ -17,6 +17,8 @@ pub const VAULT_FILE: &str = "vault.toml";
 /// One mounted filesystem.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mount {
+    /// Its device number, as the kernel writes it: `0:57`.
+    pub device: String,
     /// Where it is mounted.
     pub mountpoint: PathBuf,
     /// `fuse.strongroom` for ours.
@@ -72,10 +74,11 @@ pub fn whole_path(path: &Path) -> std::io::Result<PathBuf> {
 fn parse(text: &[u8]) -> Vec<Mount> {
     let mount = |line: &[u8]| {
         let mut fields = line.split(|&b| b == b' ').filter(|f| !f.is_empty());
-        let mountpoint = fields.nth(4)?;
+        let device = String::from_utf8_lossy(fields.nth(2)?).into_owned();
+        let mountpoint = fields.nth(1)?;
         fields.find(|f| *f == b"-")?;
         let (kind, source) = (fields.next()?, fields.next()?);
-        Some(Mount { mountpoint: unescape(mountpoint), kind: kind.to_vec(), source: unescape(source) })
+        Some(Mount { device, mountpoint: unescape(mountpoint), kind: kind.to_vec(), source: unescape(source) })
     };
     text.split(|&b| b == b'\n').filter_map(mount).collect()
 }

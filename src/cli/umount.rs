@@ -7,7 +7,7 @@
 
 use super::exit::{Exit, Failure};
 use super::mounts;
-use super::print::Progress;
+use super::print::{self, Progress};
 use super::status;
 use std::ffi::CString;
 use std::fs::{File, OpenOptions};
@@ -67,9 +67,9 @@ fn flush(path: &Path, storage: &Path) -> Result<(), Failure> {
         Failure::new(Exit::FlushFailed, format!("{}: {what}: {e}; it stays mounted", path.display()))
     };
     let (tell, told) = mpsc::channel();
-    let (top, control) = (path.to_owned(), storage.join("control"));
+    let (top, control, stats) = (path.to_owned(), storage.join("control"), storage.join("stats.json"));
     let work = move || {
-        let result = push_pages(&top).map_err(|e| ("writing back the kernel's pages", e));
+        let result = push_all_pages(&top, &stats).map_err(|e| ("writing back the kernel's pages", e));
         // Nobody listens any more only if the command was ended.
         let _ = tell.send(result.and_then(|()| ask(&control).map_err(|e| ("flushing", e))));
     };
@@ -90,6 +90,27 @@ fn flush(path: &Path, storage: &Path) -> Result<(), Failure> {
             }
         }
     }
+}
+
+/// Writes back what the kernel still holds. The kernel also keeps an earlier error (a file that did not fit, deleted long
+/// ago) for whoever syncs next, once; the writer was told of it at fsync or close, and its pages are gone: that one is
+/// passed on as a warning. An error of a page that was dirty until now has been told to nobody else, and is ours.
+fn push_all_pages(path: &Path, stats: &Path) -> io::Result<()> {
+    let refused_before = refused_writes(stats);
+    let Err(e) = push_pages(path) else { return Ok(()) };
+    if refused_before.is_none() || refused_writes(stats) != refused_before {
+        return Err(e);
+    }
+    push_pages(path)?;
+    let what = "an earlier write failed and is not in the vault (fsync or close said so to its program)";
+    print::complain(&format!("warning: {}: {what}: {e}", path.display()));
+    Ok(())
+}
+
+/// How many of the kernel's writes were answered with an error so far.
+fn refused_writes(stats: &Path) -> Option<u64> {
+    let stats: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(stats).ok()?).ok()?;
+    stats["operations"]["write"]["failures"].as_u64()
 }
 
 fn push_pages(path: &Path) -> io::Result<()> {

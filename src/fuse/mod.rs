@@ -7,6 +7,7 @@
 mod helper;
 mod requests;
 
+use crate::base::limits::FUSE_THREADS;
 use crate::fs::FileSystem;
 use fuser::{Config, Session, SessionACL};
 use requests::Requests;
@@ -19,10 +20,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
-/// Requests that the kernel may have in the background (readahead, writeback) at a time.
-pub(crate) const MAX_BACKGROUND: u16 = 16;
-/// Threads beyond those, so that blocked writers never take all of them.
-const SPARE_THREADS: usize = 8;
 /// What `df` and `mount` show as the type, after `fuse.`.
 const SUBTYPE: &str = "strongroom";
 const KERNEL_TYPE: &CStr = c"fuse.strongroom";
@@ -41,7 +38,7 @@ pub struct MountOptions {
     pub read_only: bool,
     /// Options for the kernel as they are: `nodev`, `nosuid`, `noexec`, `noatime`, `dev`, `suid`, `sync`, `dirsync` …
     pub kernel: Vec<String>,
-    /// Threads that serve requests; at least `threads_min()`.
+    /// Threads that serve requests; more than background requests, so that blocked writers never take all of them.
     pub threads: usize,
 }
 
@@ -53,15 +50,9 @@ impl Default for MountOptions {
             default_permissions: false,
             read_only: false,
             kernel: Vec::new(),
-            threads: threads_min(),
+            threads: FUSE_THREADS,
         }
     }
-}
-
-/// Fewest threads with which no request waits behind blocked writers.
-#[must_use]
-pub fn threads_min() -> usize {
-    usize::from(MAX_BACKGROUND) + SPARE_THREADS
 }
 
 /// A live mount; dropped without `wait`, it is unmounted.
@@ -105,7 +96,7 @@ pub fn mount(fs: Arc<FileSystem>, mountpoint: &Path, options: &MountOptions) -> 
     };
     let unmounter = Unmounter { mountpoint };
     let mut config = Config::default();
-    config.n_threads = Some(options.threads.max(threads_min()));
+    config.n_threads = Some(options.threads);
     // Each thread opens the device anew, which an ordinary user may not be allowed to.
     config.clone_fd = OpenOptions::new().read(true).write(true).open(DEVICE).is_ok();
     match Session::from_fd(Requests::new(fs), device, SessionACL::All, config) {

@@ -5,8 +5,8 @@
 //! opendir, create (the kernel makes the file with MKNOD, since we are the only writer nothing can come between), flush,
 //! access, lseek, copy_file_range. Called by: `fuser`'s threads. On failure: the errno that `fs::errno` decided.
 
-use super::MAX_BACKGROUND;
 use crate::base::id::Ino;
+use crate::base::limits::FUSE_BACKGROUND_MAX;
 use crate::base::world::Time;
 use crate::fs::{
     Attr, Caller, Fallocate, FileSystem, FsFault, OpKind, RenameHow, SetAttr, SetTime, WriteHow, XattrHow, XattrReply,
@@ -98,9 +98,22 @@ fn ttl(a: &Attr) -> Duration {
     if a.cacheable { KEEP } else { Duration::ZERO }
 }
 
+/// A time as the kernel sent it. Before 1970 `fuser` 0.18 takes the nanoseconds away where they are to be added, so what
+/// it hands over is the right moment mirrored at a whole second; what goes out it converts rightly.
+fn sent(time: SystemTime) -> Time {
+    match time.duration_since(SystemTime::UNIX_EPOCH) {
+        Ok(_) => time.into(),
+        Err(before) => {
+            let mirrored = before.duration();
+            let seconds = 0i64.saturating_sub_unsigned(mirrored.as_secs());
+            Time { seconds, nanos: mirrored.subsec_nanos() }
+        }
+    }
+}
+
 fn set_time(time: TimeOrNow) -> SetTime {
     match time {
-        TimeOrNow::SpecificTime(at) => SetTime::At(at.into()),
+        TimeOrNow::SpecificTime(at) => SetTime::At(sent(at)),
         TimeOrNow::Now => SetTime::Now,
     }
 }
@@ -195,7 +208,7 @@ impl Filesystem for Requests {
         if let Err(nearest) = config.set_max_readahead(MAX_WRITE_BYTES) {
             let _ = config.set_max_readahead(nearest);
         }
-        if let Err(nearest) = config.set_max_background(MAX_BACKGROUND) {
+        if let Err(nearest) = config.set_max_background(FUSE_BACKGROUND_MAX) {
             let _ = config.set_max_background(nearest);
         }
         Ok(())
@@ -247,7 +260,7 @@ impl Filesystem for Requests {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        let (atime, mtime, ctime) = (atime.map(set_time), mtime.map(set_time), ctime.map(Time::from));
+        let (atime, mtime, ctime) = (atime.map(set_time), mtime.map(set_time), ctime.map(sent));
         let set = SetAttr { mode, uid, gid, size, atime, mtime, ctime };
         match self.run(OpKind::Setattr, ino, |fs, ino| fs.setattr(&caller(request, 0), ino, &set)) {
             Ok(a) => reply.attr(&ttl(&a), &file_attr(&a)),
@@ -524,5 +537,28 @@ impl Filesystem for Requests {
         reply: ReplyWrite,
     ) {
         reply.error(Errno::ENOSYS);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How `fuser` 0.18 builds the time of a request; should a later one do it rightly, the test on a real mount
+    /// (`mount_differential`) fails, and `sent` goes.
+    fn as_fuser_builds_it(seconds: i64, nanos: u32) -> SystemTime {
+        match u64::try_from(seconds) {
+            Ok(after) => SystemTime::UNIX_EPOCH + Duration::new(after, nanos),
+            Err(_) => SystemTime::UNIX_EPOCH - Duration::new(seconds.unsigned_abs(), nanos),
+        }
+    }
+
+    #[test]
+    fn times_before_1970_arrive_as_they_were_sent() {
+        for seconds in [i64::from(i32::MIN), -1_048_400_773, -2, -1, 0, 1, 1_800_000_000] {
+            for nanos in [0, 1, 171_056_379, 500_000_000, 999_999_999] {
+                assert_eq!(sent(as_fuser_builds_it(seconds, nanos)), Time { seconds, nanos });
+            }
+        }
     }
 }

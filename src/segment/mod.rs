@@ -10,7 +10,7 @@ mod walk;
 
 pub use context::SegmentContext;
 pub use group::{GroupBuilder, SealedFrames};
-pub use read::{FrameAt, read_frames};
+pub use read::{FrameAt, blocks_of, open_frames};
 pub use walk::{Walk, WalkedFrame, WalkedGroup};
 
 use crate::base::id::SegmentId;

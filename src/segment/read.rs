@@ -1,10 +1,8 @@
-//! Reads frames that the index names.
+//! Opens frames that the index names.
 //!
-//! Promise: every plaintext handed out was authenticated under the address it was asked for; frames that lie next to each
-//! other cost one disk read. Called by: `vault::read`, `check`. On failure: `Unreadable::Damaged` at the frame's position.
+//! Promise: every plaintext handed out was authenticated under the address it was asked for. Called by: `vault::read`, `check`. On failure: `Unreadable::Damaged` at the frame's position.
 
 use super::{SegmentContext, Unreadable};
-use crate::backing::{AlignedBuf, BackingFile};
 use crate::base::choice::Codec;
 use crate::base::id::{Ino, Slot};
 use crate::base::limits::{BLOCK_BYTES, TAG_BYTES};
@@ -45,30 +43,29 @@ impl FrameAt {
     }
 }
 
-/// Reads frames given in order of position, with one disk read, and hands each plaintext (or its fault) over.
-///
-/// `scratch` must have room for the whole span; the caller groups frames so that it does.
-pub fn read_frames(
-    file: &dyn BackingFile,
+/// The whole blocks that some frames in order of position lie in.
+#[must_use]
+pub fn blocks_of(frames: &[FrameAt]) -> (u64, u64) {
+    let (from, to) = (frames.first().map_or(0, |f| f.position_bytes), frames.last().map_or(0, FrameAt::end));
+    (from - from % BLOCK_BYTES as u64, to.next_multiple_of(BLOCK_BYTES as u64))
+}
+
+/// Opens frames out of sealed bytes that begin at `from` (which it overwrites), and hands each plaintext, or its fault, over.
+pub fn open_frames(
     context: &SegmentContext,
     frames: &[FrameAt],
-    scratch: &mut AlignedBuf,
+    from: u64,
+    sealed: &mut [u8],
     mut each: impl FnMut(&FrameAt, Result<Vec<u8>, Unreadable>),
-) -> Result<(), Unreadable> {
-    let (Some(first), Some(last)) = (frames.first(), frames.last()) else { return Ok(()) };
-    let from = first.position_bytes - first.position_bytes % BLOCK_BYTES as u64;
-    let len = (last.end() - from).next_multiple_of(BLOCK_BYTES as u64) as usize;
-    scratch.set_len(len);
-    let got = file.read_at(scratch, from)?;
+) {
     for frame in frames {
         let (start, end) = ((frame.position_bytes - from) as usize, (frame.end() - from) as usize);
         let mut plain = Vec::with_capacity(frame.plain_len_bytes as usize);
-        let result = if end <= got && end - start >= TAG_BYTES {
-            frame.open(context, &mut scratch[start..end], &mut plain)
+        let result = if end <= sealed.len() && end - start >= TAG_BYTES {
+            frame.open(context, &mut sealed[start..end], &mut plain)
         } else {
             Err(Unreadable::Damaged { position_bytes: frame.position_bytes, what: "the frame's end" })
         };
         each(frame, result.map(|()| plain));
     }
-    Ok(())
 }

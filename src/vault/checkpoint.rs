@@ -8,9 +8,9 @@
 use super::VaultFault;
 use super::root;
 use super::shared::{DeadRange, Shared};
-use crate::backing::{Cache, Open};
+use crate::backing::{BackingFile, Cache, Open};
 use crate::base::id::{Generation, SegmentId};
-use crate::base::limits::{BLOCK_BYTES, CHECKPOINT_IDLE, SEGMENT_BYTES};
+use crate::base::limits::{ALLOCATE_STEP_BYTES, BLOCK_BYTES, CHECKPOINT_IDLE};
 use crate::base::lock::Held;
 use crate::format::key;
 use crate::format::record::Counters;
@@ -107,7 +107,7 @@ pub fn close(shared: &Shared, position: LogPosition, counters: Counters, next: S
 
 fn prepare_segment(shared: &Shared, id: SegmentId) -> std::io::Result<()> {
     let file = shared.backing.open(&path(id), Open::Create, Cache::Direct)?;
-    file.preallocate(SEGMENT_BYTES)?;
+    file.preallocate(ALLOCATE_STEP_BYTES)?;
     file.sync_data()?;
     shared.backing.sync_dir("segments")
 }
@@ -122,14 +122,23 @@ fn punch(shared: &Shared, mut dead: Vec<DeadRange>) {
             _ => merged.push(d),
         }
     }
+    let block = BLOCK_BYTES as u64;
+    let mut open: Option<(SegmentId, Arc<dyn BackingFile>)> = None;
     for d in merged {
-        let block = BLOCK_BYTES as u64;
         let (from, to) = (d.from.next_multiple_of(block), d.to / block * block);
         if from >= to {
             continue;
         }
-        let open = shared.backing.open(&path(d.segment), Open::Write, Cache::Buffered);
-        match open.and_then(|file| file.punch(from, to - from)) {
+        let file = match &open {
+            Some((id, file)) if *id == d.segment => Ok(Arc::clone(file)),
+            _ => shared.backing.open(&path(d.segment), Open::Write, Cache::Buffered),
+        };
+        let punched = file.and_then(|file| {
+            file.punch(from, to - from)?;
+            open = Some((d.segment, file));
+            Ok(())
+        });
+        match punched {
             Ok(()) => shared.stats.punched_bytes.add(to - from),
             Err(e) => {
                 // Only space is lost by it.

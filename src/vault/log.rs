@@ -13,8 +13,8 @@ use super::verifier::{Commit, ToVerify};
 use crate::backing::{AlignedBuf, Cache, Open};
 use crate::base::id::CommitSeq;
 use crate::base::limits::{
-    BLOCK_BYTES, CHECKPOINT_ENTRIES, CHECKPOINT_LOG_BYTES, CHUNK_BYTES, GROUP_BYTES_MAX, RECORDS_FRAME_BYTES,
-    SEGMENT_BYTES,
+    ALLOCATE_STEP_BYTES, BLOCK_BYTES, CHECKPOINT_ENTRIES, CHECKPOINT_LOG_BYTES, CHUNK_BYTES, GROUP_BYTES_MAX,
+    RECORDS_FRAME_BYTES,
 };
 use crate::base::lock::{Held, Shared as _};
 use crate::buffer::Piece;
@@ -36,6 +36,8 @@ const SEAL_HERE_BYTES: usize = 96 << 10;
 struct Writing {
     segment: Arc<OpenSegment>,
     position: u64,
+    /// Room taken for the file so far.
+    allocated: u64,
     next_group: u32,
     builder: GroupBuilder,
 }
@@ -78,9 +80,7 @@ impl Log {
         if let Err(fault) = result {
             self.shared.fail(&fault.to_string());
             // Workers and the verifier must not wait for us: take what comes until all are gone.
-            while self.sealed.recv_timeout(Duration::from_millis(200)).is_ok()
-                || !self.shared.closing.load(SeqCst)
-            {}
+            while self.sealed.recv_timeout(Duration::from_millis(200)).is_ok() || !self.shared.closing.load(SeqCst) {}
         }
         let _ = self.verify.send(ToVerify::Stop);
     }
@@ -149,11 +149,7 @@ impl Log {
     }
 
     /// Adds frames to the group being filled, beginning a new group or segment where needed; gives their position.
-    fn add(
-        &mut self,
-        context: &Arc<SegmentContext>,
-        frames: &crate::segment::SealedFrames,
-    ) -> Result<u64, VaultFault> {
+    fn add(&mut self, context: &Arc<SegmentContext>, frames: &crate::segment::SealedFrames) -> Result<u64, VaultFault> {
         if self.writing.as_ref().is_none_or(|w| w.segment.context.id != context.id) {
             self.begin_segment(context)?;
         }
@@ -184,7 +180,7 @@ impl Log {
             Ok(file) => file,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
                 let file = s.backing.open(&name, Open::Create, Cache::Direct)?;
-                file.preallocate(SEGMENT_BYTES)?;
+                file.preallocate(ALLOCATE_STEP_BYTES)?;
                 file.sync_data()?;
                 s.backing.sync_dir("segments")?;
                 file
@@ -195,7 +191,7 @@ impl Log {
         s.segments.add(&segment);
         s.newest_begun.store(context.id.0, SeqCst);
         let builder = GroupBuilder::new(context, self.group_buffer());
-        self.writing = Some(Writing { segment, position: 0, next_group: 0, builder });
+        self.writing = Some(Writing { segment, position: 0, allocated: ALLOCATE_STEP_BYTES, next_group: 0, builder });
         let _ = self.prepare.try_send(crate::base::id::SegmentId(context.id.0 + 1));
         let slot = context.take_writer_slot();
         let plain = self.position.encode();
@@ -222,6 +218,10 @@ impl Log {
         let image = builder.finish(context, w.next_group);
         let (position, len) = (w.position, image.len() as u64);
         let began = Instant::now();
+        while w.allocated < position + len {
+            w.allocated += ALLOCATE_STEP_BYTES;
+            w.segment.file.preallocate(w.allocated)?;
+        }
         w.segment.file.write_all_at(&image, position)?;
         self.shared.stats.log_write.record(began.elapsed());
         self.shared.stats.log_bytes.add(len);
@@ -290,8 +290,7 @@ impl Log {
         };
         let position = self.position;
         let checkpoint = checkpoint.then_some(replay_from);
-        let commit =
-            Commit { number, position, counters, derived, checkpoint, began };
+        let commit = Commit { number, position, counters, derived, checkpoint, began };
         s.committing.store(false, Relaxed);
         let _ = self.verify.send(ToVerify::Commit(Box::new(commit)));
         Ok(())
@@ -384,8 +383,7 @@ impl Log {
         }
         tail.extend_from_slice(rest);
         let seq = CommitSeq(self.position.seq.0 + 1);
-        let commit =
-            record::Commit { seq, frames: self.frames, chain: self.chain.value(), counters, records: &tail };
+        let commit = record::Commit { seq, frames: self.frames, chain: self.chain.value(), counters, records: &tail };
         let (plain, chain) = (commit.encode(), commit.chain);
         self.position = LogPosition { seq, chain };
         *shared.committed.held() = self.position;

@@ -23,6 +23,7 @@ mod segments;
 mod shared;
 mod stats;
 mod verifier;
+mod window;
 
 pub use crate::buffer::FileBuffer;
 pub use create::{HEADER, create};
@@ -35,9 +36,7 @@ pub use stats::{Line, Stats};
 use crate::backing::{Cache, Open};
 use crate::base::choice::{Compression, SuiteId, Verify};
 use crate::base::id::{Ino, SegmentId};
-use crate::base::limits::{
-    BUDGET_BYTES_DEFAULT, FLUSH_INTERVAL, RESERVE_BYTES,
-};
+use crate::base::limits::{BUDGET_BYTES_DEFAULT, FLUSH_INTERVAL, RESERVE_BYTES};
 use crate::base::lock::Held;
 use crate::base::world::World;
 use crate::format::key;
@@ -180,9 +179,7 @@ fn segment_info(shared: &Shared, id: SegmentId) -> Result<SegmentInfo, VaultFaul
         return Ok(SegmentInfo::decode(&v)?);
     }
     match shared.segments.known(id) {
-        Some(s) => {
-            Ok(SegmentInfo { epoch: s.context.epoch, salt: s.context.salt, data_bytes: 0, live_bytes: 0 })
-        }
+        Some(s) => Ok(SegmentInfo { epoch: s.context.epoch, salt: s.context.salt, data_bytes: 0, live_bytes: 0 }),
         None => Err(VaultFault::Index(format!("segment {id} is named but not known").into())),
     }
 }

@@ -9,6 +9,7 @@ use super::recover::{From, Recovered, recover};
 use super::sealer::{self, Cursor};
 use super::segments::Segments;
 use super::shared::{Progress, Shared, Shares};
+use super::window::Windows;
 use super::{HEADER, OpenFault, OpenOptions, Vault, apply, cache, checkpoint, root, stats, verifier};
 use crate::backing::{Backing, read_file};
 use crate::base::id::{Epoch, Generation, SegmentId};
@@ -25,6 +26,7 @@ use crate::seal::{Header, MasterKey, Unlock, open_header};
 use crate::segment::{SegmentContext, path};
 use std::collections::HashMap;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, RwLock};
 
 /// Largest header that is read.
@@ -199,6 +201,7 @@ fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sync>) -> Res
         sealed_pool: Pool::new(CHUNK_BYTES + 4096, 8 << 20),
         group_buffers: Mutex::default(),
         cache: cache::FrameCache::new(shares.cache_bytes),
+        windows: Windows::new(shares.cache_bytes / 8),
         files: Mutex::new(HashMap::new()),
         cursor: Cursor::new(first, Box::new(fresh)),
         pick: Mutex::default(),
@@ -223,9 +226,14 @@ fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sync>) -> Res
         failed: OnceLock::new(),
     });
     let now = shared.world.now();
-    shared.stats.event(now, if was_clean { "init: closed cleanly before".to_owned() } else {
-        format!("recovering: {} commits taken in, {} frames dropped", found.commits, found.dropped_frames)
-    });
+    shared.stats.event(
+        now,
+        if was_clean {
+            "init: closed cleanly before".to_owned()
+        } else {
+            format!("recovering: {} commits taken in, {} frames dropped", found.commits, found.dropped_frames)
+        },
+    );
     // What was recovered is checkpointed before anything new, so that the old tail is never walked again.
     shared.index.seal_direct();
     shared.index.seal_derived();
@@ -235,7 +243,14 @@ fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sync>) -> Res
 
     let mut threads = Vec::new();
     let spawn = |name: &str, body: Box<dyn FnOnce() + Send>| {
-        std::thread::Builder::new().name(name.to_owned()).spawn(body).map_err(OpenFault::Backing)
+        let (shared, what) = (Arc::clone(&shared), name.to_owned());
+        let guarded = move || {
+            // A thread that is gone acknowledges nothing more: that must be said, not waited for.
+            if catch_unwind(AssertUnwindSafe(body)).is_err() {
+                shared.fail(&format!("the {what} thread panicked"));
+            }
+        };
+        std::thread::Builder::new().name(name.to_owned()).spawn(guarded).map_err(OpenFault::Backing)
     };
     let workers = options.workers.max(1);
     for i in 0..workers {
@@ -249,7 +264,8 @@ fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sync>) -> Res
     let verify_thread = spawn("verify", Box::new(move || verifier::run(&s, &verify, &to_house)))?;
     let s = Arc::clone(&shared);
     let house_thread = spawn("housekeeper", Box::new(move || checkpoint::run(&s, &house, &prepare)))?;
-    let running = super::Running { workers: threads, log: log_thread, verify: verify_thread, house: house_thread, house_in };
+    let running =
+        super::Running { workers: threads, log: log_thread, verify: verify_thread, house: house_thread, house_in };
     let vault = Vault { shared, running: Mutex::new(Some(running)), lock: Mutex::new(Some(lock)), workers, suite };
     debug_assert!(vault.running.held().is_some());
     Ok(Arc::new(vault))

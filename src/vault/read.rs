@@ -9,6 +9,7 @@
 use super::cache::{FrameKey, Plain};
 use super::sealer::Job;
 use super::shared::Shared;
+use super::window::{Advice, WINDOW_BYTES};
 use super::{VaultFault, segment_info};
 use crate::backing::AlignedBuf;
 use crate::base::id::{Ino, SegmentId};
@@ -16,7 +17,7 @@ use crate::base::limits::{BLOCK_BYTES, CHUNK_BYTES};
 use crate::buffer::FileBuffer;
 use crate::format::extent::Extent;
 use crate::format::key;
-use crate::segment::{FrameAt, Unreadable, read_frames};
+use crate::segment::{FrameAt, blocks_of, open_frames};
 use std::cell::RefCell;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -142,13 +143,7 @@ fn want(ino: Ino, at: u64, extent: &Extent, from: u64, to: u64, wanted: &mut Vec
 }
 
 /// Gets the wanted frames, from the cache or the disk, and copies their parts out.
-fn fetch(
-    shared: &Shared,
-    ino: Ino,
-    wanted: &[Wanted],
-    out: &mut [u8],
-    sequential: bool,
-) -> Result<(), VaultFault> {
+fn fetch(shared: &Shared, ino: Ino, wanted: &[Wanted], out: &mut [u8], sequential: bool) -> Result<(), VaultFault> {
     let keys: Vec<FrameKey> = wanted.iter().map(|w| w.key).collect();
     let mut got: Vec<Option<Plain>> = vec![None; keys.len()];
     let mut missed = 0;
@@ -233,23 +228,42 @@ fn read_span(
     mut each: impl FnMut(&FrameAt, Vec<u8>),
 ) -> Result<(), VaultFault> {
     let segment = shared.segments.get(id, || segment_info(shared, id))?;
-    let mut fault = None;
-    let result = SCRATCH.with_borrow_mut(|scratch| {
-        let scratch = scratch.get_or_insert_with(|| AlignedBuf::with_capacity(SPAN_BYTES as usize));
-        read_frames(&*segment.file, &segment.context, span, scratch, |at, plain| match plain {
-            Ok(plain) => each(at, plain),
-            Err(_) => {
-                fault = fault.take().or(Some(VaultFault::Damaged { ino, segment: id, position_bytes: at.position_bytes }));
+    let (from, to) = blocks_of(span);
+    let mut advice = shared.windows.advise(id, from, to);
+    loop {
+        let mut damage = None;
+        SCRATCH.with_borrow_mut(|scratch| -> std::io::Result<()> {
+            let scratch = scratch.get_or_insert_with(|| AlignedBuf::with_capacity(SPAN_BYTES as usize));
+            scratch.set_len((to - from) as usize);
+            if let Advice::Fill = advice {
+                let mut bytes = AlignedBuf::with_capacity(WINDOW_BYTES);
+                bytes.set_len(WINDOW_BYTES);
+                let got = segment.file.read_at(&mut bytes, from)?;
+                bytes.set_len(got);
+                if from + got as u64 >= to {
+                    advice = Advice::Have(shared.windows.keep(id, from, bytes));
+                }
             }
-        })
-    });
-    match (result, fault) {
-        (Err(Unreadable::Io(e)), _) => Err(e.into()),
-        (Err(Unreadable::Damaged { position_bytes, .. }), _) => {
-            Err(VaultFault::Damaged { ino, segment: id, position_bytes })
+            let len = match &advice {
+                Advice::Have(window) => {
+                    scratch.copy_from_slice(window.part(from, to));
+                    scratch.len()
+                }
+                Advice::Fill | Advice::Plain => segment.file.read_at(scratch, from)?,
+            };
+            open_frames(&segment.context, span, from, &mut scratch[..len], |at, plain| match plain {
+                Ok(plain) => each(at, plain),
+                Err(_) => damage = damage.or(Some(at.position_bytes)),
+            });
+            Ok(())
+        })?;
+        match (damage, &advice) {
+            (None, _) => return Ok(()),
+            // The window may be older than the frame.
+            (Some(_), Advice::Have(window)) => shared.windows.forget(window),
+            (Some(position_bytes), _) => return Err(VaultFault::Damaged { ino, segment: id, position_bytes }),
         }
-        (Ok(()), Some(fault)) => Err(fault),
-        (Ok(()), None) => Ok(()),
+        advice = Advice::Plain;
     }
 }
 

@@ -193,8 +193,17 @@ fn seal_chunk(
 ) -> Sealed {
     let Ticket { turn, context, slot } = ticket;
     let codec = codec_now(shared);
-    let (frames, run) =
-        seal_data(&context, compressor, slot, codec, chunk.ino, chunk.offset_bytes, chunk.data(), &shared.sealed_pool, &shared.stats);
+    let (frames, run) = seal_data(
+        &context,
+        compressor,
+        slot,
+        codec,
+        chunk.ino,
+        chunk.offset_bytes,
+        chunk.data(),
+        &shared.sealed_pool,
+        &shared.stats,
+    );
     Sealed { turn, context, frames, set_aside, chunk: Some((chunk, run)), outstanding }
 }
 

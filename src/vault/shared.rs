@@ -9,6 +9,7 @@ use super::cache::FrameCache;
 use super::sealer::{Cursor, Job, Sealed};
 use super::segments::Segments;
 use super::stats::Stats;
+use super::window::Windows;
 use crate::backing::{AlignedBuf, Backing, Space};
 use crate::base::choice::{Compression, Verify};
 use crate::base::id::{Ino, SegmentId};
@@ -110,6 +111,7 @@ pub struct Shared {
     pub sealed_pool: Pool,
     pub group_buffers: Mutex<Vec<AlignedBuf>>,
     pub cache: FrameCache,
+    pub windows: Windows,
     pub files: Mutex<HashMap<Ino, Weak<FileBuffer>>>,
 
     pub cursor: Cursor,

@@ -1,0 +1,338 @@
+//! Data: extents, the counts made of them, the segments they lie in, and, if asked to, every byte.
+//!
+//! Promise: the counters are compared with what `vault::apply` would have made of these extents (a frame counts once per
+//! run and file, I5); a file that lost data with a segment is named. Holes are not read: there is nothing in them.
+//! Called by: `survey`, after the table of inodes is full. On failure: the vault's fault; a read that fails is a finding.
+
+use super::finding::{Finding, Place};
+use super::nodes::REGULAR;
+use super::survey::Survey;
+use crate::backing::{Cache, Open};
+use crate::base::id::{Ino, SegmentId};
+use crate::base::limits::{CHUNK_BYTES, UNIT_RAW_BYTES};
+use crate::buffer::FileBuffer;
+use crate::format::extent::{Extent, Run};
+use crate::format::key;
+use crate::format::segment::SegmentInfo;
+use crate::segment::path;
+use crate::vault::VaultFault;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+/// Bytes of a file read at a time.
+const STEP_BYTES: u64 = 1 << 20;
+const COUNT: &str = "a count is not eight bytes";
+
+/// What extents need of a segment.
+#[derive(Debug, Default)]
+pub struct Needed {
+    /// Sealed bytes of the frames.
+    live_bytes: u64,
+    /// Where the last of them ends.
+    end_bytes: u64,
+}
+
+/// What extents need of all segments.
+pub type Segments = BTreeMap<SegmentId, Needed>;
+
+/// A run that extents of the file at hand lie in, and the frames they touch, a bit each.
+struct OpenRun {
+    start: u64,
+    run: Run,
+    touched: u64,
+}
+
+/// The file whose extents are being looked at.
+#[derive(Default)]
+struct File {
+    ino: Ino,
+    /// Of a regular file.
+    size: Option<u64>,
+    at_rest: u64,
+    /// Where the extents so far end.
+    end: u64,
+    runs: Vec<OpenRun>,
+    /// An extent could not be counted.
+    doubtful: bool,
+}
+
+impl Survey<'_> {
+    /// Looks at all extents and the counts of bytes at rest; gives what is needed of the segments.
+    pub fn extents(&mut self) -> Result<Segments, VaultFault> {
+        let mut needed = Segments::new();
+        let mut open: Option<File> = None;
+        self.each(key::EXTENT, |s, number, rest, value| {
+            let ino = Ino(number);
+            if let Some(before) = open.take_if(|file| file.ino != ino) {
+                s.end_file(&before, &mut needed)?;
+            }
+            let file = open.get_or_insert_with(|| s.begin_file(ino));
+            match key::tail_u64(rest) {
+                Ok(offset) => s.extent(file, offset, value, &mut needed),
+                Err(e) => s.stray(&[&key::prefix(key::EXTENT, number), rest].concat(), e.what),
+            }
+            Ok(())
+        })?;
+        if let Some(last) = open {
+            self.end_file(&last, &mut needed)?;
+        }
+        self.allocated()?;
+        Ok(needed)
+    }
+
+    fn begin_file(&mut self, ino: Ino) -> File {
+        self.belongs(ino, "data", REGULAR);
+        if let Some(node) = self.nodes.get_mut(ino) {
+            node.has_extents = true;
+        }
+        let size = self.nodes.get(ino).filter(|n| n.kind == REGULAR).map(|n| n.size);
+        File { ino, size, ..File::default() }
+    }
+
+    fn extent(&mut self, file: &mut File, offset: u64, value: &[u8], needed: &mut Segments) {
+        let at = Place::of(file.ino);
+        let extent = match Extent::decode(value) {
+            Ok(extent) => extent,
+            Err(e) => {
+                file.doubtful = true;
+                self.found(Finding::ExtentMalformed { at, offset_bytes: offset, why: e.what });
+                return;
+            }
+        };
+        let run_start = offset.checked_sub(u64::from(extent.skip_bytes));
+        let run_start = run_start.filter(|start| {
+            let room = CHUNK_BYTES as u64 - start % CHUNK_BYTES as u64;
+            u64::from(extent.run.plain_len_bytes) <= room && start.checked_add(CHUNK_BYTES as u64).is_some()
+        });
+        let Some(start) = run_start else {
+            file.doubtful = true;
+            if let Some(node) = self.nodes.get_mut(file.ino) {
+                node.misplaced = true;
+            }
+            self.found(Finding::ExtentMisplaced { at, offset_bytes: offset });
+            return;
+        };
+        let end = offset + u64::from(extent.len_bytes);
+        if offset < file.end {
+            self.found(Finding::ExtentsOverlap { at: at.clone(), offset_bytes: offset });
+        }
+        if let Some(size_bytes) = file.size.filter(|&size| end > size) {
+            self.found(Finding::ExtentBeyondEnd { at, end_bytes: end, size_bytes });
+        }
+        file.at_rest += u64::from(extent.len_bytes);
+        file.end = file.end.max(end);
+        let touched = frames_touched(&extent);
+        let same = |r: &&mut OpenRun| {
+            (r.start, r.run.segment, r.run.position_bytes) == (start, extent.run.segment, extent.run.position_bytes)
+        };
+        match file.runs.iter_mut().find(same) {
+            Some(open) => open.touched |= touched,
+            None => {
+                // Extents come in order: none that follows lies in a run that ends before this one.
+                file.runs.retain(|r| {
+                    let open = r.start + u64::from(r.run.plain_len_bytes) > offset;
+                    if !open {
+                        count_run(r, needed);
+                    }
+                    open
+                });
+                file.runs.push(OpenRun { start, run: extent.run, touched });
+            }
+        }
+    }
+
+    fn end_file(&mut self, file: &File, needed: &mut Segments) -> Result<(), VaultFault> {
+        file.runs.iter().for_each(|r| count_run(r, needed));
+        if file.doubtful {
+            return Ok(());
+        }
+        let stored = self.number(&key::allocated(file.ino))?;
+        if stored != file.at_rest {
+            self.found(Finding::Allocated { at: Place::of(file.ino), stored, counted: file.at_rest });
+        }
+        Ok(())
+    }
+
+    /// A stored count; 0 where there is none.
+    fn number(&mut self, key: &[u8]) -> Result<u64, VaultFault> {
+        let value = self.vault.get(key)?;
+        match value.as_deref().map(<[u8; 8]>::try_from) {
+            None => Ok(0),
+            Some(Ok(bytes)) => Ok(u64::from_le_bytes(bytes)),
+            Some(Err(_)) => {
+                self.stray(key, COUNT);
+                Ok(0)
+            }
+        }
+    }
+
+    /// Counts of bytes at rest where no extents are, and their total.
+    fn allocated(&mut self) -> Result<(), VaultFault> {
+        let mut sum = 0u64;
+        self.each(key::ALLOCATED, |s, number, _, value| {
+            let ino = Ino(number);
+            let has_extents = s.nodes.get(ino).is_some_and(|n| n.has_extents);
+            let Ok(stored) = value.try_into().map(u64::from_le_bytes) else {
+                // Told with the extents, if there are any.
+                if !has_extents {
+                    s.stray(&key::allocated(ino), COUNT);
+                }
+                return Ok(());
+            };
+            sum = sum.saturating_add(stored);
+            match s.nodes.get(ino) {
+                Some(_) if has_extents => {}
+                Some(_) => s.found(Finding::Allocated { at: Place::of(ino), stored, counted: 0 }),
+                // Told already if extents are there, too.
+                None if !s.vault.scan(&key::prefix(key::EXTENT, number), &[], 1)?.is_empty() => {}
+                None => s.found(Finding::WithoutInode { ino, what: "bytes at rest" }),
+            }
+            Ok(())
+        })?;
+        let stored = self.number(&key::total("bytes"))?;
+        if stored != sum {
+            self.found(Finding::TotalBytes { stored, counted: sum });
+        }
+        Ok(())
+    }
+
+    /// Compares the segments with what is needed of them, and names the files that lost data with one.
+    pub fn segments(&mut self, mut needed: Segments) -> Result<(), VaultFault> {
+        // How far a segment that is not whole can be read.
+        let mut broken: BTreeMap<SegmentId, u64> = BTreeMap::new();
+        self.each(key::SEGMENT, |s, number, rest, value| {
+            let segment = SegmentId(number);
+            let info = match SegmentInfo::decode(value) {
+                Ok(info) if rest.is_empty() => info,
+                Ok(_) | Err(_) => {
+                    s.stray(&[&key::segment(segment), rest].concat(), "segment");
+                    return Ok(());
+                }
+            };
+            let need = needed.remove(&segment).unwrap_or_default();
+            if info.live_bytes != need.live_bytes {
+                let (stored, counted) = (info.live_bytes, need.live_bytes);
+                s.found(Finding::SegmentLive { segment, stored, counted });
+            }
+            if info.live_bytes > info.data_bytes {
+                let (live_bytes, data_bytes) = (info.live_bytes, info.data_bytes);
+                s.found(Finding::SegmentOverfull { segment, live_bytes, data_bytes });
+            }
+            if need.end_bytes > 0
+                && let Some(readable) = s.segment_file(segment, need.end_bytes)
+            {
+                broken.insert(segment, readable);
+            }
+            Ok(())
+        })?;
+        for segment in needed.into_keys() {
+            self.found(Finding::SegmentUnknown { segment });
+            broken.insert(segment, 0);
+        }
+        if broken.is_empty() { Ok(()) } else { self.lost(&broken) }
+    }
+
+    /// Looks at a segment's file; gives how far it can be read if that is not far enough.
+    fn segment_file(&mut self, segment: SegmentId, needed_bytes: u64) -> Option<u64> {
+        match self.backing.open(&path(segment), Open::Read, Cache::Buffered).and_then(|file| file.len()) {
+            Ok(len_bytes) if len_bytes >= needed_bytes => None,
+            Ok(len_bytes) => {
+                self.found(Finding::SegmentShort { segment, len_bytes, needed_bytes });
+                Some(len_bytes)
+            }
+            Err(e) => {
+                self.found(Finding::SegmentMissing { segment, why: e.to_string() });
+                Some(0)
+            }
+        }
+    }
+
+    fn lost(&mut self, broken: &BTreeMap<SegmentId, u64>) -> Result<(), VaultFault> {
+        // Of the file at hand.
+        let (mut at, mut told) = (None, BTreeSet::new());
+        self.each(key::EXTENT, |s, number, _, value| {
+            if at != Some(number) {
+                (at, told) = (Some(number), BTreeSet::new());
+            }
+            if let Ok(Extent { run, .. }) = Extent::decode(value)
+                && broken.get(&run.segment).is_some_and(|&len| run.position_bytes + run.sealed_len_bytes() > len)
+                && told.insert(run.segment)
+            {
+                s.found(Finding::DataLost { at: Place::of(Ino(number)), segment: run.segment });
+            }
+            Ok(())
+        })
+    }
+
+    /// Reads every byte that is not a hole.
+    pub fn read_all(&mut self) -> Result<(), VaultFault> {
+        let mut file: Option<Arc<FileBuffer>> = None;
+        let mut next_step = 0;
+        self.each(key::EXTENT, |s, number, rest, value| {
+            let ino = Ino(number);
+            // What cannot be made sense of was told, and cannot be read.
+            let Some(size) = s.nodes.get(ino).filter(|n| n.kind == REGULAR && !n.misplaced).map(|n| n.size) else {
+                return Ok(());
+            };
+            let (Ok(offset), Ok(extent)) = (key::tail_u64(rest), Extent::decode(value)) else { return Ok(()) };
+            let file = match &file {
+                Some(file) if file.ino == ino => file,
+                _ => {
+                    next_step = 0;
+                    file.insert(s.vault.file(ino))
+                }
+            };
+            let end = (offset + u64::from(extent.len_bytes)).min(size);
+            for step in (offset / STEP_BYTES).max(next_step)..end.div_ceil(STEP_BYTES) {
+                s.read_step(file, step * STEP_BYTES, ((step + 1) * STEP_BYTES).min(size));
+                next_step = step + 1;
+            }
+            s.read(u64::from(extent.len_bytes));
+            Ok(())
+        })
+    }
+
+    fn read_step(&mut self, file: &Arc<FileBuffer>, from: u64, to: u64) {
+        let mut out = Vec::with_capacity((to - from) as usize);
+        if self.vault.read(file, from, (to - from) as usize, &mut out).is_ok() {
+            return;
+        }
+        // What of it does not read, as closely as frames are small.
+        let mut bad: Option<(u64, u64, String)> = None;
+        let mut at = from;
+        while at < to {
+            let end = to.min(at + UNIT_RAW_BYTES as u64);
+            out.clear();
+            match (self.vault.read(file, at, (end - at) as usize, &mut out), &mut bad) {
+                (Err(_), Some((_, bad_to, _))) => *bad_to = end,
+                (Err(fault), None) => bad = Some((at, end, fault.to_string())),
+                (Ok(()), _) => self.unreadable(file.ino, bad.take()),
+            }
+            at = end;
+        }
+        self.unreadable(file.ino, bad);
+    }
+
+    fn unreadable(&mut self, ino: Ino, bad: Option<(u64, u64, String)>) {
+        if let Some((from_bytes, to_bytes, why)) = bad {
+            self.found(Finding::Unreadable { at: Place::of(ino), from_bytes, to_bytes, why });
+        }
+    }
+}
+
+/// The frames of its run that an extent lies in, as a bit each.
+fn frames_touched(extent: &Extent) -> u64 {
+    let first = extent.skip_bytes >> extent.run.unit_log2;
+    let last = (extent.skip_bytes + extent.len_bytes - 1) >> extent.run.unit_log2;
+    (first..=last).fold(0, |mask, i| mask | 1 << i)
+}
+
+fn count_run(open: &OpenRun, needed: &mut Segments) {
+    let need = needed.entry(open.run.segment).or_default();
+    for (i, frame) in open.run.frames().enumerate() {
+        if open.touched & (1 << i) != 0 {
+            need.live_bytes += u64::from(frame.sealed_len_bytes);
+            need.end_bytes = need.end_bytes.max(frame.position_bytes + u64::from(frame.sealed_len_bytes));
+        }
+    }
+}
