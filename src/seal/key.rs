@@ -30,7 +30,7 @@ impl MasterKey {
         MasterKey(key)
     }
 
-    /// The key of one segment (format.md, "Segment keys").
+    /// The key of one segment (format.md §7).
     #[must_use]
     pub fn segment(
         &self,

@@ -7,10 +7,12 @@
 
 use super::apply::apply;
 use super::{OpenFault, VaultFault};
-use crate::backing::{Backing, Cache, Open};
+use crate::backing::{AlignedBuf, Backing, Cache, Open};
 use crate::base::choice::SuiteId;
 use crate::base::id::{Epoch, SegmentId, VaultId};
+use crate::base::limits::BLOCK_BYTES;
 use crate::format::frame::Kind;
+use crate::format::key::{self, is_derived};
 use crate::format::record::{Commit, Counters, Record};
 use crate::format::segment::{LogPosition, SegmentInfo};
 use crate::format::wire::Reader;
@@ -113,7 +115,7 @@ pub fn recover(
             tail.segments.borrow_mut().insert(id, info);
             tail.group(&mut walk, &group)?;
         }
-        if walk.position_bytes() == 0 {
+        if walk.position_bytes() == 0 && never_begun(&**backing, index, id)? {
             empty_segments.push(id);
         }
     }
@@ -133,6 +135,15 @@ pub fn recover(
         empty_segments,
         newest_epoch: tail.epoch,
     })
+}
+
+/// Whether a segment without a group was only prepared. One whose first block rotted may hold data yet: it stays.
+fn never_begun(backing: &dyn Backing, index: &Index, id: SegmentId) -> Result<bool, OpenFault> {
+    let mut block = AlignedBuf::with_capacity(BLOCK_BYTES);
+    block.set_len(BLOCK_BYTES);
+    let got = backing.open(&path(id), Open::Read, Cache::Direct)?.read_at(&mut block, 0)?;
+    let known = index.get(&key::segment(id)).map_err(|e| OpenFault::Damaged(e.to_string()))?.is_some();
+    Ok(!known && block[..got].iter().all(|b| *b == 0))
 }
 
 fn unreadable(e: Unreadable) -> OpenFault {
@@ -254,6 +265,9 @@ fn take_in(
     let mut changes = Vec::new();
     while !r.is_empty() {
         match Record::decode(&mut r)? {
+            Record::Put { key, .. } | Record::Delete { key } if is_derived(key) => {
+                return Err(VaultFault::Index("a record sets a derived key".into()));
+            }
             Record::Put { key, value } => changes.push((key.to_vec(), Some(value.to_vec()))),
             Record::Delete { key } => changes.push((key.to_vec(), None)),
             Record::Install { .. } | Record::Punch { .. } => {}
