@@ -203,7 +203,11 @@ fn position() -> impl Strategy<Value = LogPosition> {
 }
 
 fn counters() -> impl Strategy<Value = Counters> {
-    (number(), number(), number()).prop_map(|(next_ino, next_cookie, inodes)| Counters { next_ino, next_cookie, inodes })
+    (number(), number(), number()).prop_map(|(next_ino, next_cookie, inodes)| Counters {
+        next_ino,
+        next_cookie,
+        inodes,
+    })
 }
 
 fn commit() -> impl Strategy<Value = Vec<u8>> {
@@ -213,9 +217,16 @@ fn commit() -> impl Strategy<Value = Vec<u8>> {
 }
 
 fn root() -> impl Strategy<Value = Root> {
-    (position(), number(), number(), number(), number(), any::<bool>()).prop_map(|(covered, g, e, s, index_file, clean)| {
-        Root { generation: Generation(g), epoch: Epoch(e), covered, replay_from: SegmentId(s), index_file, clean }
-    })
+    (position(), number(), number(), number(), number(), any::<bool>()).prop_map(
+        |(covered, g, e, s, index_file, clean)| Root {
+            generation: Generation(g),
+            epoch: Epoch(e),
+            covered,
+            replay_from: SegmentId(s),
+            index_file,
+            clean,
+        },
+    )
 }
 
 fn inode() -> impl Strategy<Value = Inode> {
@@ -242,23 +253,29 @@ fn group_header() -> impl Strategy<Value = group::Header> {
 fn vault_toml() -> impl Strategy<Value = Vec<u8>> {
     let kind = prop_oneof![
         Just(SlotKind::KeyFile),
-        (any::<u32>(), any::<u32>(), any::<u32>())
-            .prop_map(|(memory_kib, passes, lanes)| SlotKind::Passphrase { memory_kib, passes, lanes }),
+        (any::<u32>(), any::<u32>(), any::<u32>()).prop_map(|(memory_kib, passes, lanes)| SlotKind::Passphrase {
+            memory_kib,
+            passes,
+            lanes
+        }),
     ];
     let slot = (kind, "\\PC{0,20}", any::<i64>(), any::<([u8; 16], [u8; 24], [u8; 32])>(), any::<u8>());
     let quota = || proptest::option::of(0..=i64::MAX as u64);
     let suite = prop_oneof![Just(SuiteId::Aes256Gcm), Just(SuiteId::ChaCha20Poly1305)];
     let compression = prop::sample::select(Compression::ALL);
     let top = (any::<[u8; 16]>(), suite, compression, quota(), quota(), any::<i64>(), any::<[u8; 32]>());
-    (top, vec(slot, 1..4)).prop_map(|((vault, suite, compression, quota_bytes, quota_inodes, created_s, mac), slots)| {
-        let slots = slots.into_iter().zip(1..).map(|((kind, label, created_s, (salt, nonce, commitment), w), id)| {
-            KeySlot { id, kind, label, created_s, salt, nonce, commitment, wrapped: [w; 48] }
-        });
-        let vault = VaultId(vault);
-        let slots = slots.collect();
-        let header = Header { vault, suite, compression, quota_bytes, quota_inodes, created_s, slots };
-        header.to_text(&mac).expect("valid values can be written")
-    })
+    (top, vec(slot, 1..4)).prop_map(
+        |((vault, suite, compression, quota_bytes, quota_inodes, created_s, mac), slots)| {
+            let slots =
+                slots.into_iter().zip(1..).map(|((kind, label, created_s, (salt, nonce, commitment), w), id)| {
+                    KeySlot { id, kind, label, created_s, salt, nonce, commitment, wrapped: [w; 48] }
+                });
+            let vault = VaultId(vault);
+            let slots = slots.collect();
+            let header = Header { vault, suite, compression, quota_bytes, quota_inodes, created_s, slots };
+            header.to_text(&mac).expect("valid values can be written")
+        },
+    )
 }
 
 /// Valid bytes of one kind or another.
@@ -270,13 +287,16 @@ fn valid() -> impl Strategy<Value = Vec<u8>> {
         commit(),
         root().prop_map(|v| v.encode()),
         position().prop_map(|v| v.encode().to_vec()),
-        (position(), counters(), number()).prop_map(|(position, counters, s)| {
-            Covered { position, counters, replay_from: SegmentId(s) }.encode()
-        }),
+        (position(), counters(), number())
+            .prop_map(|(position, counters, s)| { Covered { position, counters, replay_from: SegmentId(s) }.encode() }),
         inode().prop_map(|v| v.encode()),
         name.prop_map(|(ino, cookie, kind)| NameEntry { ino: Ino(ino), cookie, kind }.encode()),
-        (number(), any::<u8>(), vec(any::<u8>(), 0..20))
-            .prop_map(|(ino, kind, name)| CookieEntry { ino: Ino(ino), kind, name }.encode()),
+        (number(), any::<u8>(), vec(any::<u8>(), 0..20)).prop_map(|(ino, kind, name)| CookieEntry {
+            ino: Ino(ino),
+            kind,
+            name
+        }
+        .encode()),
         (number(), any::<[u8; 16]>(), number(), number()).prop_map(|(epoch, salt, data_bytes, live_bytes)| {
             SegmentInfo { epoch: Epoch(epoch), salt, data_bytes, live_bytes }.encode()
         }),

@@ -24,10 +24,8 @@ use strongroom::fs::{
 use strongroom::seal::{HeaderFault, Unlock};
 use strongroom::vault::{self, CreateOptions, OpenFault, OpenOptions};
 
-const FROZEN: [(&str, SuiteId, Compression); 2] = [
-    ("v1-aes", SuiteId::Aes256Gcm, Compression::Zstd),
-    ("v1-chacha", SuiteId::ChaCha20Poly1305, Compression::Lz4),
-];
+const FROZEN: [(&str, SuiteId, Compression); 2] =
+    [("v1-aes", SuiteId::Aes256Gcm, Compression::Zstd), ("v1-chacha", SuiteId::ChaCha20Poly1305, Compression::Lz4)];
 
 /// What lies in each: path, mode, links, owner, group, size, blocks of 512 bytes, seconds of mtime and btime.
 const LISTING: &str = "\

@@ -153,7 +153,8 @@ fn last_commits(
 ) -> Result<Vec<CommitSeq>, OpenFault> {
     let mut last = vec![CommitSeq(u64::MAX); segments.len()];
     for i in (1..segments.len()).rev() {
-        let mut walk = Walk::new(backing.open(&path(segments[i]), Open::Read, Cache::Direct)?, segments[i], suite, vault);
+        let mut walk =
+            Walk::new(backing.open(&path(segments[i]), Open::Read, Cache::Direct)?, segments[i], suite, vault);
         let mut plain = Vec::new();
         let group = walk.next(master).map_err(unreadable)?;
         let start = group.and_then(|g| g.frames.first().copied()).filter(|f| f.entry.kind == Kind::Start);
