@@ -10,7 +10,7 @@ use super::apply::apply;
 use super::{OpenFault, VaultFault};
 use crate::backing::{AlignedBuf, Backing, Cache, Open};
 use crate::base::choice::SuiteId;
-use crate::base::id::{Epoch, SegmentId, VaultId};
+use crate::base::id::{CommitSeq, Epoch, SegmentId, VaultId};
 use crate::base::limits::BLOCK_BYTES;
 use crate::format::frame::Kind;
 use crate::format::key::{self, is_derived};
@@ -69,6 +69,9 @@ struct Tail<'a> {
     before_suspects: (LogPosition, Counters),
     rotten: u64,
     epoch: Epoch,
+    /// The newest commit that later segments continue from: what a lease left beyond it was dropped when it died, and its
+    /// number given out again.
+    last: CommitSeq,
     commits: u64,
     dropped: u64,
 }
@@ -118,11 +121,14 @@ pub fn recover(
         before_suspects: (from.covered, from.counters),
         rotten: 0,
         epoch: Epoch(0),
+        last: CommitSeq(u64::MAX),
         commits: 0,
         dropped: 0,
     };
     let mut empty_segments = Vec::new();
-    for &id in all.iter().filter(|id| **id >= from.replay_from) {
+    let walked = &all[all.partition_point(|id| *id < from.replay_from)..];
+    for (&id, last) in walked.iter().zip(last_commits(backing, master, suite, vault, walked)?) {
+        tail.last = last;
         let file = backing.open(&path(id), Open::Read, Cache::Direct)?;
         let mut walk = Walk::new(file, id, suite, vault);
         while let Some(group) = walk.next(master).map_err(unreadable)? {
@@ -152,6 +158,27 @@ pub fn recover(
         empty_segments,
         newest_epoch: tail.epoch,
     })
+}
+
+/// For each segment the newest commit that can count in it: none beyond what a later segment says it continues.
+fn last_commits(
+    backing: &Arc<dyn Backing>,
+    master: &MasterKey,
+    suite: SuiteId,
+    vault: VaultId,
+    segments: &[SegmentId],
+) -> Result<Vec<CommitSeq>, OpenFault> {
+    let mut last = vec![CommitSeq(u64::MAX); segments.len()];
+    for i in (1..segments.len()).rev() {
+        let mut walk =
+            Walk::new(backing.open(&path(segments[i]), Open::Read, Cache::Direct)?, segments[i], suite, vault);
+        let mut plain = Vec::new();
+        let group = walk.next(master).map_err(unreadable)?;
+        let start = group.and_then(|g| g.frames.first().copied()).filter(|f| f.entry.kind == Kind::Start);
+        let after = start.and_then(|f| walk.open(&f, &mut plain).ok()).and_then(|()| LogPosition::decode(&plain).ok());
+        last[i - 1] = last[i].min(after.map_or(CommitSeq(u64::MAX), |a| a.seq));
+    }
+    Ok(last)
 }
 
 /// Whether a segment without a group was only prepared. One whose first block rotted may hold data yet: it stays.
@@ -252,7 +279,8 @@ impl Tail<'_> {
             return Ok(());
         }
         let trusted = commit.seq <= self.trusted.seq;
-        let next = commit.seq.0 == self.position.seq.0 + 1 && commit.frames == self.frames && !self.broken;
+        let next = commit.seq.0 == self.position.seq.0 + 1 && commit.seq <= self.last;
+        let next = next && commit.frames == self.frames && !self.broken;
         if !next || !trusted && commit.chain != self.chain.value() {
             self.broken = true;
             self.frames += 1;
