@@ -29,7 +29,7 @@ pub use crate::buffer::FileBuffer;
 pub use create::{HEADER, create};
 pub use fault::{OpenFault, VaultFault};
 pub use op::{Op, Reservation};
-pub use open::{LOCK, open};
+pub use open::{LOCK, Locked, lock, open};
 pub use shared::SyncReply;
 pub use stats::{Line, Stats};
 
