@@ -69,6 +69,18 @@ fn dir(fs: &FileSystem, parent: Ino, name: &str) -> Ino {
     ino
 }
 
+/// Takes the room off that segments were given in advance: copies are faster without.
+fn trim(disk: &MemoryBacking) {
+    for name in disk.list("segments").unwrap() {
+        let file = disk.open(&format!("segments/{name}"), Open::Write, Cache::Buffered).unwrap();
+        let mut bytes = vec![0; file.len().unwrap() as usize];
+        file.read_at(&mut bytes, 0).unwrap();
+        let used = bytes.iter().rposition(|&b| b != 0).map_or(0, |last| last + 1);
+        file.set_len(used.next_multiple_of(4096) as u64).unwrap();
+        file.sync_data().unwrap();
+    }
+}
+
 /// A vault with something of everything, and the inodes that tests hurt.
 struct Healthy {
     disk: MemoryBacking,
@@ -116,6 +128,7 @@ fn healthy() -> &'static Healthy {
         fs.unlink(ROOT_INO, b"used").unwrap();
         drop(fs);
         vault.close().unwrap();
+        trim(&disk);
         Healthy { disk, docs, sub, b, link }
     })
 }
@@ -536,6 +549,8 @@ struct Program<'a> {
     made: Vec<Made>,
     /// Look-ups not yet forgotten.
     held: Vec<Ino>,
+    /// Names to make at most: few files are written to the more often.
+    most: usize,
     /// Whether nobody else is at work: then what is in use may be forgotten, too. A kernel never does that.
     alone: bool,
 }
@@ -565,6 +580,9 @@ impl Program<'_> {
     }
 
     fn make(&mut self) -> Result<(), FsFault> {
+        if self.made.len() >= self.most {
+            return Ok(());
+        }
         let (dir, name, caller) = (self.dir(), self.name(), Caller::default());
         let (attr, is_dir) = match self.rng.below(6) {
             0 | 1 => (self.fs.mkdir(&caller, dir, &name, 0o755)?, true),
@@ -663,11 +681,11 @@ impl Program<'_> {
 fn ran(seed: u64, steps: u64) -> MemoryBacking {
     let mut disk = fresh();
     let mut rng = Rng(seed);
-    let mut made = Vec::new();
+    let (mut made, most) = (Vec::new(), *rng.pick(&[4, 40]));
     for mount in 0..3 {
         let vault = opened(&disk);
         let fs = FileSystem::new(Arc::clone(&vault), FsOptions::default()).unwrap();
-        let mut program = Program { fs: &fs, rng: &mut rng, made, held: Vec::new(), alone: true };
+        let mut program = Program { fs: &fs, rng: &mut rng, made, held: Vec::new(), most, alone: true };
         for step in 0..steps {
             if let Err(fault) = program.step() {
                 assert_ne!(fault.errno(), libc::EIO, "seed {seed}, mount {mount}, step {step}: {fault:?}");
@@ -690,17 +708,19 @@ fn ran(seed: u64, steps: u64) -> MemoryBacking {
 
 #[test]
 fn whatever_the_filesystem_was_asked_to_do_there_are_no_findings() {
-    let last = std::env::var("LAST").map_or(8, |v| v.parse().unwrap());
-    for seed in last - 7..=last {
+    for seed in 1..=40 {
         let disk = ran(seed, 150);
         assert_eq!(checked(&disk, true), [], "seed {seed}");
+        for name in disk.list("index").unwrap() {
+            disk.remove(&format!("index/{name}")).unwrap();
+        }
+        assert_eq!(checked(&disk, true), [], "seed {seed}, with the index rebuilt from the log");
     }
 }
 
 #[test]
 fn nor_after_several_threads_at_once() {
-    let last = std::env::var("LAST").map_or(3, |v| v.parse().unwrap());
-    for seed in last - 2..=last {
+    for seed in 1..=10 {
         let disk = fresh();
         let vault = opened(&disk);
         let fs = FileSystem::new(Arc::clone(&vault), FsOptions::default()).unwrap();
@@ -709,7 +729,8 @@ fn nor_after_several_threads_at_once() {
                 let fs = &fs;
                 threads.spawn(move || {
                     let mut rng = Rng(seed * 100 + thread);
-                    let mut program = Program { fs, rng: &mut rng, made: Vec::new(), held: Vec::new(), alone: false };
+                    let mut program =
+                        Program { fs, rng: &mut rng, made: Vec::new(), held: Vec::new(), most: 30, alone: false };
                     for step in 0..200 {
                         if let Err(fault) = program.step() {
                             assert_ne!(

@@ -119,7 +119,7 @@ fn pages_that_do_not_fit_are_said_at_umount_and_do_not_hold_the_mount_for_ever()
     let bytes = Rng(9).bytes(len);
     // SAFETY: the mapping has `len` bytes, and nobody else knows it.
     unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), map.cast(), len) };
-    let umount = || common::output(std::process::Command::new(common::STRONGROOM).arg("umount").arg(&v.mnt));
+    let umount = || common::output(std::process::Command::new(common::strongroom()).arg("umount").arg(&v.mnt));
     let first = umount();
     let said = String::from_utf8_lossy(&first.stderr).into_owned();
     assert_eq!(first.status.code(), Some(12), "written pages were lost without a word: {said}");

@@ -7,7 +7,7 @@ use crate::base::id::{Ino, SegmentId};
 use std::fmt::{self, Write as _};
 
 /// An inode, and the path that leads to it if one does.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Place {
     /// The inode.
     pub ino: Ino,
@@ -180,6 +180,12 @@ impl fmt::Display for Place {
             Some(path) => write!(f, "{} (inode {})", Text(path), self.ino),
             None => write!(f, "inode {}", self.ino),
         }
+    }
+}
+
+impl fmt::Debug for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
 

@@ -10,9 +10,7 @@ use crate::backing::Backing;
 use crate::base::id::{Ino, ROOT_INO};
 use crate::format::inode::Inode;
 use crate::format::key;
-use crate::format::record::Counters;
-use crate::format::segment::LogPosition;
-use crate::format::wire::Reader;
+use crate::format::segment::Covered;
 use crate::vault::{Vault, VaultFault};
 
 /// Entries per read of a range of the index.
@@ -183,7 +181,7 @@ impl<'a> Survey<'a> {
     /// Numbers that are given out next must be beyond those in use.
     fn numbers(&mut self, newest_cookie: u64) -> Result<(), VaultFault> {
         let Some(value) = self.vault.get(&key::total("log"))? else { return Ok(()) };
-        let Some(next) = counters(&value) else {
+        let Ok(Covered { counters: next, .. }) = Covered::decode(&value) else {
             self.stray(&key::total("log"), "covered position");
             return Ok(());
         };
@@ -195,14 +193,6 @@ impl<'a> Survey<'a> {
         }
         Ok(())
     }
-}
-
-/// The counters in what a checkpoint says of the log.
-fn counters(value: &[u8]) -> Option<Counters> {
-    let mut r = Reader::new(value);
-    LogPosition::decode(r.take(40, "covered position").ok()?).ok()?;
-    let mut next = || r.u64("covered counters").ok();
-    Some(Counters { next_ino: next()?, next_cookie: next()?, inodes: next()? })
 }
 
 /// The file type of a mode as names carry it; `None` for one that does not exist.

@@ -149,6 +149,10 @@ pub fn decode_directory(bytes: &[u8], frames_len_bytes: usize) -> Result<Vec<Ent
     for _ in 0..count {
         let kc = r.u8("directory kind")?;
         let kind = Kind::from_u8(kc & 15)?;
+        // It describes the frames before it, never itself.
+        if kind == Kind::Directory {
+            return malformed("directory kind");
+        }
         let Some(codec) = Codec::from_u8(kc >> 4) else { return malformed("directory codec") };
         let mut e = Entry {
             kind,

@@ -1,4 +1,4 @@
-//! `vault.toml`: what the vault is and who may open it, as text (format.md, "The vault header").
+//! `vault.toml`: what the vault is and who may open it, as text (format.md §8).
 //!
 //! Promise: a text that parses gives values whose every field has the one right length and spelling; nothing in it is
 //! trusted before `seal` has checked its authentication code over `Header::canonical`.

@@ -2,8 +2,9 @@
 //!
 //! Promise: fixed lengths, refused unless every byte is accounted for. Called by: `vault`, `check`.
 
+use super::record::Counters;
 use super::wire::{Malformed, Reader};
-use crate::base::id::{CommitSeq, Epoch};
+use crate::base::id::{CommitSeq, Epoch, SegmentId};
 
 /// A place in the log: everything before it has been taken in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +34,39 @@ impl LogPosition {
         let p = LogPosition { seq: CommitSeq(r.u64("log position")?), chain: r.array("log position")? };
         r.end("log position")?;
         Ok(p)
+    }
+}
+
+/// The value of the total "log": what a checkpoint covers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Covered {
+    /// The newest commit taken in.
+    pub position: LogPosition,
+    /// The counters after it.
+    pub counters: Counters,
+    /// The first segment that may hold commits after it.
+    pub replay_from: SegmentId,
+}
+
+impl Covered {
+    /// The stored value.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut b = self.position.encode().to_vec();
+        let c = self.counters;
+        for n in [c.next_ino, c.next_cookie, c.inodes, self.replay_from.0] {
+            b.extend_from_slice(&n.to_le_bytes());
+        }
+        b
+    }
+    /// Reads a value.
+    pub fn decode(bytes: &[u8]) -> Result<Covered, Malformed> {
+        let mut r = Reader::new(bytes);
+        let position = LogPosition::decode(r.take(40, "covered position")?)?;
+        let (next_ino, next_cookie) = (r.u64("covered counters")?, r.u64("covered counters")?);
+        let (inodes, replay_from) = (r.u64("covered counters")?, SegmentId(r.u64("covered segment")?));
+        r.end("covered tail")?;
+        Ok(Covered { position, counters: Counters { next_ino, next_cookie, inodes }, replay_from })
     }
 }
 
@@ -88,5 +122,18 @@ mod tests {
         want.extend_from_slice(&[7; 32]);
         assert_eq!(p.encode()[..], want[..]);
         assert_eq!(LogPosition::decode(&want), Ok(p));
+    }
+
+    #[test]
+    fn golden_covered() {
+        let covered = Covered {
+            position: LogPosition { seq: CommitSeq(9), chain: [7; 32] },
+            counters: Counters { next_ino: 1, next_cookie: 2, inodes: 3 },
+            replay_from: SegmentId(4),
+        };
+        let mut want = covered.position.encode().to_vec();
+        want.extend_from_slice(b"\x01\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0\x04\0\0\0\0\0\0\0");
+        assert_eq!(covered.encode(), want);
+        assert_eq!(Covered::decode(&want), Ok(covered));
     }
 }

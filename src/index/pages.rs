@@ -1,5 +1,5 @@
 //! The database's pages at rest: each encrypted and bound to its place, the header page in two slots of which one is
-//! always whole (`docs/format.md`, "The index file").
+//! always whole (format.md §9).
 //!
 //! Promise: nothing but lengths and numbers of pages shows on disk; a page that was not written here, for this place, is
 //! noticed, and from then on nothing read from this file is believed; whatever the power cut leaves, the header page is

@@ -42,7 +42,7 @@ impl MasterKey {
         &self.0
     }
 
-    /// The key of one segment (format.md, "Segment keys").
+    /// The key of one segment (format.md §7).
     #[must_use]
     pub fn segment(
         &self,

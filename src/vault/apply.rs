@@ -8,6 +8,7 @@
 use super::VaultFault;
 use super::shared::DeadRange;
 use crate::base::id::{Ino, SegmentId};
+use crate::base::limits::FILE_BYTES_MAX;
 use crate::format::extent::{Extent, Run};
 use crate::format::key;
 use crate::format::record::Record;
@@ -70,6 +71,10 @@ fn frames_touched(extent: &Extent) -> u64 {
 
 impl Applier<'_> {
     fn install(&mut self, ino: Ino, offset: u64, extent: &Extent) -> Result<(), VaultFault> {
+        // What is stored is inside its file: everyone who reads extents leans on it.
+        if offset < u64::from(extent.skip_bytes) || offset > FILE_BYTES_MAX - u64::from(extent.len_bytes) {
+            return Err(VaultFault::Index("an extent reaches outside its file".into()));
+        }
         let mut changes = self.clear(ino, offset, offset + u64::from(extent.len_bytes))?;
         changes.push((key::extent(ino, offset), Some(extent.encode())));
         let before = self.live_frames(ino, run_start(offset, extent), &extent.run)?;

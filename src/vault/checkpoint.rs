@@ -14,7 +14,7 @@ use crate::base::limits::{ALLOCATE_STEP_BYTES, BLOCK_BYTES, CHECKPOINT_IDLE};
 use crate::base::lock::Held;
 use crate::format::key;
 use crate::format::record::Counters;
-use crate::format::segment::LogPosition;
+use crate::format::segment::{Covered, LogPosition};
 use crate::segment::path;
 use crossbeam_channel::{Receiver, RecvTimeoutError, select};
 use std::sync::Arc;
@@ -84,7 +84,8 @@ pub fn store(
     replay_from: SegmentId,
     clean: bool,
 ) -> Result<(), VaultFault> {
-    shared.index.apply_sealed(&[(key::total("log"), encode_covered(position, counters, replay_from))])?;
+    let covered = Covered { position, counters, replay_from };
+    shared.index.apply_sealed(&[(key::total("log"), covered.encode())])?;
     let mut root = shared.root.held();
     root.generation = Generation(root.generation.0 + 1);
     (root.covered, root.replay_from, root.clean) = (position, replay_from, clean);
@@ -102,15 +103,6 @@ pub fn close(shared: &Shared, position: LogPosition, counters: Counters, next: S
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e.into()),
         _ => Ok(()),
     }
-}
-
-/// What a checkpoint says of the log: position, counters, first segment to replay (format.md §5).
-pub fn encode_covered(position: LogPosition, counters: Counters, replay_from: SegmentId) -> Vec<u8> {
-    let mut v = position.encode().to_vec();
-    for n in [counters.next_ino, counters.next_cookie, counters.inodes, replay_from.0] {
-        v.extend_from_slice(&n.to_le_bytes());
-    }
-    v
 }
 
 fn prepare_segment(shared: &Shared, id: SegmentId) -> std::io::Result<()> {

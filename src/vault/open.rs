@@ -20,8 +20,7 @@ use crate::buffer::{Budget, Pool};
 use crate::format::key;
 use crate::format::record::Counters;
 use crate::format::root::Root;
-use crate::format::segment::LogPosition;
-use crate::format::wire::Reader;
+use crate::format::segment::{Covered, LogPosition};
 use crate::index::{Index, IndexFault, RedbTable};
 use crate::seal::{Header, MasterKey, Unlock, open_header};
 use crate::segment::{SegmentContext, path};
@@ -187,18 +186,12 @@ fn index_fault(e: IndexFault) -> OpenFault {
 fn covered(index: &Index, root: &Root) -> Result<Option<From>, String> {
     let value = index.get(&key::total("log")).map_err(|e| e.to_string())?;
     let Some(value) = value else { return Err("it covers nothing".to_owned()) };
-    let mut r = Reader::new(&value);
-    let read = |r: &mut Reader<'_>| {
-        let covered = LogPosition::decode(r.take(40, "covered position")?)?;
-        let (next_ino, next_cookie) = (r.u64("covered counters")?, r.u64("covered counters")?);
-        let (inodes, replay_from) = (r.u64("covered counters")?, SegmentId(r.u64("covered segment")?));
-        r.end("covered tail")?;
-        let counters = Counters { next_ino, next_cookie, inodes };
-        Ok(From { covered, replay_from, counters, trusted: root.covered })
-    };
-    let from: Result<From, crate::format::Malformed> = read(&mut r);
-    let from = from.map_err(|e| e.to_string())?;
-    Ok((from.covered.seq >= root.covered.seq).then_some(from))
+    let Covered { position, counters, replay_from } = Covered::decode(&value).map_err(|e| e.to_string())?;
+    if position.seq == root.covered.seq && position != root.covered {
+        return Err("it covers another history of the same length".to_owned());
+    }
+    let from = From { covered: position, replay_from, counters, trusted: root.covered };
+    Ok((position.seq >= root.covered.seq).then_some(from))
 }
 
 fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sync>) -> Result<Arc<Vault>, OpenFault> {
@@ -279,7 +272,10 @@ fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sync>) -> Res
         if was_clean {
             "init: closed cleanly before".to_owned()
         } else {
-            format!("recovering: {} commits taken in, {} frames dropped", found.commits, found.dropped_frames)
+            let Recovered { commits, dropped_frames, rotten_commits, .. } = &found;
+            format!(
+                "recovering: {commits} commits taken in ({rotten_commits} with damage), {dropped_frames} frames dropped"
+            )
         },
     );
     // What was recovered is checkpointed before anything new, so that the old tail is never walked again.

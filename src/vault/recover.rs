@@ -1,16 +1,19 @@
 //! Recovery: takes in the commits that the newest checkpoint does not cover.
 //!
 //! Promise: commits are taken in chain order, each only if every frame since the one before is there and its checksum
-//! holds; the first that does not hold ends the tail, and what came after is dropped and counted. Commits of an earlier
-//! lease that a later segment does not continue from are not mistaken for the tail (format.md §4).
+//! holds; the first that does not hold ends the tail, and what came after is dropped and counted. Damage that valid commits
+//! follow is bit rot and not a torn tail: those commits are taken in, and what the damage hit cannot be read. An earlier
+//! lease's commits that a later segment does not continue from are not mistaken for the tail (format.md §4).
 //! Called by: `open`, before any thread runs. On failure: `Damaged`, if the log contradicts itself; I/O errors as they are.
 
 use super::apply::apply;
 use super::{OpenFault, VaultFault};
-use crate::backing::{Backing, Cache, Open};
+use crate::backing::{AlignedBuf, Backing, Cache, Open};
 use crate::base::choice::SuiteId;
-use crate::base::id::{Epoch, SegmentId, VaultId};
+use crate::base::id::{CommitSeq, Epoch, SegmentId, VaultId};
+use crate::base::limits::BLOCK_BYTES;
 use crate::format::frame::Kind;
+use crate::format::key::{self, is_derived};
 use crate::format::record::{Commit, Counters, Record};
 use crate::format::segment::{LogPosition, SegmentInfo};
 use crate::format::wire::Reader;
@@ -31,6 +34,8 @@ pub struct Recovered {
     pub commits: u64,
     /// Frames after the last commit that were dropped: operations that were never acknowledged as durable.
     pub dropped_frames: u64,
+    /// Commits taken in although a group of theirs is damaged: reading what it held is a fault.
+    pub rotten_commits: u64,
     /// The greatest segment number in use.
     pub newest_segment: SegmentId,
     /// Segments without a single group: prepared, never begun.
@@ -54,7 +59,19 @@ struct Tail<'a> {
     joined: bool,
     /// Whether every group since the last commit holds.
     whole: bool,
+    /// Whether records or a commit since then could not be opened.
+    broken: bool,
+    /// Commits whose groups do not all hold, in order: a torn tail, unless a later commit holds. The log writes a commit
+    /// only after the flush of the one before, so what a later commit follows was once whole: then it is bit rot, and
+    /// costs only what the damaged frames hold.
+    suspects: Vec<Vec<u8>>,
+    /// Where the first suspect began.
+    before_suspects: (LogPosition, Counters),
+    rotten: u64,
     epoch: Epoch,
+    /// The newest commit that later segments continue from: what a lease left beyond it was dropped when it died, and its
+    /// number given out again.
+    last: CommitSeq,
     commits: u64,
     dropped: u64,
 }
@@ -99,12 +116,19 @@ pub fn recover(
         records: Vec::new(),
         joined: from.covered == LogPosition::START,
         whole: true,
+        broken: false,
+        suspects: Vec::new(),
+        before_suspects: (from.covered, from.counters),
+        rotten: 0,
         epoch: Epoch(0),
+        last: CommitSeq(u64::MAX),
         commits: 0,
         dropped: 0,
     };
     let mut empty_segments = Vec::new();
-    for &id in all.iter().filter(|id| **id >= from.replay_from) {
+    let walked = &all[all.partition_point(|id| *id < from.replay_from)..];
+    for (&id, last) in walked.iter().zip(last_commits(backing, master, suite, vault, walked)?) {
+        tail.last = last;
         let file = backing.open(&path(id), Open::Read, Cache::Direct)?;
         let mut walk = Walk::new(file, id, suite, vault);
         while let Some(group) = walk.next(master).map_err(unreadable)? {
@@ -113,11 +137,11 @@ pub fn recover(
             tail.segments.borrow_mut().insert(id, info);
             tail.group(&mut walk, &group)?;
         }
-        if walk.position_bytes() == 0 {
+        if walk.position_bytes() == 0 && never_begun(&**backing, index, id)? {
             empty_segments.push(id);
         }
     }
-    tail.dropped += u64::from(tail.frames);
+    tail.drop_pending();
     if tail.position.seq < from.trusted.seq {
         return Err(OpenFault::Damaged(format!(
             "the log ends at commit {}, but commit {} was acknowledged",
@@ -129,10 +153,41 @@ pub fn recover(
         counters: tail.counters,
         commits: tail.commits,
         dropped_frames: tail.dropped,
+        rotten_commits: tail.rotten,
         newest_segment: all.last().copied().unwrap_or_default(),
         empty_segments,
         newest_epoch: tail.epoch,
     })
+}
+
+/// For each segment the newest commit that can count in it: none beyond what a later segment says it continues.
+fn last_commits(
+    backing: &Arc<dyn Backing>,
+    master: &MasterKey,
+    suite: SuiteId,
+    vault: VaultId,
+    segments: &[SegmentId],
+) -> Result<Vec<CommitSeq>, OpenFault> {
+    let mut last = vec![CommitSeq(u64::MAX); segments.len()];
+    for i in (1..segments.len()).rev() {
+        let mut walk =
+            Walk::new(backing.open(&path(segments[i]), Open::Read, Cache::Direct)?, segments[i], suite, vault);
+        let mut plain = Vec::new();
+        let group = walk.next(master).map_err(unreadable)?;
+        let start = group.and_then(|g| g.frames.first().copied()).filter(|f| f.entry.kind == Kind::Start);
+        let after = start.and_then(|f| walk.open(&f, &mut plain).ok()).and_then(|()| LogPosition::decode(&plain).ok());
+        last[i - 1] = last[i].min(after.map_or(CommitSeq(u64::MAX), |a| a.seq));
+    }
+    Ok(last)
+}
+
+/// Whether a segment without a group was only prepared. One whose first block rotted may hold data yet: it stays.
+fn never_begun(backing: &dyn Backing, index: &Index, id: SegmentId) -> Result<bool, OpenFault> {
+    let mut block = AlignedBuf::with_capacity(BLOCK_BYTES);
+    block.set_len(BLOCK_BYTES);
+    let got = backing.open(&path(id), Open::Read, Cache::Direct)?.read_at(&mut block, 0)?;
+    let known = index.get(&key::segment(id)).map_err(|e| OpenFault::Damaged(e.to_string()))?.is_some();
+    Ok(!known && block[..got].iter().all(|b| *b == 0))
 }
 
 fn unreadable(e: Unreadable) -> OpenFault {
@@ -152,7 +207,7 @@ impl Tail<'_> {
                 Kind::Start => self.start(walk, group, frame)?,
                 Kind::Records => {
                     if self.joined && walk.open(frame, &mut self.records).is_err() {
-                        self.whole = false;
+                        self.broken = true;
                     }
                 }
                 Kind::Commit => {
@@ -176,11 +231,11 @@ impl Tail<'_> {
         if epoch == old {
             return Ok(());
         }
+        self.drop_pending();
+        // The reset is about what came before this group.
+        self.whole = group.checksum_holds;
         match opened {
-            Some(after) if after == self.position => {
-                self.drop_pending();
-                self.joined = true;
-            }
+            Some(after) if after == self.position => self.joined = true,
             // Its beginning is older than the checkpoint: the commit covered is still to come.
             Some(after) if after.seq < self.position.seq && !self.joined => {}
             _ => {
@@ -194,8 +249,13 @@ impl Tail<'_> {
     }
 
     fn drop_pending(&mut self) {
+        if !self.suspects.is_empty() {
+            self.dropped += self.suspects.len() as u64;
+            self.suspects.clear();
+            (self.position, self.counters) = self.before_suspects;
+        }
         self.dropped += u64::from(self.frames);
-        (self.frames, self.whole) = (0, true);
+        (self.frames, self.whole, self.broken) = (0, true, false);
         self.records.clear();
         self.chain = Chain::after(&self.position.chain);
     }
@@ -204,7 +264,7 @@ impl Tail<'_> {
         let segment = walk.context().expect("a walk that gave a group knows its segment").id;
         let mut plain = Vec::new();
         if walk.open(frame, &mut plain).is_err() {
-            self.whole = false;
+            self.broken = true;
             self.frames += 1;
             return Ok(());
         }
@@ -218,26 +278,36 @@ impl Tail<'_> {
             }
             return Ok(());
         }
-        let next = commit.seq.0 == self.position.seq.0 + 1 && commit.frames == self.frames;
         let trusted = commit.seq <= self.trusted.seq;
-        if !next || !trusted && (!self.whole || commit.chain != self.chain.value()) {
-            self.whole = false;
+        let next = commit.seq.0 == self.position.seq.0 + 1 && commit.seq <= self.last;
+        let next = next && commit.frames == self.frames && !self.broken;
+        if !next || !trusted && commit.chain != self.chain.value() {
+            self.broken = true;
             self.frames += 1;
             return Ok(());
         }
         let mut records = std::mem::take(&mut self.records);
         records.extend_from_slice(commit.records);
-        take_in(self.index, &self.segments, &records).map_err(|e| OpenFault::Damaged(e.to_string()))?;
+        if self.suspects.is_empty() {
+            self.before_suspects = (self.position, self.counters);
+        }
+        self.suspects.push(records);
         self.position = LogPosition { seq: commit.seq, chain: commit.chain };
         self.counters = commit.counters;
-        self.commits += 1;
+        if self.whole || trusted {
+            self.rotten += self.suspects.len() as u64 - 1;
+            for records in std::mem::take(&mut self.suspects) {
+                take_in(self.index, &self.segments, &records).map_err(|e| OpenFault::Damaged(e.to_string()))?;
+                self.commits += 1;
+            }
+        }
         self.begin_after(segment, frame, tag);
         Ok(())
     }
 
     /// The next commit's chain begins with the one just passed.
     fn begin_after(&mut self, segment: SegmentId, frame: &WalkedFrame, tag: [u8; 16]) {
-        (self.frames, self.whole) = (0, true);
+        (self.frames, self.whole, self.broken) = (0, true, false);
         self.records.clear();
         self.chain = Chain::after(&self.position.chain);
         self.chain.add(segment, frame.entry.slot, &tag);
@@ -254,6 +324,9 @@ fn take_in(
     let mut changes = Vec::new();
     while !r.is_empty() {
         match Record::decode(&mut r)? {
+            Record::Put { key, .. } | Record::Delete { key } if is_derived(key) => {
+                return Err(VaultFault::Index("a record sets a derived key".into()));
+            }
             Record::Put { key, value } => changes.push((key.to_vec(), Some(value.to_vec()))),
             Record::Delete { key } => changes.push((key.to_vec(), None)),
             Record::Install { .. } | Record::Punch { .. } => {}

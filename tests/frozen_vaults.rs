@@ -1,0 +1,466 @@
+//! Method: open the vaults in `tests/vaults/`, which earlier versions wrote, from a copy, and compare every name, attribute
+//! and byte with what is written down here; then damage copies of them, one thing at a time.
+//! Promise: a vault that was ever written by a released format opens for ever; what must be refused is refused, with the
+//! right words; what is damaged is an error where it is damaged and nowhere else, never other bytes.
+//!
+//! A new format adds a folder made by `make_the_vaults` (`cargo test --test frozen_vaults -- --ignored`, which never
+//! replaces one that exists) and leaves the old ones as they are.
+#![allow(clippy::unwrap_used)] // tests may
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+use strongroom::backing::DirBacking;
+use strongroom::base::choice::{Compression, SuiteId};
+use strongroom::base::id::{Ino, ROOT_INO};
+use strongroom::base::secret::Passphrase;
+use strongroom::base::world::{RealWorld, Time, World};
+use strongroom::fs::{
+    Attr, Caller, Fallocate, FileSystem, FsFault, FsOptions, SetAttr, SetTime, WriteHow, XattrHow, XattrReply,
+};
+use strongroom::seal::{HeaderFault, Unlock};
+use strongroom::vault::{self, CreateOptions, OpenFault, OpenOptions};
+
+const FROZEN: [(&str, SuiteId, Compression); 2] =
+    [("v1-aes", SuiteId::Aes256Gcm, Compression::Zstd), ("v1-chacha", SuiteId::ChaCha20Poly1305, Compression::Lz4)];
+
+/// What lies in each: path, mode, links, owner, group, size, blocks of 512 bytes, seconds of mtime and btime.
+const LISTING: &str = "\
+/ 40755 3 1000 100 8 8 1800000000 1800000000
+/docs 40750 2 1000 100 2 8 1800000000 1800000000
+/docs/hard.bin 100640 2 1000 100 40960 80 1500000000 1800000000
+/docs/words.txt 100640 1 1000 100 204800 400 1500000000 1800000000
+/empty 104711 1 1000 100 0 0 -1 1800000000
+/fifo 10640 1 1000 100 0 0 1800000000 1800000000
+/link 120777 1 1000 100 14 0 1800000000 1800000000
+/na\\xefve \\xff 100640 1 1000 100 3 1 1800000000 1800000000
+/over 100640 1 1000 100 90000 137 1800000000 1800000000
+/random.bin 100640 2 1000 100 40960 80 1500000000 1800000000
+/sparse 100640 1 1000 100 10485763 1 1800000000 1800000000
+";
+
+/// Standing time and counted-out chance.
+struct Scripted {
+    start: Instant,
+    state: AtomicU64,
+}
+
+impl World for Scripted {
+    fn now(&self) -> Time {
+        Time { seconds: 1_800_000_000, nanos: 123_456_789 }
+    }
+    fn elapsed(&self) -> Duration {
+        self.start.elapsed()
+    }
+    fn fill(&self, out: &mut [u8]) {
+        out.fill_with(|| split_mix(self.state.fetch_add(1, Relaxed)));
+    }
+}
+
+/// The low byte of the SplitMix64 of `n`.
+fn split_mix(n: u64) -> u8 {
+    let z = (n + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    (z ^ (z >> 31)) as u8
+}
+
+fn noise(seed: u64, len: u64) -> Vec<u8> {
+    (0..len).map(|i| split_mix(seed * 1_000_000 + i)).collect()
+}
+
+fn words() -> Vec<u8> {
+    let mut text = String::new();
+    for n in 0.. {
+        writeln!(text, "line {n} of a text that compresses well, and ends where it ends").unwrap();
+        if text.len() >= 204_800 {
+            break;
+        }
+    }
+    text.truncate(204_800);
+    text.into_bytes()
+}
+
+fn over() -> Vec<u8> {
+    let mut want = vec![b'a'; 100_000];
+    want[10_000..20_000].fill(b'b');
+    want[30_000..50_000].fill(0);
+    want.truncate(90_000);
+    want
+}
+
+fn sparse() -> Vec<u8> {
+    let mut want = vec![0; (10 << 20) + 3];
+    want[..5].copy_from_slice(b"begin");
+    want[5 << 20..(5 << 20) + 6].copy_from_slice(b"middle");
+    want[10 << 20..].copy_from_slice(b"end");
+    want
+}
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vaults")
+}
+
+fn unlock() -> Unlock {
+    Unlock::KeyFile(Passphrase(fs::read(folder().join("key")).unwrap()))
+}
+
+fn opened_in(dir: &Path, world: Arc<dyn World>) -> Result<FileSystem, OpenFault> {
+    let options = OpenOptions { workers: 1, flush_interval: Duration::from_secs(3600), ..OpenOptions::default() };
+    let vault = vault::open(Arc::new(DirBacking::open(dir).unwrap()), &unlock(), &options, world)?;
+    Ok(FileSystem::new(vault, FsOptions { uid: 1000, gid: 100, ..FsOptions::default() }).unwrap())
+}
+
+fn opened(dir: &Path) -> Result<FileSystem, OpenFault> {
+    opened_in(dir, Arc::new(RealWorld::default()))
+}
+
+fn fault(dir: &Path) -> OpenFault {
+    opened(dir).map(|_| ()).expect_err("a damaged vault must be refused")
+}
+
+fn copied(name: &str) -> tempfile::TempDir {
+    fn copy(from: &Path, to: &Path) {
+        for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
+            let to = to.join(entry.file_name());
+            if entry.file_type().unwrap().is_dir() {
+                fs::create_dir(&to).unwrap();
+                copy(&entry.path(), &to);
+            } else {
+                fs::copy(entry.path(), to).unwrap();
+            }
+        }
+    }
+    let dir = tempfile::tempdir().unwrap();
+    copy(&folder().join(name), dir.path());
+    dir
+}
+
+fn find(fs: &FileSystem, path: &str) -> Attr {
+    let names = path.split('/').filter(|name| !name.is_empty());
+    names.fold(fs.getattr(ROOT_INO).unwrap(), |at, name| fs.lookup(at.ino, name.as_bytes()).unwrap())
+}
+
+fn listing(fs: &FileSystem) -> String {
+    let mut out = String::new();
+    list(fs, ROOT_INO, "", &mut out);
+    out
+}
+
+fn list(fs: &FileSystem, ino: Ino, path: &str, out: &mut String) {
+    let a = fs.getattr(ino).unwrap();
+    let shown = if path.is_empty() { "/" } else { path };
+    assert!(a.rdev == 0 && a.btime.nanos == 123_456_789, "{shown}");
+    let Attr { mode, nlink, uid, gid, size, blocks, .. } = a;
+    let size = if mode & libc::S_IFMT == libc::S_IFDIR { entries(fs, ino).len() as u64 } else { size };
+    let (mtime, btime) = (a.mtime.seconds, a.btime.seconds);
+    writeln!(out, "{shown} {mode:o} {nlink} {uid} {gid} {size} {blocks} {mtime} {btime}").unwrap();
+    if mode & libc::S_IFMT != libc::S_IFDIR {
+        return;
+    }
+    let mut all = entries(fs, ino);
+    all.sort();
+    for (name, child, kind) in all {
+        assert_eq!(u32::from(kind) << 12, fs.getattr(child).unwrap().mode & libc::S_IFMT);
+        list(fs, child, &format!("{path}/{}", name.escape_ascii()), out);
+    }
+}
+
+fn entries(fs: &FileSystem, ino: Ino) -> Vec<(Vec<u8>, Ino, u8)> {
+    let mut all = Vec::new();
+    fs.readdir(ino, 0, |e| {
+        all.push((e.name.clone(), e.ino, e.kind));
+        true
+    })
+    .unwrap();
+    all.retain(|(name, ..)| name != b"." && name != b"..");
+    all
+}
+
+fn read(fs: &FileSystem, ino: Ino) -> Result<Vec<u8>, FsFault> {
+    let mut out = Vec::new();
+    fs.read(ino, 0, fs.getattr(ino)?.size as usize, &mut out)?;
+    Ok(out)
+}
+
+/// Everything that a frozen vault holds.
+fn assert_whole(fs: &FileSystem) {
+    assert_eq!(listing(fs), LISTING);
+    let content = |path: &str| read(fs, find(fs, path).ino).unwrap();
+    assert!(content("docs/words.txt") == words());
+    assert!(content("random.bin") == noise(1, 40_960));
+    assert_eq!(find(fs, "random.bin").ino, find(fs, "docs/hard.bin").ino);
+    assert!(content("over") == over());
+    assert!(content("sparse") == sparse());
+    assert_eq!(fs.readlink(find(fs, "link").ino).unwrap(), b"docs/words.txt");
+    let odd = fs.lookup(ROOT_INO, b"na\xefve \xff").unwrap().ino;
+    assert_eq!(read(fs, odd).unwrap(), b"odd");
+    let random = find(fs, "random.bin").ino;
+    let bytes = |b: &[u8]| XattrReply::Bytes(b.to_vec());
+    assert_eq!(fs.listxattr(random, 100).unwrap(), bytes(b"user.colour\0user.empty\0"));
+    assert_eq!(fs.getxattr(random, b"user.colour", 100).unwrap(), bytes(b"dark blue"));
+    assert_eq!(fs.getxattr(random, b"user.empty", 100).unwrap(), bytes(b""));
+    let usage = fs.vault().usage().unwrap();
+    assert_eq!((usage.inodes, usage.bytes), (10, 204_800 + 40_960 + 70_000 + 14 + 3));
+    assert_eq!((usage.quota_bytes, usage.quota_inodes), (Some(1 << 40), Some(1_000_000)));
+    assert!(fs.vault().stats().errors().is_empty());
+}
+
+#[test]
+#[ignore = "makes the vaults that the other tests open; run by hand when a format is born"]
+fn make_the_vaults() {
+    for (name, suite, compression) in FROZEN {
+        let dir = folder().join(name);
+        if dir.exists() {
+            continue;
+        }
+        fs::create_dir(&dir).unwrap();
+        let world: Arc<dyn World> = Arc::new(Scripted { start: Instant::now(), state: AtomicU64::new(suite as u64) });
+        let (quota_bytes, quota_inodes) = (Some(1 << 40), Some(1_000_000));
+        let create = CreateOptions { suite: Some(suite), compression, quota_bytes, quota_inodes, argon2: None };
+        vault::create(&(Arc::new(DirBacking::open(&dir).unwrap()) as _), &unlock(), &create, &world).unwrap();
+
+        let caller = Caller { uid: 1000, gid: 100, umask: 0o027 };
+        let how = WriteHow { stamp: true, ..WriteHow::default() };
+        // Two lives, so that there are two leases and two segments.
+        let fs = opened_in(&dir, Arc::clone(&world)).unwrap();
+        let file = |fs: &FileSystem, at: Ino, name: &[u8]| fs.mknod(&caller, at, name, 0o666, 0).unwrap().ino;
+        let docs = fs.mkdir(&caller, ROOT_INO, b"docs", 0o777).unwrap().ino;
+        let text = file(&fs, docs, b"words.txt");
+        fs.write(text, 0, &words(), how).unwrap();
+        let (over, gone) = (file(&fs, ROOT_INO, b"over"), file(&fs, ROOT_INO, b"gone"));
+        fs.write(over, 0, &[b'a'; 100_000], how).unwrap();
+        fs.write(gone, 0, &noise(9, 24_576), how).unwrap();
+        fs.sync_wait().unwrap();
+        fs.write(over, 10_000, &[b'b'; 10_000], how).unwrap();
+        fs.fallocate(over, 30_000, 20_000, Fallocate::PunchHole).unwrap();
+        fs.setattr(&caller, over, &SetAttr { size: Some(90_000), ..SetAttr::default() }).unwrap();
+        fs.unlink(ROOT_INO, b"gone").unwrap();
+        fs.forget(gone, 1);
+        fs.sync_wait().unwrap();
+        fs.vault().close().unwrap();
+        drop(fs);
+
+        let fs = opened_in(&dir, Arc::clone(&world)).unwrap();
+        let random = file(&fs, ROOT_INO, b"random.bin");
+        fs.write(random, 0, &noise(1, 40_960), how).unwrap();
+        fs.link(random, find(&fs, "docs").ino, b"hard.bin").unwrap();
+        fs.setxattr(random, b"user.colour", b"dark blue", XattrHow::Set).unwrap();
+        fs.setxattr(random, b"user.empty", b"", XattrHow::Set).unwrap();
+        let mtime = |seconds| Some(SetTime::At(Time { seconds, nanos: 5 }));
+        let old = SetAttr { mtime: mtime(1_500_000_000), ..SetAttr::default() };
+        fs.setattr(&caller, random, &old).unwrap();
+        fs.setattr(&caller, find(&fs, "docs/words.txt").ino, &old).unwrap();
+        fs.symlink(&caller, ROOT_INO, b"link", b"docs/words.txt").unwrap();
+        let empty = file(&fs, ROOT_INO, b"empty");
+        let set = SetAttr { mode: Some(0o4711), mtime: mtime(-1), ..SetAttr::default() };
+        fs.setattr(&caller, empty, &set).unwrap();
+        fs.mknod(&caller, ROOT_INO, b"fifo", libc::S_IFIFO | 0o666, 0).unwrap();
+        let holes = file(&fs, ROOT_INO, b"sparse");
+        fs.write(holes, 0, b"begin", how).unwrap();
+        fs.write(holes, 5 << 20, b"middle", how).unwrap();
+        fs.write(holes, 10 << 20, b"end", how).unwrap();
+        let odd = file(&fs, ROOT_INO, b"na\xefve \xff");
+        fs.write(odd, 0, b"odd", how).unwrap();
+        fs.vault().close().unwrap();
+        fs::remove_file(dir.join("lock")).unwrap();
+    }
+}
+
+#[test]
+fn a_frozen_vault_opens_holds_what_it_held_and_takes_more() {
+    for (name, ..) in FROZEN {
+        let dir = copied(name);
+        for _ in 0..2 {
+            let fs = opened(dir.path()).unwrap();
+            assert_whole(&fs);
+            fs.vault().close().unwrap();
+        }
+        let fs = opened(dir.path()).unwrap();
+        let ino = fs.mknod(&Caller::default(), ROOT_INO, b"new", 0o644, 0).unwrap().ino;
+        fs.write(ino, 0, b"news", WriteHow::default()).unwrap();
+        fs.sync_wait().unwrap();
+        fs.vault().close().unwrap();
+        drop(fs);
+        let fs = opened(dir.path()).unwrap();
+        assert_eq!(read(&fs, find(&fs, "new").ino).unwrap(), b"news");
+        fs.unlink(ROOT_INO, b"new").unwrap();
+        assert!(read(&fs, find(&fs, "docs/words.txt").ino).unwrap() == words());
+    }
+}
+
+#[test]
+fn the_frozen_vaults_stay_small_and_hold_what_format_md_says() {
+    for (name, ..) in FROZEN {
+        let dir = folder().join(name);
+        let names = |sub: &str| {
+            let mut all: Vec<_> = fs::read_dir(dir.join(sub)).unwrap().map(|e| e.unwrap().file_name()).collect();
+            all.sort();
+            all
+        };
+        assert_eq!(names(""), ["index", "root.a", "root.b", "segments", "vault.toml"]);
+        assert_eq!(names("segments"), ["0000000000000001", "0000000000000002"]);
+        assert_eq!(names("index"), ["0000000000000001"]);
+        let len = |path: &str| fs::metadata(dir.join(path)).unwrap().len();
+        assert_eq!((len("root.a"), len("root.b")), (4096, 4096));
+        let all = ["segments/0000000000000001", "segments/0000000000000002", "index/0000000000000001"].map(len);
+        assert!(all[0] % 4096 == 0 && all[1] % 4096 == 0);
+        assert!(all.iter().sum::<u64>() < 300 << 10, "{all:?}");
+    }
+}
+
+/// A copy whose header has the first `from` turned into `to`.
+fn with_header(name: &str, edit: impl Fn(String) -> String) -> tempfile::TempDir {
+    let dir = copied(name);
+    let path = dir.path().join("vault.toml");
+    let (old, new) = (fs::read_to_string(&path).unwrap(), edit(fs::read_to_string(&path).unwrap()));
+    assert_ne!(old, new);
+    fs::write(path, new).unwrap();
+    dir
+}
+
+#[test]
+fn a_header_of_the_future_is_refused_before_anything_else_is_looked_at() {
+    for (name, ..) in FROZEN {
+        let dir = with_header(name, |t| t.replace("format = 1", "format = 2\nsurprise = 'yes'"));
+        assert!(matches!(fault(dir.path()), OpenFault::Header(HeaderFault::UnknownFeature(f)) if f == "format 2"));
+        let dir = with_header(name, |t| t.replace("features = []", "features = ['holes']"));
+        assert!(matches!(fault(dir.path()), OpenFault::Header(HeaderFault::UnknownFeature(f)) if f == "holes"));
+    }
+}
+
+#[test]
+fn a_header_that_was_changed_is_refused() {
+    let flip = |text: String| {
+        let at = text.find("mac = \"").unwrap() + 7;
+        let digit = if &text[at..=at] == "0" { "1" } else { "0" };
+        format!("{}{digit}{}", &text[..at], &text[at + 1..])
+    };
+    let quota = |text: String| text.replace("quota_bytes = 1099511627776", "quota_bytes = 1099511627777");
+    let label = |text: String| text.replace("label = \"first\"", "label = \"fisrt\"");
+    for (name, ..) in FROZEN {
+        for dir in [with_header(name, flip), with_header(name, quota), with_header(name, label)] {
+            assert!(matches!(fault(dir.path()), OpenFault::Header(HeaderFault::Tampered)));
+        }
+    }
+    let swapped = with_header("v1-aes", |t| t.replace("aes-256-gcm", "chacha20-poly1305"));
+    assert!(matches!(fault(swapped.path()), OpenFault::Header(HeaderFault::Tampered)));
+}
+
+#[test]
+fn another_vaults_header_or_roots_do_not_open_this_one() {
+    let (dir, other) = (copied("v1-aes"), copied("v1-chacha"));
+    for name in ["root.a", "root.b"] {
+        fs::copy(other.path().join(name), dir.path().join(name)).unwrap();
+    }
+    assert!(matches!(fault(dir.path()), OpenFault::Damaged(_)));
+}
+
+#[test]
+fn one_root_is_enough_and_none_is_refused() {
+    for (name, ..) in FROZEN {
+        let cut = |dir: &Path, root: &str| {
+            let bytes = fs::read(dir.join(root)).unwrap();
+            fs::write(dir.join(root), &bytes[..100]).unwrap();
+        };
+        for root in ["root.a", "root.b"] {
+            let dir = copied(name);
+            cut(dir.path(), root);
+            assert_whole(&opened(dir.path()).unwrap());
+        }
+        let dir = copied(name);
+        cut(dir.path(), "root.a");
+        cut(dir.path(), "root.b");
+        assert!(matches!(fault(dir.path()), OpenFault::Damaged(why) if why.contains("neither")));
+    }
+}
+
+#[test]
+fn a_lost_or_damaged_index_is_rebuilt_and_equal() {
+    let index = "index/0000000000000001";
+    for (name, ..) in FROZEN {
+        let dir = copied(name);
+        fs::remove_file(dir.path().join(index)).unwrap();
+        let fs = opened(dir.path()).unwrap();
+        assert_whole(&fs);
+        fs.vault().close().unwrap();
+        drop(fs);
+        assert_whole(&opened(dir.path()).unwrap());
+
+        // Both header slots; a page; the preamble.
+        for places in [&[4096 + 50, 12_288 + 50][..], &[17]] {
+            let dir = copied(name);
+            let mut bytes = fs::read(dir.path().join(index)).unwrap();
+            places.iter().for_each(|&at: &usize| bytes[at] ^= 1);
+            fs::write(dir.path().join(index), bytes).unwrap();
+            assert_whole(&opened(dir.path()).unwrap());
+        }
+    }
+}
+
+#[test]
+fn an_index_of_another_vault_is_no_index() {
+    let (dir, other) = (copied("v1-aes"), copied("v1-chacha"));
+    let index = "index/0000000000000001";
+    fs::copy(other.path().join(index), dir.path().join(index)).unwrap();
+    assert_whole(&opened(dir.path()).unwrap());
+}
+
+#[test]
+fn a_missing_segment_costs_what_lies_in_it() {
+    for (name, ..) in FROZEN {
+        let dir = copied(name);
+        fs::remove_file(dir.path().join("segments/0000000000000001")).unwrap();
+        let fs = opened(dir.path()).unwrap();
+        assert_eq!(listing(&fs), LISTING, "names and attributes lie in the index");
+        let lost = read(&fs, find(&fs, "docs/words.txt").ino).map(|_| ()).expect_err("its frames are gone");
+        assert_eq!(lost.errno(), libc::EIO);
+        assert!(read(&fs, find(&fs, "random.bin").ino).unwrap() == noise(1, 40_960));
+    }
+}
+
+#[test]
+fn a_flipped_bit_is_an_error_there_and_nowhere_else() {
+    for (name, ..) in FROZEN {
+        let dir = copied(name);
+        let path = dir.path().join("segments/0000000000000002");
+        let mut bytes = fs::read(&path).unwrap();
+        // The first frame of random.bin's: behind the header and the segment's Start frame.
+        bytes[64 + 56 + 1000] ^= 1;
+        fs::write(&path, bytes).unwrap();
+        let fs = opened(dir.path()).unwrap();
+        let random = find(&fs, "random.bin").ino;
+        assert_eq!(read(&fs, random).map(|_| ()).expect_err("the frame does not open").errno(), libc::EIO);
+        let mut rest = Vec::new();
+        fs.read(random, 16_384, 24_576, &mut rest).unwrap();
+        assert!(rest == noise(1, 40_960)[16_384..], "frames beside it are well");
+        assert!(read(&fs, find(&fs, "docs/words.txt").ino).unwrap() == words());
+    }
+}
+
+#[test]
+fn a_segment_in_the_place_of_another_is_no_segment() {
+    for (name, ..) in FROZEN {
+        let dir = copied(name);
+        let at = |n: u8| dir.path().join(format!("segments/000000000000000{n}"));
+        fs::copy(at(1), at(2)).unwrap();
+        let fs = opened(dir.path()).unwrap();
+        assert_eq!(read(&fs, find(&fs, "random.bin").ino).map(|_| ()).expect_err("forged").errno(), libc::EIO);
+        assert!(read(&fs, find(&fs, "docs/words.txt").ino).unwrap() == words());
+    }
+}
+
+#[test]
+fn a_wrong_key_file_is_said_to_be_wrong() {
+    for (name, ..) in FROZEN {
+        let dir = copied(name);
+        let wrong = Unlock::KeyFile(Passphrase(vec![b'x'; 64]));
+        let backing = Arc::new(DirBacking::open(dir.path()).unwrap());
+        let world: Arc<dyn World> = Arc::new(RealWorld::default());
+        let opened = vault::open(backing, &wrong, &OpenOptions::default(), world).map(|_| ());
+        assert!(matches!(opened, Err(OpenFault::WrongKey)));
+    }
+}
