@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_strongroom");
 const OK: i32 = 0;
+const UNEXPECTED: i32 = 1;
 const USAGE: i32 = 2;
 const WRONG_KEY: i32 = 3;
 const NOT_A_VAULT: i32 = 4;
@@ -449,4 +450,82 @@ fn the_program_says_its_version() {
     ok(&said);
     assert_eq!(String::from_utf8_lossy(&said.stdout), format!("strongroom {}\n", env!("CARGO_PKG_VERSION")));
     ends_with(&desk.run(&["frobnicate"]), USAGE, "frobnicate");
+}
+
+/// Makes a vault whose passphrase costs 512 MiB.
+fn heavy() -> Desk {
+    let desk = Desk::bare();
+    ok(&desk.run(&["init", "--argon2", "524288,3,4", "--password-file", "pass", "vault"]));
+    desk
+}
+
+#[test]
+fn deriving_the_key_leaves_the_daemon_small_and_tells_nobody() {
+    let desk = heavy();
+    ok(&desk.run(&["mount", "-o", "budget=64M", "--password-file", "pass", "vault", "mnt"]));
+    let daemon = desk.daemon();
+    let of = |name: &str| fs::read(format!("/proc/{daemon}/{name}")).unwrap();
+    let status = String::from_utf8(of("status")).unwrap();
+    let high = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).expect("the kernel tells the high-water mark");
+    let high_kib: u64 = high.trim().trim_end_matches(" kB").parse().unwrap();
+    assert!(high_kib < 72 << 10, "the daemon has held {high_kib} KiB");
+    for place in ["cmdline", "environ"] {
+        let told = of(place);
+        assert!(!told.windows(13).any(|w| w == b"correct horse"), "the passphrase stands in {place}");
+    }
+    fs::write(desk.mnt().join("x"), "the right key").unwrap();
+    ok(&desk.run(&["umount", "mnt"]));
+    ok(&desk.run(&["check", "--read-data", "--password-file", "pass", "vault"]));
+    desk.secret("wrong", b"battery staple\n");
+    ends_with(&desk.run(&["mount", "--password-file", "wrong", "vault", "mnt"]), WRONG_KEY, "wrong");
+}
+
+/// The processes that a process started and that still live.
+fn children(parent: u32) -> Vec<i32> {
+    let processes = fs::read_dir("/proc").unwrap().filter_map(|e| e.ok()?.file_name().to_str()?.parse::<i32>().ok());
+    let is_child = |pid: &i32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(1)) == Some(&parent.to_string())
+    };
+    processes.filter(is_child).collect()
+}
+
+#[test]
+fn a_killed_derivation_is_one_sentence() {
+    let desk = heavy();
+    let mut mount = desk.command(&["mount", "-f", "--password-file", "pass", "vault", "mnt"]);
+    let mount = mount.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program runs");
+    let mut found = Vec::new();
+    wait_until("a process derives the key", || {
+        found = children(mount.id());
+        !found.is_empty()
+    });
+    kill(libc::SIGKILL, found[0]);
+    let output = mount.wait_with_output().unwrap();
+    ends_with(&output, UNEXPECTED, "deriving the key needs 512 MiB of memory; the process that did it was killed");
+    assert_eq!(stderr(&output).trim().lines().count(), 1);
+    assert!(!desk.is_mounted());
+    ok(&desk.mount());
+    ok(&desk.run(&["umount", "mnt"]));
+}
+
+#[test]
+fn a_vault_that_could_not_be_closed_is_told_at_umount() {
+    let desk = Desk::new();
+    ok(&desk.mount());
+    fs::write(desk.mnt().join("x"), "flushed").unwrap();
+    // The flush needs neither root file; the last checkpoint writes one, and finds a directory in its place.
+    for root in ["root.a", "root.b"] {
+        fs::rename(desk.path("vault").join(root), desk.path(root)).unwrap();
+        fs::create_dir(desk.path("vault").join(root)).unwrap();
+    }
+    ends_with(&desk.run(&["umount", "mnt"]), FLUSH_FAILED, "unmounted, but not everything could be brought to rest");
+    assert!(!desk.is_mounted());
+    for root in ["root.a", "root.b"] {
+        fs::remove_dir(desk.path("vault").join(root)).unwrap();
+        fs::rename(desk.path(root), desk.path("vault").join(root)).unwrap();
+    }
+    ok(&desk.mount());
+    assert_eq!(fs::read_to_string(desk.mnt().join("x")).unwrap(), "flushed", "it recovers");
+    ok(&desk.run(&["umount", "mnt"]));
 }

@@ -19,7 +19,7 @@ pub use finding::{Finding, Place};
 use crate::backing::Backing;
 use crate::base::world::World;
 use crate::seal::Unlock;
-use crate::vault::{OpenFault, OpenOptions, VaultFault, open};
+use crate::vault::{Locked, OpenFault, OpenOptions, VaultFault, lock};
 use std::io;
 use std::sync::Arc;
 use survey::Survey;
@@ -37,9 +37,21 @@ pub fn check(
     read_data: bool,
     progress: &dyn Fn(u64, u64),
 ) -> Result<Vec<Finding>, OpenFault> {
+    check_locked(lock(Arc::clone(backing))?, unlock, world, read_data, progress)
+}
+
+/// The same for a vault whose lock is held already.
+pub fn check_locked(
+    locked: Locked,
+    unlock: &Unlock,
+    world: &Arc<dyn World>,
+    read_data: bool,
+    progress: &dyn Fn(u64, u64),
+) -> Result<Vec<Finding>, OpenFault> {
+    let backing = Arc::clone(locked.backing());
     let options = OpenOptions { workers: 1, read_only: true, ..OpenOptions::default() };
-    let vault = open(Arc::clone(backing), unlock, &options, Arc::clone(world))?;
-    let mut survey = Survey::new(&vault, &**backing, progress);
+    let vault = locked.open(unlock, &options, Arc::clone(world))?;
+    let mut survey = Survey::new(&vault, &*backing, progress);
     let looked = survey.run(read_data);
     let mut findings = survey.finish();
     match looked {

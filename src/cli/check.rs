@@ -5,10 +5,10 @@
 
 use super::exit::{Exit, Failure};
 use super::print::Progress;
-use super::{key, mounts, print};
+use super::{derive, key, mounts, print};
 use crate::backing::{Backing, DirBacking};
 use crate::base::world::{RealWorld, World};
-use crate::vault::OpenFault;
+use crate::vault::{self, OpenFault};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -37,14 +37,17 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
     let backing = DirBacking::open(&path).map_err(|e| could_not_look(args, &e.to_string()))?;
     let backing: Arc<dyn Backing> = Arc::new(backing);
     let world: Arc<dyn World> = Arc::new(RealWorld::default());
-    let progress = Progress::new("checking");
-    let looked =
-        crate::check::check(&backing, &unlock, &world, args.read_data, &|done, total| progress.at(done, total));
-    drop(progress);
-    let findings = looked.map_err(|fault| match fault {
+    let refused = |fault| match fault {
         OpenFault::Backing(e) => could_not_look(args, &e.to_string()),
         other => Failure::open(&path, &other),
-    })?;
+    };
+    let locked = vault::lock(backing).map_err(refused)?;
+    let unlock = derive::master_key(&path, locked.header(), unlock)?;
+    let progress = Progress::new("checking");
+    let look = |done, total| progress.at(done, total);
+    let looked = crate::check::check_locked(locked, &unlock, &world, args.read_data, &look);
+    drop(progress);
+    let findings = looked.map_err(refused)?;
     let lines: Vec<String> = findings.iter().map(ToString::to_string).collect();
     if args.json {
         print::json(&serde_json::json!({

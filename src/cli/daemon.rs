@@ -63,11 +63,11 @@ pub fn split() -> Result<Side, Failure> {
 
 /// Lets go of whatever the caller had open (a passphrase's pipe, a script's lock), or it would stay open as long as the
 /// mount. Standard input to error are left for now: an error before the mount is live must reach the caller.
-fn close_all_but(kept: &File) {
+pub fn close_all_but(kept: &File) {
     let kept = kept.as_raw_fd() as libc::c_uint;
     for (first, last) in [(3, kept.saturating_sub(1)), (kept.max(2) + 1, libc::c_uint::MAX)] {
         if first <= last {
-            // SAFETY: there is one thread, and it owns no other descriptor: the log and the vault are not yet open. An old
+            // SAFETY: there is one thread, and whatever owns another descriptor neither uses nor drops it again. An old
             // kernel refuses, and the descriptors stay open, which harms only tidiness.
             unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
         }
@@ -75,7 +75,7 @@ fn close_all_but(kept: &File) {
 }
 
 /// Ends without running what the other process will run too (buffers, destructors).
-fn leave(exit: Exit) -> ! {
+pub fn leave(exit: Exit) -> ! {
     // SAFETY: it does not return, and touches nothing.
     unsafe { libc::_exit(exit as i32) }
 }
@@ -84,7 +84,8 @@ fn failed(what: &str, e: &io::Error) -> Failure {
     Failure::new(Exit::Unexpected, format!("cannot leave a daemon behind: {what}: {e}"))
 }
 
-fn pipe() -> io::Result<(File, File)> {
+/// A pipe's reading and writing end; no program that is run inherits them.
+pub fn pipe() -> io::Result<(File, File)> {
     let mut ends = [0; 2];
     // SAFETY: the kernel fills two descriptors.
     if unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) } < 0 {

@@ -89,7 +89,7 @@ impl Failure {
             OpenFault::InUse { holder } => {
                 let by = match holder.trim() {
                     "" => String::new(),
-                    "closing" => " (its last mount is still closing)".to_owned(),
+                    "closing" | "closed" => " (its last mount is still closing)".to_owned(),
                     pid => format!(" (by process {pid})"),
                 };
                 Failure::new(Exit::InUse, format!("{at}: the vault is already in use{by}"))

@@ -153,6 +153,18 @@ fn some(passphrase: Passphrase, from: &Path) -> Result<Passphrase, Failure> {
     Ok(passphrase)
 }
 
+/// A core dump would hold the master key and everybody's plaintext.
+pub fn forbid_dumps() {
+    let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: plain settings of this process; `none` lives.
+    let refused = unsafe {
+        libc::setrlimit(libc::RLIMIT_CORE, &none) != 0 || libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) != 0
+    };
+    if refused {
+        log::warn!("core dumps could not be forbidden: {}", std::io::Error::last_os_error());
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -160,6 +172,7 @@ mod tests {
     fn bytes(unlock: Unlock) -> Vec<u8> {
         match unlock {
             Unlock::Passphrase(p) | Unlock::KeyFile(p) => p.0.clone(),
+            Unlock::Master(_) => panic!("a master key is not read"),
         }
     }
 

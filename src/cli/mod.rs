@@ -6,6 +6,7 @@
 
 mod check;
 mod daemon;
+mod derive;
 mod exit;
 mod init;
 mod key;

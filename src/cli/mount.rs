@@ -7,9 +7,9 @@
 
 use super::daemon::{self, Answer, Side};
 use super::exit::{Exit, Failure};
-use super::key;
 use super::mounts;
 use super::options::{self, Options};
+use super::{derive, key};
 use super::{log as logging, size};
 use crate::backing::{Backing, DirBacking};
 use crate::base::choice::{Compression, Verify};
@@ -204,10 +204,8 @@ struct Served {
 
 fn serve(plan: &Plan, unlock: Unlock, answer: Answer) -> Result<Exit, Failure> {
     bound_memory();
-    forbid_dumps();
-    let opened = bring_up(plan, &unlock);
-    drop(unlock);
-    let live = match opened {
+    key::forbid_dumps();
+    let live = match bring_up(plan, unlock) {
         Ok(live) => live,
         Err(failure) => {
             answer.failed(&failure);
@@ -249,7 +247,7 @@ fn serve(plan: &Plan, unlock: Unlock, answer: Answer) -> Result<Exit, Failure> {
     Ok(exit)
 }
 
-fn bring_up(plan: &Plan, unlock: &Unlock) -> Result<Live, Failure> {
+fn bring_up(plan: &Plan, unlock: Unlock) -> Result<Live, Failure> {
     // Before the mount is live: a signal that comes early must not kill us with the vault open.
     let signals = Signals::new([SIGTERM, SIGINT, SIGHUP])
         .map_err(|e| Failure::new(Exit::Unexpected, format!("cannot listen for signals: {e}")))?;
@@ -269,7 +267,7 @@ fn bring_up(plan: &Plan, unlock: &Unlock) -> Result<Live, Failure> {
     Ok(Live { mounted, served: Arc::new(served), signals })
 }
 
-fn open(plan: &Plan, unlock: &Unlock) -> Result<Arc<Vault>, Failure> {
+fn open(plan: &Plan, unlock: Unlock) -> Result<Arc<Vault>, Failure> {
     let world: Arc<dyn World> = Arc::new(RealWorld::default());
     let backing: Arc<dyn Backing> = Arc::new(DirBacking::open(&plan.vault).map_err(|e| Failure::io(&plan.vault, &e))?);
     let said = &plan.options;
@@ -284,15 +282,18 @@ fn open(plan: &Plan, unlock: &Unlock) -> Result<Arc<Vault>, Failure> {
     options.workers = said.workers.unwrap_or(options.workers);
     let begun = world.elapsed();
     let is_mounted = || mounts::strongrooms().is_ok_and(|all| all.iter().any(|m| m.source == plan.vault));
-    loop {
-        match vault::open(Arc::clone(&backing), unlock, &options, Arc::clone(&world)) {
-            Ok(vault) => return Ok(vault),
+    let locked = loop {
+        match vault::lock(Arc::clone(&backing)) {
+            Ok(locked) => break locked,
             Err(OpenFault::InUse { holder }) if world.elapsed() - begun < patience(&holder, is_mounted) => {
                 thread::sleep(Duration::from_millis(50));
             }
             Err(fault) => return Err(Failure::open(&plan.vault, &fault)),
         }
-    }
+    };
+    // After the wait for the lock, so once; before the vault starts its threads, so that it may fork.
+    let unlock = derive::master_key(&plan.vault, locked.header(), unlock)?;
+    locked.open(&unlock, &options, world).map_err(|fault| Failure::open(&plan.vault, &fault))
 }
 
 /// Read-ahead of the mount in KiB: one request of the largest size.
@@ -435,18 +436,6 @@ fn bound_memory() {
         libc::mallopt(libc::M_ARENA_MAX, 2);
         libc::mallopt(libc::M_MMAP_THRESHOLD, 4 << 20);
         libc::mallopt(libc::M_TRIM_THRESHOLD, 16 << 20);
-    }
-}
-
-/// A core dump would hold the master key and everybody's plaintext.
-fn forbid_dumps() {
-    let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: plain settings of this process; `none` lives.
-    let refused = unsafe {
-        libc::setrlimit(libc::RLIMIT_CORE, &none) != 0 || libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) != 0
-    };
-    if refused {
-        log::warn!("core dumps could not be forbidden: {}", std::io::Error::last_os_error());
     }
 }
 

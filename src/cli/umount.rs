@@ -2,13 +2,15 @@
 //!
 //! Promise: 0 means that all data is in the vault and verified, the daemon is gone, and the vault may be copied or mounted
 //! again. Why it holds: the kernel's dirty pages are pushed out first (`syncfs`), then `control` flushes the vault and
-//! answers with an error if it could not, then the kernel unmounts, then the daemon's end is waited for.
+//! answers with an error if it could not, then the kernel unmounts, then the daemon's end is waited for, and what it wrote
+//! last into the vault's lock file is read.
 //! Called by: a person, systemd. On failure: what is still mounted stays so, except a mount whose daemon is dead.
 
 use super::exit::{Exit, Failure};
 use super::mounts;
 use super::print::{self, Progress};
 use super::status;
+use crate::vault::LOCK;
 use std::ffi::CString;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -47,10 +49,13 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
         std::fs::read_to_string(storage.join("config")).map_err(|e| Failure::io(&storage.join("config"), &e))?;
     // Opened while the process surely is the daemon: its number may be another's a moment after it ended.
     let vault = mount.as_ref().and_then(|m| m.vault());
-    let daemon = pid(&config).or_else(|| holder(vault?)).and_then(Daemon::of);
+    let pid = pid(&config).or_else(|| holder(vault?));
+    let daemon = pid.and_then(Daemon::of);
     flush(&path, &storage)?;
     unmount(&path, false)?;
     wait_for_end(daemon, vault)?;
+    let last_word = vault.and_then(|v| std::fs::read_to_string(v.join(LOCK)).ok());
+    judge_end(&path, last_word.as_deref(), pid)?;
     Ok(Exit::Ok)
 }
 
@@ -203,9 +208,24 @@ fn wait_for_end(daemon: Option<Daemon>, vault: Option<&Path>) -> Result<(), Fail
     Ok(())
 }
 
+/// What the daemon said of its end, in the lock file: data written between the flush and the unmount came to rest only if
+/// it closed the vault.
+fn judge_end(path: &Path, last_word: Option<&str>, daemon: Option<i32>) -> Result<(), Failure> {
+    let failed = |why: &str| Err(Failure::new(Exit::FlushFailed, format!("{}: unmounted, but {why}", path.display())));
+    let word = last_word.unwrap_or_default().trim();
+    if let Some(why) = word.strip_prefix("failed: ") {
+        return failed(&format!("not everything could be brought to rest: {why}"));
+    }
+    if word == "closing" || daemon.is_some_and(|pid| word == pid.to_string()) {
+        return failed("its daemon ended before the vault was closed; the vault recovers at its next mount");
+    }
+    // `closed`; or a vault we cannot look into; or one that the next mount has taken already.
+    Ok(())
+}
+
 /// Who holds the vault's lock, as the holder wrote into it.
 fn holder(vault: &Path) -> Option<i32> {
-    std::fs::read_to_string(vault.join("lock")).ok()?.trim().parse().ok()
+    std::fs::read_to_string(vault.join(LOCK)).ok()?.trim().parse().ok()
 }
 
 /// The value of the key `pid`, however the line separates the two.
@@ -238,6 +258,19 @@ mod tests {
         assert!(!daemon.has_ended(Duration::ZERO));
         while !daemon.has_ended(Duration::from_secs(5)) {}
         child.wait().unwrap();
+    }
+
+    #[test]
+    fn the_daemons_last_word_is_judged() {
+        let exit = |word| judge_end(Path::new("/m"), word, Some(42)).err().map(|failure| failure.exit);
+        for well in [None, Some(""), Some("closed\n"), Some("43\n")] {
+            assert_eq!(exit(well), None, "{well:?}");
+        }
+        for ill in ["closing\n", "42\n", "failed: backing directory: no space\n"] {
+            assert_eq!(exit(Some(ill)), Some(Exit::FlushFailed), "{ill}");
+        }
+        let told = judge_end(Path::new("/m"), Some("failed: the disk is gone\n"), None).unwrap_err();
+        assert_eq!(told.sentence, "/m: unmounted, but not everything could be brought to rest: the disk is gone");
     }
 
     #[test]

@@ -30,6 +30,18 @@ impl MasterKey {
         MasterKey(key)
     }
 
+    /// A key that came from `secret` in another process; whether it is a vault's, `open_header` finds out.
+    #[must_use]
+    pub fn from_secret(secret: Secret) -> Self {
+        MasterKey(secret)
+    }
+
+    /// The key itself, to hand it to another process of ours.
+    #[must_use]
+    pub fn secret(&self) -> &Secret {
+        &self.0
+    }
+
     /// The key of one segment (format.md §7).
     #[must_use]
     pub fn segment(

@@ -31,6 +31,8 @@ pub enum Unlock {
     Passphrase(Passphrase),
     /// The contents of a key file: 32 bytes or more.
     KeyFile(Passphrase),
+    /// What `unlock` gave for one of the others, in another process perhaps: no slot is tried, nothing is derived.
+    Master(MasterKey),
 }
 
 /// Adds a slot for `unlock` and gives its number; `write_header` makes the text.
@@ -61,6 +63,9 @@ pub fn add_slot(
             };
             SlotKind::Passphrase { memory_kib, passes, lanes }
         }
+        Unlock::Master(_) => {
+            return Err(HeaderFault::Malformed("a key slot is for a passphrase or a key file".to_owned()));
+        }
     };
     let (mut salt, mut nonce) = ([0; 16], [0; 24]);
     world.fill(&mut salt);
@@ -82,10 +87,14 @@ pub fn add_slot(
 /// The master key, from whichever slot `unlock` fits.
 pub(super) fn unwrap_master(header: &Header, unlock: &Unlock) -> Result<MasterKey, HeaderFault> {
     header.slots.iter().try_for_each(check_cost)?;
+    if let Unlock::Master(master) = unlock {
+        return Ok(master.clone());
+    }
     for slot in &header.slots {
         match (slot.kind, unlock) {
             (SlotKind::Passphrase { .. }, Unlock::Passphrase(_)) | (SlotKind::KeyFile, Unlock::KeyFile(_)) => {}
-            (SlotKind::Passphrase { .. }, Unlock::KeyFile(_)) | (SlotKind::KeyFile, Unlock::Passphrase(_)) => continue,
+            (SlotKind::Passphrase { .. }, Unlock::KeyFile(_) | Unlock::Master(_))
+            | (SlotKind::KeyFile, Unlock::Passphrase(_) | Unlock::Master(_)) => continue,
         }
         let (wrap, commitment) = slot_keys(slot, unlock)?;
         if verify_slices_are_equal(&commitment[..], &slot.commitment).is_err() {
@@ -131,9 +140,8 @@ fn slot_keys(slot: &KeySlot, unlock: &Unlock) -> Result<(PageKey, Zeroizing<[u8;
             return Err(HeaderFault::KeyFileTooShort { len_bytes: held.0.len() });
         }
         (Unlock::KeyFile(held), SlotKind::KeyFile) => Zeroizing::new(held.0.clone()),
-        (Unlock::Passphrase(_), SlotKind::KeyFile) | (Unlock::KeyFile(_), SlotKind::Passphrase { .. }) => {
-            return Err(HeaderFault::WrongKey);
-        }
+        (Unlock::Passphrase(_) | Unlock::Master(_), SlotKind::KeyFile)
+        | (Unlock::KeyFile(_) | Unlock::Master(_), SlotKind::Passphrase { .. }) => return Err(HeaderFault::WrongKey),
     };
     let wrap = derive(&secret, &slot.salt, &[b"strongroom slot wrap 1"]);
     Ok((PageKey::from_bytes(&wrap), derive(&secret, &slot.salt, &[b"strongroom slot commit 1"])))

@@ -29,7 +29,7 @@ pub use crate::buffer::FileBuffer;
 pub use create::{HEADER, create};
 pub use fault::{OpenFault, VaultFault};
 pub use op::{Op, Reservation};
-pub use open::{LOCK, open};
+pub use open::{LOCK, Locked, lock, open};
 pub use shared::SyncReply;
 pub use stats::{Line, Stats};
 
@@ -446,7 +446,7 @@ impl Vault {
     pub fn close(&self) -> Result<(), VaultFault> {
         let Some(running) = self.running.held().take() else { return Ok(()) };
         let s = &self.shared;
-        self.say_closing();
+        self.say("closing");
         let flushed = self.sync_and_retire();
         s.closing.store(true, SeqCst);
         s.dirty.close();
@@ -462,15 +462,21 @@ impl Vault {
         let _ = running.house.join();
         let closed = flushed.and_then(|()| s.check_failed()).and_then(|()| self.store_last());
         s.stats.event(s.world.now(), "closed".to_owned());
+        match &closed {
+            Ok(()) => self.say("closed"),
+            Err(fault) => self.say(&format!("failed: {fault}")),
+        }
         self.lock.held().take();
         closed
     }
 
-    /// Tells whoever finds the vault locked that it is about to be free.
-    fn say_closing(&self) {
+    /// Writes into the lock file how far closing has come: `closing` for whoever waits for the vault, then `closed` or
+    /// `failed: why` for whoever unmounted it. What cannot be written is missed by its reader; the lock itself counts.
+    fn say(&self, word: &str) {
+        let line = format!("{word}\n");
         let file = self.shared.backing.open(LOCK, Open::Write, Cache::Buffered);
-        // Only a courtesy; the lock itself is what counts.
-        let _ = file.and_then(|f| f.set_len(0).and_then(|()| f.write_all_at(b"closing\n", 0)));
+        // Written over before it is cut, so that a full disk has the block that it needs.
+        let _ = file.and_then(|f| f.write_all_at(line.as_bytes(), 0).and_then(|()| f.set_len(line.len() as u64)));
     }
 
     /// The last checkpoint: everything is retired, no thread runs.

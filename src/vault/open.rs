@@ -34,6 +34,13 @@ const HEADER_BYTES_MAX: usize = 64 << 10;
 /// Holds the lock of an open vault.
 pub const LOCK: &str = "lock";
 
+/// A vault that nobody else can open while this lives, and that has not been unlocked yet.
+pub struct Locked {
+    backing: Arc<dyn Backing>,
+    header: Vec<u8>,
+    lock: Box<dyn Send + Sync>,
+}
+
 /// Opens a vault for use.
 pub fn open(
     backing: Arc<dyn Backing>,
@@ -41,7 +48,12 @@ pub fn open(
     options: &OpenOptions,
     world: Arc<dyn World>,
 ) -> Result<Arc<Vault>, OpenFault> {
-    let text = match read_file(&*backing, HEADER, HEADER_BYTES_MAX) {
+    lock(backing)?.open(unlock, options, world)
+}
+
+/// Takes a vault's lock: the first half of `open`, for whoever derives the key between the two.
+pub fn lock(backing: Arc<dyn Backing>) -> Result<Locked, OpenFault> {
+    let header = match read_file(&*backing, HEADER, HEADER_BYTES_MAX) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(OpenFault::NotAVault),
         other => other?,
     };
@@ -52,7 +64,36 @@ pub fn open(
         }
         other => other?,
     };
-    let (header, master) = open_header(&text, unlock)?;
+    Ok(Locked { backing, header, lock })
+}
+
+impl Locked {
+    /// The text of the header.
+    pub fn header(&self) -> &[u8] {
+        &self.header
+    }
+
+    /// Where the vault lies.
+    pub fn backing(&self) -> &Arc<dyn Backing> {
+        &self.backing
+    }
+
+    /// Opens it for use.
+    pub fn open(self, unlock: &Unlock, options: &OpenOptions, world: Arc<dyn World>) -> Result<Arc<Vault>, OpenFault> {
+        let (header, master) = open_header(&self.header, unlock)?;
+        bring_up(self.backing, self.lock, header, master, options, world)
+    }
+}
+
+/// Everything after the key.
+fn bring_up(
+    backing: Arc<dyn Backing>,
+    lock: Box<dyn Send + Sync>,
+    header: Header,
+    master: MasterKey,
+    options: &OpenOptions,
+    world: Arc<dyn World>,
+) -> Result<Arc<Vault>, OpenFault> {
     let vault = header.vault;
     let Some(mut root) = root::read(&*backing, &master, vault)? else {
         return Err(OpenFault::Damaged("neither root.a nor root.b holds".into()));
