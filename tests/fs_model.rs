@@ -719,3 +719,66 @@ fn check_metrics(text: &str) {
         }
     }
 }
+
+/// Reads race with what brings bytes to rest: commits that split extents, checkpoints that move them into the table.
+#[test]
+fn bytes_read_while_others_sync_are_those_written() {
+    let place = Place::new();
+    let fs = &place.fs;
+    let steps =
+        std::env::var("STRONGROOM_STEPS").ok().map_or(1500, |n| n.parse().expect("STRONGROOM_STEPS is a number"));
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    fs.sync_wait().expect("a sync");
+                }
+            });
+        }
+        let writers: Vec<_> = (0..4u64)
+            .map(|thread| {
+                scope.spawn(move || {
+                    let mut dice = Dice(thread + 100);
+                    let ino =
+                        fs.mknod(&CALLER, ROOT_INO, format!("f{thread}").as_bytes(), 0o100_644, 0).expect("a file").ino;
+                    let mut model: Vec<u8> = Vec::new();
+                    for step in 0..steps {
+                        // Whole pages, as a kernel writes them.
+                        let at = dice.below(64) * 4096;
+                        let len = (1 + dice.below(8)) * 4096;
+                        match dice.below(8) {
+                            0 => {
+                                let size = dice.below(300_000);
+                                let set = SetAttr { size: Some(size as u64), ..SetAttr::default() };
+                                fs.setattr(&CALLER, ino, &set).expect("a truncation");
+                                model.resize(size, 0);
+                            }
+                            1..=3 => {
+                                let data: Vec<u8> = (0..len).map(|_| dice.next() as u8 | 1).collect();
+                                fs.write(ino, at as u64, &data, WriteHow::default()).expect("a write");
+                                model.resize(model.len().max(at + len), 0);
+                                model[at..at + len].copy_from_slice(&data);
+                            }
+                            _ => {
+                                let mut out = Vec::new();
+                                fs.read(ino, at as u64, len, &mut out).expect("a read");
+                                let (from, to) = (at.min(model.len()), (at + len).min(model.len()));
+                                let wrong = out.iter().zip(&model[from..to]).position(|(a, b)| a != b);
+                                assert!(
+                                    out.len() == to - from && wrong.is_none(),
+                                    "thread {thread}, step {step}: {} of {} bytes from {at:#x}, wrong from {wrong:x?}",
+                                    out.len(),
+                                    to - from
+                                );
+                            }
+                        }
+                    }
+                })
+            })
+            .collect();
+        let ended: Vec<_> = writers.into_iter().map(std::thread::ScopedJoinHandle::join).collect();
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert!(ended.iter().all(Result::is_ok), "a reader saw what was not written");
+    });
+}

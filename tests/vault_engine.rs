@@ -69,6 +69,12 @@ impl Random {
     }
 }
 
+/// Bytes that do not compress.
+fn noise(len: usize) -> Vec<u8> {
+    let mut random = Random(99);
+    (0..len).map(|_| random.below(256) as u8).collect()
+}
+
 #[test]
 fn what_is_written_is_read_back_now_after_sync_and_after_reopening() {
     let disk = MemoryBacking::default();
@@ -238,6 +244,65 @@ fn a_lost_index_is_rebuilt_from_the_log() {
     let vault = opened(&disk, &OpenOptions::default());
     assert_eq!(read(&vault, 20, 0, data.len()), data);
     assert_eq!(read(&vault, 21, 0, 5000), [3; 5000]);
+}
+
+#[test]
+fn rot_in_the_tail_costs_what_it_hit_and_no_later_commit() {
+    let disk = MemoryBacking::default();
+    fresh(&disk);
+    let vault = opened(&disk, &OpenOptions::default());
+    // Incompressible, so that the flipped bit hits this file's frames and nothing else.
+    let data = noise(400_000);
+    write(&vault, 50, 0, &data);
+    vault.sync_wait().expect("the disk is well");
+    for ino in 51..60 {
+        write(&vault, ino, 0, b"later");
+        vault.sync_wait().expect("the disk is well");
+    }
+    // Power cut with everything synced, then a bit of the first file's data turns.
+    let after = disk.crash(|_, _| true);
+    after.flip_bit("segments/0000000000000001", 8 * 100_000);
+    let vault = opened(&after, &OpenOptions::default());
+    for ino in 51..60 {
+        assert_eq!(read(&vault, ino, 0, 5), b"later", "an acknowledged commit after the damage");
+    }
+    let mut out = Vec::new();
+    let whole = vault.read(&vault.file(Ino(50)), 0, data.len(), &mut out);
+    assert!(whole.is_err(), "the damaged frame is a fault");
+    let history: Vec<_> = vault.stats().history().into_iter().map(|l| l.text).collect();
+    assert!(history.iter().any(|l| l.contains("1 with damage")), "{history:?}");
+}
+
+#[test]
+fn a_torn_last_commit_is_dropped_whole() {
+    let disk = MemoryBacking::default();
+    fresh(&disk);
+    let vault = opened(&disk, &OpenOptions::default());
+    write(&vault, 50, 0, b"first");
+    vault.sync_wait().expect("the disk is well");
+    let data = noise(300_000);
+    write(&vault, 50, 0, b"again");
+    write(&vault, 51, 0, &data);
+    vault.sync_wait().expect("the disk is well");
+    let after = disk.crash(|_, _| true);
+    after.flip_bit("segments/0000000000000001", 8 * 100_000);
+    let vault = opened(&after, &OpenOptions::default());
+    assert_eq!(read(&vault, 50, 0, 5), b"first", "the commit that was torn shows nothing of itself");
+    assert_eq!(read(&vault, 51, 0, 4), [0; 4]);
+}
+
+#[test]
+fn a_torn_first_commit_of_a_lease_is_dropped_whole() {
+    let disk = MemoryBacking::default();
+    fresh(&disk);
+    let vault = opened(&disk, &OpenOptions::default());
+    write(&vault, 50, 0, &noise(300_000));
+    write(&vault, 51, 0, b"together");
+    vault.sync_wait().expect("the disk is well");
+    let after = disk.crash(|_, _| true);
+    after.flip_bit("segments/0000000000000001", 8 * 100_000);
+    let vault = opened(&after, &OpenOptions::default());
+    assert_eq!(read(&vault, 51, 0, 8), [0; 8], "half of the first commit showed");
 }
 
 #[test]

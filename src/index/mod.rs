@@ -73,7 +73,8 @@ impl Index {
 
     /// Entries whose keys begin with `prefix` and are not below `from`, ascending, at most `limit_count`.
     ///
-    /// A scan that needs several rounds (it met many removals) is not one moment: each round is.
+    /// A scan that needs several rounds (it met many removals) is not one moment: each round is. What moves to a higher
+    /// key meanwhile is not missed.
     pub fn scan(&self, prefix: &[u8], from: &[u8], limit_count: usize) -> Result<Vec<Entry>, IndexFault> {
         let mut found: Vec<Entry> = Vec::new();
         let mut cursor = from.max(prefix).to_vec();
@@ -84,7 +85,7 @@ impl Index {
                     let (touching, count) = overlays.touching(prefix);
                     overlay::first_from(&touching[..count], prefix, &cursor, batch)
                 },
-                || self.table.scan(prefix, &cursor, batch),
+                |_| self.table.scan(prefix, &cursor, batch),
             )?;
             let complete = stored.len() < batch;
             let horizon = lesser(
@@ -102,44 +103,47 @@ impl Index {
         Ok(found)
     }
 
-    /// The entry with the greatest key below `before` that begins with `prefix`.
+    /// The entry with the greatest key below `before` that begins with `prefix`, as of one moment.
+    ///
+    /// Changes of one `change` may take an entry away and put its rest behind a higher key: looking for the one, then for
+    /// the other at a later moment, would miss both. So where the changes looked at do not decide, more of them are
+    /// looked at anew, all at once.
     pub fn scan_last_before(&self, prefix: &[u8], before: &[u8]) -> Result<Option<Entry>, IndexFault> {
-        let mut below = table::not_beyond(prefix, before);
-        let mut batch = 1;
+        let before = table::not_beyond(prefix, before);
+        let mut batch = 4;
         loop {
             let (window, stored) = self.at_one_moment(
                 |overlays| {
                     let (touching, count) = overlays.touching(prefix);
-                    overlay::last_before(&touching[..count], prefix, &below, batch)
+                    overlay::last_before(&touching[..count], prefix, &before, batch)
                 },
-                || self.table.scan_last_before(prefix, &below),
+                |window| self.last_stored_unchanged(prefix, &before, window),
             )?;
-            let stored_key = stored.as_ref().map(|(key, _)| key.as_slice());
-            let mut hidden = false;
-            let mut lowest = None;
-            for (key, value) in window.entries {
-                if stored_key.is_some_and(|stored| stored > key.as_slice()) && !hidden {
-                    return Ok(stored);
-                }
-                match value {
-                    Some(value) => return Ok(Some((key, value))),
-                    None => {
-                        // Once the stored entry is hidden, what the table has below it must be asked anew.
-                        if stored_key == Some(key.as_slice()) {
-                            hidden = true;
-                        }
-                        lowest = Some(key);
-                    }
-                }
-                if hidden {
-                    break;
-                }
-            }
+            let lowest = window.entries.last().filter(|_| !window.complete).map(|(key, _)| key.clone());
+            let changed = window.entries.into_iter().find_map(|(key, value)| Some((key, value?)));
+            let last = stored.into_iter().chain(changed).max_by(|a, b| a.0.cmp(&b.0));
+            // Below the lowest change looked at, another may hide what the table has.
             match lowest {
-                Some(key) if hidden || !window.complete => below = key,
-                _ => return Ok(stored),
+                Some(lowest) if last.as_ref().is_none_or(|(key, _)| *key < lowest) => batch *= 4,
+                _ => return Ok(last),
             }
-            batch = (batch * 2).min(WINDOW_COUNT_MAX);
+        }
+    }
+
+    /// The last entry of the table below `before` of which the window knows no change.
+    fn last_stored_unchanged(
+        &self,
+        prefix: &[u8],
+        before: &[u8],
+        window: &Window,
+    ) -> Result<Option<Entry>, IndexFault> {
+        let mut below = before.to_vec();
+        loop {
+            match self.table.scan_last_before(prefix, &below)? {
+                // Descending, as the window is.
+                Some((key, _)) if window.entries.binary_search_by(|(k, _)| key.cmp(k)).is_ok() => below = key,
+                found => return Ok(found),
+            }
         }
     }
 
@@ -217,12 +221,12 @@ impl Index {
     fn at_one_moment<T>(
         &self,
         look: impl Fn(&Overlays) -> Window,
-        ask: impl Fn() -> Result<T, IndexFault>,
+        ask: impl Fn(&Window) -> Result<T, IndexFault>,
     ) -> Result<(Window, T), IndexFault> {
         loop {
             let begun = self.applies.load(SeqCst);
             let window = look(&self.overlays.shared());
-            let stored = ask()?;
+            let stored = ask(&window)?;
             if self.applies.load(SeqCst) <= begun + (begun & 1) {
                 return Ok((window, stored));
             }

@@ -176,6 +176,31 @@ fn readers_see_all_of_a_change_or_nothing_while_it_moves_into_the_table() {
     });
 }
 
+/// As an extent whose beginning is overwritten moves to where the rest of it begins: the read found neither, and zeros.
+#[test]
+fn an_entry_that_moves_to_a_higher_key_is_never_missed() {
+    let index = Index::new(Box::new(MemoryTable::default()));
+    let value = || Some(vec![1]);
+    index.change(vec![(b"Ea".to_vec(), value()), (b"Ec".to_vec(), None)]);
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for n in 0..30_000 {
+                index.change(vec![(b"Ea".to_vec(), None), (b"Ec".to_vec(), value())]);
+                index.change(vec![(b"Ea".to_vec(), value()), (b"Ec".to_vec(), None)]);
+                if n % 100 == 0 {
+                    index.seal_derived();
+                    index.apply_sealed(&[]).unwrap();
+                }
+            }
+            done.store(true, SeqCst);
+        });
+        while !done.load(SeqCst) {
+            assert!(index.scan_last_before(b"E", b"Ez").unwrap().is_some(), "it was always there");
+        }
+    });
+}
+
 #[test]
 fn what_is_weighed_goes_down_when_it_is_applied_and_up_only_once_per_key() {
     let index = Index::new(Box::new(MemoryTable::default()));

@@ -231,7 +231,10 @@ fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sync>) -> Res
         if was_clean {
             "init: closed cleanly before".to_owned()
         } else {
-            format!("recovering: {} commits taken in, {} frames dropped", found.commits, found.dropped_frames)
+            let Recovered { commits, dropped_frames, rotten_commits, .. } = &found;
+            format!(
+                "recovering: {commits} commits taken in ({rotten_commits} with damage), {dropped_frames} frames dropped"
+            )
         },
     );
     // What was recovered is checkpointed before anything new, so that the old tail is never walked again.

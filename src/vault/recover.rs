@@ -1,8 +1,9 @@
 //! Recovery: takes in the commits that the newest checkpoint does not cover.
 //!
 //! Promise: commits are taken in chain order, each only if every frame since the one before is there and its checksum
-//! holds; the first that does not hold ends the tail, and what came after is dropped and counted. Commits of an earlier
-//! lease that a later segment does not continue from are not mistaken for the tail (format.md §4).
+//! holds; the first that does not hold ends the tail, and what came after is dropped and counted. Damage that valid commits
+//! follow is bit rot and not a torn tail: those commits are taken in, and what the damage hit cannot be read. An earlier
+//! lease's commits that a later segment does not continue from are not mistaken for the tail (format.md §4).
 //! Called by: `open`, before any thread runs. On failure: `Damaged`, if the log contradicts itself; I/O errors as they are.
 
 use super::apply::apply;
@@ -33,6 +34,8 @@ pub struct Recovered {
     pub commits: u64,
     /// Frames after the last commit that were dropped: operations that were never acknowledged as durable.
     pub dropped_frames: u64,
+    /// Commits taken in although a group of theirs is damaged: reading what it held is a fault.
+    pub rotten_commits: u64,
     /// The greatest segment number in use.
     pub newest_segment: SegmentId,
     /// Segments without a single group: prepared, never begun.
@@ -56,6 +59,15 @@ struct Tail<'a> {
     joined: bool,
     /// Whether every group since the last commit holds.
     whole: bool,
+    /// Whether records or a commit since then could not be opened.
+    broken: bool,
+    /// Commits whose groups do not all hold, in order: a torn tail, unless a later commit holds. The log writes a commit
+    /// only after the flush of the one before, so what a later commit follows was once whole: then it is bit rot, and
+    /// costs only what the damaged frames hold.
+    suspects: Vec<Vec<u8>>,
+    /// Where the first suspect began.
+    before_suspects: (LogPosition, Counters),
+    rotten: u64,
     epoch: Epoch,
     /// The newest commit that later segments continue from: what a lease left beyond it was dropped when it died, and its
     /// number given out again.
@@ -104,6 +116,10 @@ pub fn recover(
         records: Vec::new(),
         joined: from.covered == LogPosition::START,
         whole: true,
+        broken: false,
+        suspects: Vec::new(),
+        before_suspects: (from.covered, from.counters),
+        rotten: 0,
         epoch: Epoch(0),
         last: CommitSeq(u64::MAX),
         commits: 0,
@@ -125,7 +141,7 @@ pub fn recover(
             empty_segments.push(id);
         }
     }
-    tail.dropped += u64::from(tail.frames);
+    tail.drop_pending();
     if tail.position.seq < from.trusted.seq {
         return Err(OpenFault::Damaged(format!(
             "the log ends at commit {}, but commit {} was acknowledged",
@@ -137,6 +153,7 @@ pub fn recover(
         counters: tail.counters,
         commits: tail.commits,
         dropped_frames: tail.dropped,
+        rotten_commits: tail.rotten,
         newest_segment: all.last().copied().unwrap_or_default(),
         empty_segments,
         newest_epoch: tail.epoch,
@@ -190,7 +207,7 @@ impl Tail<'_> {
                 Kind::Start => self.start(walk, group, frame)?,
                 Kind::Records => {
                     if self.joined && walk.open(frame, &mut self.records).is_err() {
-                        self.whole = false;
+                        self.broken = true;
                     }
                 }
                 Kind::Commit => {
@@ -214,11 +231,11 @@ impl Tail<'_> {
         if epoch == old {
             return Ok(());
         }
+        self.drop_pending();
+        // The reset is about what came before this group.
+        self.whole = group.checksum_holds;
         match opened {
-            Some(after) if after == self.position => {
-                self.drop_pending();
-                self.joined = true;
-            }
+            Some(after) if after == self.position => self.joined = true,
             // Its beginning is older than the checkpoint: the commit covered is still to come.
             Some(after) if after.seq < self.position.seq && !self.joined => {}
             _ => {
@@ -232,8 +249,13 @@ impl Tail<'_> {
     }
 
     fn drop_pending(&mut self) {
+        if !self.suspects.is_empty() {
+            self.dropped += self.suspects.len() as u64;
+            self.suspects.clear();
+            (self.position, self.counters) = self.before_suspects;
+        }
         self.dropped += u64::from(self.frames);
-        (self.frames, self.whole) = (0, true);
+        (self.frames, self.whole, self.broken) = (0, true, false);
         self.records.clear();
         self.chain = Chain::after(&self.position.chain);
     }
@@ -242,7 +264,7 @@ impl Tail<'_> {
         let segment = walk.context().expect("a walk that gave a group knows its segment").id;
         let mut plain = Vec::new();
         if walk.open(frame, &mut plain).is_err() {
-            self.whole = false;
+            self.broken = true;
             self.frames += 1;
             return Ok(());
         }
@@ -256,26 +278,36 @@ impl Tail<'_> {
             }
             return Ok(());
         }
-        let next = commit.seq.0 == self.position.seq.0 + 1 && commit.frames == self.frames && commit.seq <= self.last;
         let trusted = commit.seq <= self.trusted.seq;
-        if !next || !trusted && (!self.whole || commit.chain != self.chain.value()) {
-            self.whole = false;
+        let next = commit.seq.0 == self.position.seq.0 + 1 && commit.seq <= self.last;
+        let next = next && commit.frames == self.frames && !self.broken;
+        if !next || !trusted && commit.chain != self.chain.value() {
+            self.broken = true;
             self.frames += 1;
             return Ok(());
         }
         let mut records = std::mem::take(&mut self.records);
         records.extend_from_slice(commit.records);
-        take_in(self.index, &self.segments, &records).map_err(|e| OpenFault::Damaged(e.to_string()))?;
+        if self.suspects.is_empty() {
+            self.before_suspects = (self.position, self.counters);
+        }
+        self.suspects.push(records);
         self.position = LogPosition { seq: commit.seq, chain: commit.chain };
         self.counters = commit.counters;
-        self.commits += 1;
+        if self.whole || trusted {
+            self.rotten += self.suspects.len() as u64 - 1;
+            for records in std::mem::take(&mut self.suspects) {
+                take_in(self.index, &self.segments, &records).map_err(|e| OpenFault::Damaged(e.to_string()))?;
+                self.commits += 1;
+            }
+        }
         self.begin_after(segment, frame, tag);
         Ok(())
     }
 
     /// The next commit's chain begins with the one just passed.
     fn begin_after(&mut self, segment: SegmentId, frame: &WalkedFrame, tag: [u8; 16]) {
-        (self.frames, self.whole) = (0, true);
+        (self.frames, self.whole, self.broken) = (0, true, false);
         self.records.clear();
         self.chain = Chain::after(&self.position.chain);
         self.chain.add(segment, frame.entry.slot, &tag);
