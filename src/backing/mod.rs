@@ -64,6 +64,8 @@ pub trait Backing: Send + Sync {
 }
 
 /// An open file.
+// A file is not a container: that its length is 0 is asked of `len` where it matters.
+#[allow(clippy::len_without_is_empty)]
 pub trait BackingFile: Send + Sync {
     /// Fills `buf` from `offset`; fewer bytes only at the end of the file.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize>;
