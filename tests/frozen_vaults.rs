@@ -423,6 +423,22 @@ fn a_missing_segment_costs_what_lies_in_it() {
 }
 
 #[test]
+fn a_lost_segments_number_is_not_given_to_a_new_one() {
+    for (name, ..) in FROZEN {
+        let dir = copied(name);
+        fs::remove_file(dir.path().join("segments/0000000000000002")).unwrap();
+        let fs = opened(dir.path()).unwrap();
+        let ino = fs.mknod(&Caller::default(), ROOT_INO, b"new", 0o644, 0).unwrap().ino;
+        fs.write(ino, 0, &noise(3, 20_000), WriteHow::default()).unwrap();
+        fs.vault().close().unwrap();
+        drop(fs);
+        let fs = opened(dir.path()).unwrap();
+        assert!(read(&fs, find(&fs, "new").ino).unwrap() == noise(3, 20_000));
+        assert_eq!(read(&fs, find(&fs, "random.bin").ino).map(|_| ()).expect_err("lost").errno(), libc::EIO);
+    }
+}
+
+#[test]
 fn a_flipped_bit_is_an_error_there_and_nowhere_else() {
     for (name, ..) in FROZEN {
         let dir = copied(name);

@@ -85,7 +85,7 @@ pub struct Header {
 /// What is looked at first: a text of the future may have fields that mean nothing here.
 #[derive(Deserialize)]
 struct Preview {
-    format: u16,
+    format: i64,
     #[serde(default)]
     features: Vec<String>,
 }
@@ -161,7 +161,7 @@ impl Header {
         let Ok(text) = std::str::from_utf8(text) else { return malformed("vault.toml is not UTF-8 text") };
         let wrong = |e: toml::de::Error| HeaderText::Malformed(format!("vault.toml: {}", e.message()));
         let preview: Preview = toml::from_str(text).map_err(wrong)?;
-        if preview.format != FORMAT_VERSION {
+        if preview.format != i64::from(FORMAT_VERSION) {
             return Err(HeaderText::UnknownFeature(format!("format {}", preview.format)));
         }
         if let Some(feature) = preview.features.into_iter().next() {
@@ -337,6 +337,8 @@ mod tests {
         }
         let future = b"format = 2\nsurprise = 1";
         assert_eq!(Header::parse(future), Err(HeaderText::UnknownFeature("format 2".into())));
+        let far = b"format = 70000";
+        assert_eq!(Header::parse(far), Err(HeaderText::UnknownFeature("format 70000".into())));
         let feature = b"format = 1\nfeatures = ['holes']\nholes = 1";
         assert_eq!(Header::parse(feature), Err(HeaderText::UnknownFeature("holes".into())));
     }

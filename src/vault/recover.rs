@@ -154,10 +154,23 @@ pub fn recover(
         commits: tail.commits,
         dropped_frames: tail.dropped,
         rotten_commits: tail.rotten,
-        newest_segment: all.last().copied().unwrap_or_default(),
+        newest_segment: newest_segment(index, from, &all)?,
         empty_segments,
         newest_epoch: tail.epoch,
     })
+}
+
+/// The greatest segment number ever used, as far as anything knows. A file may be lost: what the index says of its epoch
+/// and salt must not be taken for those of a new segment with its number.
+fn newest_segment(index: &Index, from: &From, present: &[SegmentId]) -> Result<SegmentId, OpenFault> {
+    let damaged = |e: &dyn std::fmt::Display| OpenFault::Damaged(e.to_string());
+    let known = index.scan_last_before(&[key::SEGMENT], &key::segment(SegmentId(u64::MAX))).map_err(|e| damaged(&e))?;
+    let known = match known {
+        Some((k, _)) => key::split(&k).map_err(|e| damaged(&e))?.1,
+        None => 0,
+    };
+    let present = present.last().copied().unwrap_or_default();
+    Ok(present.max(SegmentId(known)).max(SegmentId(from.replay_from.0.saturating_sub(1))))
 }
 
 /// For each segment the newest commit that can count in it: none beyond what a later segment says it continues.
