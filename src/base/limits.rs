@@ -9,6 +9,11 @@ pub const SEGMENT_BYTES: u64 = 64 << 20;
 /// Room is taken for a segment in steps of this much: writes into room taken before sync faster, and a vault of a few
 /// files must not look like one of 64 MiB.
 pub const ALLOCATE_STEP_BYTES: u64 = 4 << 20;
+/// With many small commits, so much of a segment is filled with zeros ahead of them: a flush after writing over blocks
+/// that were written before needs no journal commit of the backing filesystem (390 µs down to 170, measured on ext4).
+pub const ZERO_STEP_BYTES: u64 = 1 << 20;
+/// Commits within one such step from which on it pays.
+pub const ZERO_STEP_COMMITS: u32 = 32;
 /// Most bytes one group (one disk write) holds before padding, its header and directory included.
 pub const GROUP_BYTES_MAX: usize = 1 << 20;
 /// Disk block that groups begin on: the alignment of direct I/O.

@@ -14,7 +14,7 @@ use crate::backing::{AlignedBuf, Cache, Open};
 use crate::base::id::CommitSeq;
 use crate::base::limits::{
     ALLOCATE_STEP_BYTES, BLOCK_BYTES, CHECKPOINT_ENTRIES, CHECKPOINT_LOG_BYTES, CHUNK_BYTES, GROUP_BYTES_MAX,
-    RECORDS_FRAME_BYTES,
+    RECORDS_FRAME_BYTES, ZERO_STEP_BYTES, ZERO_STEP_COMMITS,
 };
 use crate::base::lock::{Held, Shared as _};
 use crate::buffer::Piece;
@@ -38,8 +38,35 @@ struct Writing {
     position: u64,
     /// Room taken for the file so far.
     allocated: u64,
+    /// Where the next look at how small the commits are is due.
+    step_end: u64,
+    /// Commits since the last look.
+    step_commits: u32,
     next_group: u32,
     builder: GroupBuilder,
+}
+
+impl Writing {
+    /// Takes room for a group of `len` bytes; where commits are small, fills it with zeros. Gives the commits counted.
+    fn make_room(&mut self, len: u64) -> Result<u32, VaultFault> {
+        let end = self.position + len;
+        let file = &self.segment.file;
+        if end > self.step_end {
+            self.step_end = end.max(self.position + ZERO_STEP_BYTES);
+            while self.allocated < self.step_end {
+                self.allocated += ALLOCATE_STEP_BYTES;
+                file.preallocate(self.allocated)?;
+            }
+            if self.step_commits >= ZERO_STEP_COMMITS {
+                let mut zeros = AlignedBuf::with_capacity((self.step_end - self.position) as usize);
+                zeros.set_len(zeros.capacity());
+                file.write_all_at(&zeros, self.position)?;
+                file.sync_data()?;
+            }
+            return Ok(std::mem::take(&mut self.step_commits));
+        }
+        Ok(self.step_commits)
+    }
 }
 
 /// The log thread's own state.
@@ -56,6 +83,8 @@ pub struct Log {
     position: LogPosition,
     chain: Chain,
     frames: u32,
+    /// Commits that the last step of a segment held.
+    small_commits: u32,
 }
 
 impl Log {
@@ -70,8 +99,22 @@ impl Log {
     ) -> Self {
         let chain = Chain::after(&position.chain);
         let (compressor, waiting) = (Compressor::new(), BTreeMap::new());
-        let (writing, next_turn, frames) = (None, 0, 0);
-        Log { shared, sealed, wake, verify, prepare, compressor, writing, waiting, next_turn, position, chain, frames }
+        let (writing, next_turn, frames, small_commits) = (None, 0, 0, 0);
+        Log {
+            shared,
+            sealed,
+            wake,
+            verify,
+            prepare,
+            compressor,
+            writing,
+            waiting,
+            next_turn,
+            position,
+            chain,
+            frames,
+            small_commits,
+        }
     }
 
     /// Works until the vault is closing and everything is committed.
@@ -191,7 +234,10 @@ impl Log {
         s.segments.add(&segment);
         s.newest_begun.store(context.id.0, SeqCst);
         let builder = GroupBuilder::new(context, self.group_buffer());
-        self.writing = Some(Writing { segment, position: 0, allocated: ALLOCATE_STEP_BYTES, next_group: 0, builder });
+        // As small as in the segment before, until the first look here.
+        let step_commits = self.small_commits;
+        let (position, allocated, step_end, next_group) = (0, ALLOCATE_STEP_BYTES, 0, 0);
+        self.writing = Some(Writing { segment, position, allocated, step_end, step_commits, next_group, builder });
         let _ = self.prepare.try_send(crate::base::id::SegmentId(context.id.0 + 1));
         let slot = context.take_writer_slot();
         let plain = self.position.encode();
@@ -218,10 +264,7 @@ impl Log {
         let image = builder.finish(context, w.next_group);
         let (position, len) = (w.position, image.len() as u64);
         let began = Instant::now();
-        while w.allocated < position + len {
-            w.allocated += ALLOCATE_STEP_BYTES;
-            w.segment.file.preallocate(w.allocated)?;
-        }
+        self.small_commits = w.make_room(len)?;
         w.segment.file.write_all_at(&image, position)?;
         self.shared.stats.log_write.record(began.elapsed());
         self.shared.stats.log_bytes.add(len);
@@ -390,6 +433,9 @@ impl Log {
         self.chain = Chain::after(&chain);
         self.add_metadata(&context, Kind::Commit, &plain)?;
         self.frames = 0;
+        if let Some(w) = &mut self.writing {
+            w.step_commits += 1;
+        }
         shared.stats.commits.add(1);
         Ok(())
     }
