@@ -17,8 +17,10 @@ use crate::format::wire::Reader;
 use crate::index::Index;
 use std::collections::BTreeMap;
 
-/// Extents looked up at a time.
-const SCAN: usize = 256;
+/// Extents looked up at first: mostly one or two are hit …
+const SCAN_FIRST: usize = 4;
+/// … and at a time when there are more.
+const SCAN_MOST: usize = 256;
 
 /// Deltas of one commit, stored at its end.
 pub struct Applier<'a> {
@@ -105,9 +107,11 @@ impl Applier<'_> {
             hit.push((key::tail_u64(key::split(&k)?.2)?, Extent::decode(&v)?));
         }
         let mut next = key::extent(ino, from);
+        let mut limit = SCAN_FIRST;
         'scan: loop {
-            let found = self.index.scan(&prefix, &next, SCAN)?;
-            let full = found.len() == SCAN;
+            let found = self.index.scan(&prefix, &next, limit)?;
+            let full = found.len() == limit;
+            limit = SCAN_MOST;
             for (k, v) in found {
                 let at = key::tail_u64(key::split(&k)?.2)?;
                 if at >= to {
@@ -191,9 +195,11 @@ impl Applier<'_> {
         let mut all = Vec::new();
         let end = start + u64::from(run.plain_len_bytes);
         let mut next = key::extent(ino, start);
+        let mut limit = SCAN_FIRST;
         'scan: loop {
-            let found = self.index.scan(&key::prefix(key::EXTENT, ino.0), &next, SCAN)?;
-            let full = found.len() == SCAN;
+            let found = self.index.scan(&key::prefix(key::EXTENT, ino.0), &next, limit)?;
+            let full = found.len() == limit;
+            limit = SCAN_MOST;
             for (k, v) in found {
                 let at = key::tail_u64(key::split(&k)?.2)?;
                 if at >= end {

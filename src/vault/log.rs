@@ -6,6 +6,7 @@
 //! On failure: the vault fails (`Shared::fail`): the segment is not written to again, the buffers stay.
 
 use super::VaultFault;
+use super::flusher::{Flush, Outcome};
 use super::sealer::{Job, Sealed, seal_here, seal_metadata};
 use super::segments::OpenSegment;
 use super::shared::Shared;
@@ -83,6 +84,11 @@ pub struct Log {
     position: LogPosition,
     chain: Chain,
     frames: u32,
+    /// Segments written to since the last flush; with the length of those that are full.
+    written: Vec<(Arc<OpenSegment>, Option<u64>)>,
+    /// The flush of the commit before, if the log did not wait for it.
+    flushing: Option<Arc<Outcome>>,
+    flusher: Sender<Flush>,
     /// Commits that the last step of a segment held.
     small_commits: u32,
 }
@@ -95,11 +101,13 @@ impl Log {
         wake: Receiver<()>,
         verify: Sender<ToVerify>,
         prepare: Sender<crate::base::id::SegmentId>,
+        flusher: Sender<Flush>,
         position: LogPosition,
     ) -> Self {
         let chain = Chain::after(&position.chain);
         let (compressor, waiting) = (Compressor::new(), BTreeMap::new());
         let (writing, next_turn, frames, small_commits) = (None, 0, 0, 0);
+        let (written, flushing) = (Vec::new(), None);
         Log {
             shared,
             sealed,
@@ -113,6 +121,9 @@ impl Log {
             position,
             chain,
             frames,
+            written,
+            flushing,
+            flusher,
             small_commits,
         }
     }
@@ -145,10 +156,11 @@ impl Log {
             if self.time_to_cut().is_zero() {
                 self.commit()?;
             } else if closing && self.shared.batch.held().is_empty() {
-                if let Some(w) = self.writing.take() {
-                    w.segment.file.set_len(w.position)?;
-                }
-                return Ok(());
+                let last = self.writing.take().map(|w| (w.segment, Some(w.position)));
+                self.written.extend(last);
+                let flush = Flush::of(std::mem::take(&mut self.written));
+                flush.run(&self.shared);
+                return flush.outcome.wait().map_err(VaultFault::Failed);
             }
         }
     }
@@ -213,9 +225,8 @@ impl Log {
         self.write_group()?;
         let s = Arc::clone(&self.shared);
         if let Some(old) = self.writing.take() {
-            // Its frames may be named by the next commit, which flushes another file.
-            self.flush(&old.segment)?;
-            old.segment.file.set_len(old.position)?;
+            // Its frames may be named by the next commit, which flushes it too.
+            self.written.push((old.segment, Some(old.position)));
         }
         let name = path(context.id);
         let file = match s.backing.open(&name, Open::Write, Cache::Direct) {
@@ -279,20 +290,12 @@ impl Log {
         Ok(())
     }
 
-    fn flush(&self, segment: &OpenSegment) -> Result<(), VaultFault> {
-        let began = Instant::now();
-        segment.file.sync_data()?;
-        self.shared.stats.device_flush.record(began.elapsed());
-        self.shared.stats.device_flushes.add(1);
-        Ok(())
-    }
-
     /// Cuts the batch that is filling and makes it durable.
     fn commit(&mut self) -> Result<(), VaultFault> {
         let s = Arc::clone(&self.shared);
         s.committing.store(true, Relaxed);
         let began = s.world.elapsed();
-        s.cut_wanted.store(false, SeqCst);
+        let urgent = s.cut_wanted.swap(false, SeqCst) || s.closing.load(SeqCst);
         s.pressed.store(false, Relaxed);
         let checkpoint = self.checkpoint_due();
         let (number, batch, counters) = {
@@ -322,18 +325,33 @@ impl Log {
         }
         self.await_jobs(&batch.outstanding)?;
         let derived = data_records(&batch.touched, number);
+        // A commit follows the flush of the one before, so that recovery can tell rot from a torn tail.
+        if let Some(before) = self.flushing.take() {
+            before.wait().map_err(VaultFault::Failed)?;
+        }
         self.append_commit(tail, &derived, counters)?;
         self.write_group()?;
-        let replay_from = match &self.writing {
-            Some(w) => {
-                self.flush(&w.segment)?;
-                w.segment.context.id
-            }
-            None => return Err(VaultFault::Failed("a commit was written to no segment".into())),
+        let Some(w) = &self.writing else {
+            return Err(VaultFault::Failed("a commit was written to no segment".into()));
         };
+        let replay_from = w.segment.context.id;
+        self.written.push((Arc::clone(&w.segment), None));
+        let flush = Flush::of(std::mem::take(&mut self.written));
+        if urgent {
+            flush.run(&s);
+            flush.outcome.wait().map_err(VaultFault::Failed)?;
+        } else {
+            // No one waits for it: the log goes on writing meanwhile.
+            self.flushing = Some(Arc::clone(&flush.outcome));
+        }
+        let flushed = Arc::clone(&flush.outcome);
+        if !urgent {
+            // The flusher outlives the log; see `Vault::close`.
+            let _ = self.flusher.send(flush);
+        }
         let position = self.position;
         let checkpoint = checkpoint.then_some(replay_from);
-        let commit = Commit { number, position, counters, derived, checkpoint, began };
+        let commit = Commit { number, position, counters, derived, flushed, checkpoint, began };
         s.committing.store(false, Relaxed);
         let _ = self.verify.send(ToVerify::Commit(Box::new(commit)));
         Ok(())

@@ -12,6 +12,7 @@ mod cache;
 mod checkpoint;
 mod create;
 mod fault;
+mod flusher;
 mod log;
 mod op;
 mod open;
@@ -159,6 +160,7 @@ pub struct Gauges {
 struct Running {
     workers: Vec<JoinHandle<()>>,
     log: JoinHandle<()>,
+    flush: JoinHandle<()>,
     verify: JoinHandle<()>,
     house: JoinHandle<()>,
     house_in: Sender<ToHousekeeper>,
@@ -457,6 +459,7 @@ impl Vault {
         }
         s.wake_log();
         let _ = running.log.join();
+        let _ = running.flush.join();
         let _ = running.verify.join();
         let _ = running.house_in.send(ToHousekeeper::Stop);
         let _ = running.house.join();

@@ -10,7 +10,7 @@ use super::sealer::{self, Cursor};
 use super::segments::Segments;
 use super::shared::{Progress, Shared, Shares};
 use super::window::Windows;
-use super::{HEADER, OpenFault, OpenOptions, Vault, apply, cache, checkpoint, root, stats, verifier};
+use super::{HEADER, OpenFault, OpenOptions, Vault, apply, cache, checkpoint, flusher, root, stats, verifier};
 use crate::backing::{Backing, read_file};
 use crate::base::id::{Epoch, Generation, SegmentId};
 use crate::base::limits::{BUDGET_BYTES_MIN, CHUNK_BYTES};
@@ -213,6 +213,7 @@ fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sync>) -> Res
     let (verify_in, verify) = crossbeam_channel::bounded(shares.verify_lag_groups);
     let (house_in, house) = crossbeam_channel::bounded(4);
     let (prepare_in, prepare) = crossbeam_channel::bounded(1);
+    let (flush_in, flushes) = crossbeam_channel::bounded(1);
     let shared = Arc::new(Shared {
         stats: stats::Stats::default(),
         segments: Segments::new(Arc::clone(&backing), master, suite, vault),
@@ -301,15 +302,23 @@ fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sync>) -> Res
         let shared = Arc::clone(&shared);
         threads.push(spawn(&format!("seal-{i}"), Box::new(move || sealer::work(&shared)))?);
     }
-    let log = Log::new(Arc::clone(&shared), sealed, wake, verify_in, prepare_in, found.position);
+    let log = Log::new(Arc::clone(&shared), sealed, wake, verify_in, prepare_in, flush_in, found.position);
     let log_thread = spawn("log", Box::new(move || log.run()))?;
+    let s = Arc::clone(&shared);
+    let flush_thread = spawn("flush", Box::new(move || flusher::run(&s, &flushes)))?;
     let s = Arc::clone(&shared);
     let to_house = house_in.clone();
     let verify_thread = spawn("verify", Box::new(move || verifier::run(&s, &verify, &to_house)))?;
     let s = Arc::clone(&shared);
     let house_thread = spawn("housekeeper", Box::new(move || checkpoint::run(&s, &house, &prepare)))?;
-    let running =
-        super::Running { workers: threads, log: log_thread, verify: verify_thread, house: house_thread, house_in };
+    let running = super::Running {
+        workers: threads,
+        log: log_thread,
+        flush: flush_thread,
+        verify: verify_thread,
+        house: house_thread,
+        house_in,
+    };
     let vault = Vault { shared, running: Mutex::new(Some(running)), lock: Mutex::new(Some(lock)), workers, suite };
     debug_assert!(vault.running.held().is_some());
     Ok(Arc::new(vault))

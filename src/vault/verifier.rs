@@ -7,6 +7,7 @@
 
 use super::apply::apply;
 use super::checkpoint::ToHousekeeper;
+use super::flusher::Outcome;
 use super::segments::OpenSegment;
 use super::shared::Shared;
 use super::{VaultFault, segment_info};
@@ -26,7 +27,7 @@ use std::time::{Duration, Instant};
 pub enum ToVerify {
     /// A group just written.
     Group { segment: Arc<OpenSegment>, position: u64, image: AlignedBuf },
-    /// A commit whose groups precede it here, and whose device flush is done.
+    /// A commit whose groups precede it here.
     Commit(Box<Commit>),
     /// Nothing more will come.
     Stop,
@@ -38,6 +39,8 @@ pub struct Commit {
     pub position: LogPosition,
     pub counters: Counters,
     pub derived: Vec<u8>,
+    /// Its device flush.
+    pub flushed: Arc<Outcome>,
     /// Set when the direct overlay was sealed at its cut: the first segment to replay after the checkpoint.
     pub checkpoint: Option<SegmentId>,
     pub began: Duration,
@@ -97,6 +100,7 @@ fn check_group(
 }
 
 fn retire(shared: &Arc<Shared>, commit: Commit, housekeeper: &Sender<ToHousekeeper>) -> Result<(), VaultFault> {
+    commit.flushed.wait().map_err(VaultFault::Failed)?;
     shared.stats.commit.record(shared.world.elapsed().saturating_sub(commit.began));
     // Durable and verified: answer first, the bookkeeping is ours alone.
     shared.answer(commit.number);
