@@ -322,6 +322,57 @@ fn a_failed_write_stops_acknowledging_and_reads_go_on() {
 }
 
 #[test]
+fn what_does_not_read_back_is_not_acknowledged_and_does_not_hide_what_was() {
+    let disk = MemoryBacking::default();
+    fresh(&disk);
+    let vault = opened(&disk, &OpenOptions::default());
+    write(&vault, 70, 0, b"version one");
+    vault.sync_wait().expect("the disk is well");
+    disk.spoil_next_writes(1);
+    write(&vault, 70, 0, b"version two");
+    assert!(vault.sync_wait().is_err(), "the group on the disk is not the one that was sent");
+    assert_eq!(vault.stats().verify_mismatches.get(), 1);
+    assert_eq!(read(&vault, 70, 0, 11), b"version two", "its buffer is kept");
+    // Whatever comes now must not make recovery take the spoiled commit for one that was once whole.
+    let mut op = vault.begin();
+    op.put(key::inode(Ino(71)), vec![1]);
+    op.commit();
+    assert!(vault.close().is_err());
+    let vault = opened(&disk.crash(|_, _| true), &OpenOptions::default());
+    assert_eq!(read(&vault, 70, 0, 11), b"version one", "what was acknowledged before");
+}
+
+#[test]
+fn an_operation_that_comes_while_closing_is_not_stored_by_half() {
+    let disk = MemoryBacking::default();
+    fresh(&disk);
+    let vault = opened(&disk, &OpenOptions::default());
+    write(&vault, 80, 0, &[7; 50_000]);
+    vault.sync_wait().expect("the disk is well");
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|s| {
+        s.spawn(|| {
+            // A truncate and a longer size, always together, until after the end.
+            while !stop.load(std::sync::atomic::Ordering::SeqCst) {
+                let mut op = vault.begin();
+                op.punch(&vault.file(Ino(80)), 10, u64::MAX);
+                op.put(key::inode(Ino(80)), b"cut".to_vec());
+                op.commit();
+            }
+        });
+        std::thread::sleep(std::time::Duration::from_millis(30));
+        // Clean or refused; never by half.
+        let _ = vault.close();
+        stop.store(true, std::sync::atomic::Ordering::SeqCst);
+    });
+    drop(vault);
+    let vault = opened(&disk, &OpenOptions::default());
+    let cut = vault.get(&key::inode(Ino(80))).expect("the index is well") == Some(b"cut".to_vec());
+    let byte = read(&vault, 80, 40_000, 1)[0];
+    assert_eq!(byte == 0, cut, "the size says {cut}, the byte is {byte}");
+}
+
+#[test]
 fn quotas_refuse_what_is_too_much_and_take_what_fits_again() {
     let disk = MemoryBacking::default();
     let backing: Arc<dyn Backing> = Arc::new(disk.clone());

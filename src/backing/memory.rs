@@ -38,6 +38,7 @@ pub struct MemoryBacking {
 struct Knobs {
     lie: AtomicBool,
     fail_writes: AtomicU64,
+    spoil_writes: AtomicU64,
 }
 
 impl MemoryBacking {
@@ -49,6 +50,11 @@ impl MemoryBacking {
     /// The next `n` writes fail with EIO.
     pub fn fail_next_writes(&self, n: u64) {
         self.knobs.fail_writes.store(n, SeqCst);
+    }
+
+    /// The next `n` writes store something else than they were given, and say that they did not.
+    pub fn spoil_next_writes(&self, n: u64) {
+        self.knobs.spoil_writes.store(n, SeqCst);
     }
 
     /// What a power cut now leaves; `keep` decides for each unsynced write of each file whether it reached the disk.
@@ -190,9 +196,14 @@ impl BackingFile for MemoryFile {
         if left.fetch_update(SeqCst, SeqCst, |n| n.checked_sub(1)).is_ok() {
             return Err(io::Error::from_raw_os_error(libc::EIO));
         }
+        let mut buf = buf.to_vec();
+        let spoil = self.knobs.spoil_writes.fetch_update(SeqCst, SeqCst, |n| n.checked_sub(1)).is_ok();
+        if let Some(byte) = buf.get_mut(100).filter(|_| spoil) {
+            *byte ^= 1;
+        }
         let mut c = self.contents.held();
-        put(&mut c.now, offset, buf);
-        c.unsynced.push((offset, buf.to_vec()));
+        put(&mut c.now, offset, &buf);
+        c.unsynced.push((offset, buf));
         Ok(())
     }
     fn sync_data(&self) -> io::Result<()> {

@@ -54,9 +54,12 @@ impl Budget {
     /// Takes `bytes`, waiting for room; `before_waiting` is called once, without the lock, if it must. `None` once closed.
     pub fn take(&self, bytes: u64, before_waiting: impl FnOnce()) -> Option<Room<'_>> {
         let mut state = self.state.held();
+        if state.closed {
+            return None;
+        }
         if state.queue.is_empty() && self.fits(&state, bytes) {
             state.used += bytes;
-            return (!state.closed).then_some(Room { budget: self, bytes });
+            return Some(Room { budget: self, bytes });
         }
         let ticket = state.next_ticket;
         state.next_ticket += 1;
@@ -80,6 +83,11 @@ impl Budget {
     // A single write larger than the whole share must still pass, alone.
     fn fits(&self, state: &State, bytes: u64) -> bool {
         state.used + bytes <= self.limit_bytes || state.used == 0
+    }
+
+    /// Charges what buffers grew by without a reservation: splitting what was there takes room, and must not wait.
+    pub fn add(&self, bytes: u64) {
+        self.state.held().used += bytes;
     }
 
     /// Gives back what buffers held.
@@ -151,6 +159,14 @@ mod tests {
             budget.close();
             assert!(waiter.join().unwrap(), "a closed budget refuses");
         });
+    }
+
+    #[test]
+    fn a_closed_budget_refuses_at_once_and_stays_usable() {
+        let budget = Budget::new(10);
+        budget.close();
+        assert!(budget.take(1, || ()).is_none());
+        assert_eq!(budget.used_bytes(), 0, "and its lock is free");
     }
 
     #[test]

@@ -176,7 +176,10 @@ impl FileSystem {
 
     /// Refuses changes of a vault that is mounted for reading only.
     fn writable(&self) -> Result<(), FsFault> {
-        if self.options.read_only { Err(VaultFault::ReadOnly.into()) } else { Ok(()) }
+        if self.options.read_only {
+            return Err(VaultFault::ReadOnly.into());
+        }
+        Ok(self.vault.admit_change()?)
     }
 
     /// Stores a node's attributes as they are now.

@@ -8,6 +8,7 @@
 use super::VaultFault;
 use super::shared::DeadRange;
 use crate::base::id::{Ino, SegmentId};
+use crate::base::limits::CHUNK_BYTES;
 use crate::base::limits::FILE_BYTES_MAX;
 use crate::format::extent::{Extent, Run};
 use crate::format::key;
@@ -146,10 +147,13 @@ impl Applier<'_> {
                 }
             }
             let lost = frames_touched(&extent) & !kept;
-            // Two extents of one run may share a frame: it dies once.
-            match runs.iter_mut().find(|(_, run, _)| same_run(run, &extent.run)) {
+            // Two extents of one run may share a frame: it dies once. A run lies within one chunk of its file, and extents
+            // come in order, so only the last few can be of the same.
+            let (start, chunk) = (run_start(at, &extent), at / CHUNK_BYTES as u64);
+            let mut recent = runs.iter_mut().rev().take_while(|(s, ..)| s / CHUNK_BYTES as u64 == chunk);
+            match recent.find(|(_, run, _)| same_run(run, &extent.run)) {
                 Some((_, _, all)) => *all |= lost,
-                None => runs.push((run_start(at, &extent), extent.run, lost)),
+                None => runs.push((start, extent.run, lost)),
             }
         }
         for (start, run, lost) in runs {
@@ -161,7 +165,9 @@ impl Applier<'_> {
     /// Counts the frames in `lost` as dead, except those that another extent outside `[from, to)` still needs.
     fn bury(&mut self, ino: Ino, start: u64, run: &Run, lost: u64, from: u64, to: u64) -> Result<(), VaultFault> {
         let mut needed = 0;
-        for (at, other) in self.extents_of_run(ino, start, run)? {
+        let all_cleared = from <= start && start + u64::from(run.plain_len_bytes) <= to;
+        let others = if all_cleared { Vec::new() } else { self.extents_of_run(ino, start, run)? };
+        for (at, other) in others {
             let end = at + u64::from(other.len_bytes);
             for (a, b) in [(at, end.min(from)), (at.max(to), end)] {
                 if a < b {

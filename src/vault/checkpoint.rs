@@ -32,12 +32,16 @@ pub enum ToHousekeeper {
 /// The housekeeper's life.
 pub fn run(shared: &Arc<Shared>, told: &Receiver<ToHousekeeper>, prepare: &Receiver<SegmentId>) {
     let mut dead = Vec::new();
+    let (mut prepare, no_more) = (prepare, crossbeam_channel::never());
     loop {
         let item = select! {
             recv(prepare) -> id => {
-                if let Ok(id) = id && let Err(e) = prepare_segment(shared, id) {
+                match id.map(|id| prepare_segment(shared, id)) {
+                    Ok(Ok(())) => {}
                     // The log will try by itself, and fail with more reason.
-                    log::warn!("preparing segment {id}: {e}");
+                    Ok(Err(e)) => log::warn!("preparing a segment: {e}"),
+                    // The log has ended; a closed queue would answer at once for ever.
+                    Err(_) => prepare = &no_more,
                 }
                 continue;
             }
@@ -57,7 +61,10 @@ pub fn run(shared: &Arc<Shared>, told: &Receiver<ToHousekeeper>, prepare: &Recei
                         shared.log_since_checkpoint.store(0, Relaxed);
                         punch(shared, std::mem::take(&mut dead));
                     }
-                    Err(e) => shared.stats.error(shared.world.now(), format!("checkpoint: {e}")),
+                    Err(e) => {
+                        shared.stats.checkpoint_failures.add(1);
+                        shared.stats.error(shared.world.now(), format!("checkpoint: {e}"));
+                    }
                 }
                 shared.checkpoint_running.store(false, SeqCst);
                 shared.progressed.notify_all();
@@ -106,6 +113,10 @@ pub fn close(shared: &Shared, position: LogPosition, counters: Counters, next: S
 }
 
 fn prepare_segment(shared: &Shared, id: SegmentId) -> std::io::Result<()> {
+    let _making = shared.making_segment.held();
+    if id.0 <= shared.newest_begun.load(SeqCst) {
+        return Ok(());
+    }
     let file = shared.backing.open(&path(id), Open::Create, Cache::Direct)?;
     file.preallocate(ALLOCATE_STEP_BYTES)?;
     file.sync_data()?;

@@ -6,7 +6,7 @@
 //! On failure: the vault fails (`Shared::fail`): the segment is not written to again, the buffers stay.
 
 use super::VaultFault;
-use super::flusher::{Flush, Outcome};
+use super::flusher::Flush;
 use super::sealer::{Job, Sealed, seal_here, seal_metadata};
 use super::segments::OpenSegment;
 use super::shared::Shared;
@@ -27,8 +27,8 @@ use crate::seal::{Chain, Compressor};
 use crate::segment::{GroupBuilder, SegmentContext, path};
 use crossbeam_channel::{Receiver, Sender, select};
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 /// A commit with no more unsealed data than this is sealed by the log itself: handing it over would cost more.
@@ -86,8 +86,6 @@ pub struct Log {
     frames: u32,
     /// Segments written to since the last flush; with the length of those that are full.
     written: Vec<(Arc<OpenSegment>, Option<u64>)>,
-    /// The flush of the commit before, if the log did not wait for it.
-    flushing: Option<Arc<Outcome>>,
     flusher: Sender<Flush>,
     /// Commits that the last step of a segment held.
     small_commits: u32,
@@ -107,7 +105,7 @@ impl Log {
         let chain = Chain::after(&position.chain);
         let (compressor, waiting) = (Compressor::new(), BTreeMap::new());
         let (writing, next_turn, frames, small_commits) = (None, 0, 0, 0);
-        let (written, flushing) = (Vec::new(), None);
+        let written = Vec::new();
         Log {
             shared,
             sealed,
@@ -122,7 +120,6 @@ impl Log {
             chain,
             frames,
             written,
-            flushing,
             flusher,
             small_commits,
         }
@@ -148,6 +145,7 @@ impl Log {
                 recv(self.wake) -> _ => {}
                 default(wait) => {}
             }
+            self.shared.check_failed()?;
             while let Some(job) = got.take().or_else(|| self.sealed.try_recv().ok()) {
                 self.accept(job)?;
             }
@@ -228,10 +226,18 @@ impl Log {
             // Its frames may be named by the next commit, which flushes it too.
             self.written.push((old.segment, Some(old.position)));
         }
+        if context.id.0 <= s.newest_begun.load(SeqCst) {
+            return Err(VaultFault::Failed(format!("segment {} was to be begun a second time", context.id).into()));
+        }
         let name = path(context.id);
+        // The housekeeper may be making this very file.
+        let making = s.making_segment.held();
         let file = match s.backing.open(&name, Open::Write, Cache::Direct) {
-            // Prepared by the housekeeper.
-            Ok(file) => file,
+            // Prepared by the housekeeper, who may have failed after making it.
+            Ok(file) => {
+                s.backing.sync_dir("segments")?;
+                file
+            }
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
                 let file = s.backing.open(&name, Open::Create, Cache::Direct)?;
                 file.preallocate(ALLOCATE_STEP_BYTES)?;
@@ -241,8 +247,9 @@ impl Log {
             }
             Err(e) => return Err(e.into()),
         };
+        drop(making);
         let segment = Arc::new(OpenSegment { context: Arc::clone(context), file });
-        s.segments.add(&segment);
+        s.segments.begin(&segment);
         s.newest_begun.store(context.id.0, SeqCst);
         let builder = GroupBuilder::new(context, self.group_buffer());
         // As small as in the segment before, until the first look here.
@@ -325,10 +332,7 @@ impl Log {
         }
         self.await_jobs(&batch.outstanding)?;
         let derived = data_records(&batch.touched, number);
-        // A commit follows the flush of the one before, so that recovery can tell rot from a torn tail.
-        if let Some(before) = self.flushing.take() {
-            before.wait().map_err(VaultFault::Failed)?;
-        }
+        self.await_durable(number - 1)?;
         self.append_commit(tail, &derived, counters)?;
         self.write_group()?;
         let Some(w) = &self.writing else {
@@ -340,13 +344,10 @@ impl Log {
         if urgent {
             flush.run(&s);
             flush.outcome.wait().map_err(VaultFault::Failed)?;
-        } else {
-            // No one waits for it: the log goes on writing meanwhile.
-            self.flushing = Some(Arc::clone(&flush.outcome));
         }
         let flushed = Arc::clone(&flush.outcome);
         if !urgent {
-            // The flusher outlives the log; see `Vault::close`.
+            // No one waits for it: the log goes on writing meanwhile. The flusher outlives the log; see `Vault::close`.
             let _ = self.flusher.send(flush);
         }
         let position = self.position;
@@ -398,6 +399,18 @@ impl Log {
             let shared = Arc::clone(&self.shared);
             let sealed = seal_here(&shared, &mut self.compressor, chunk, Arc::clone(outstanding));
             self.accept(sealed)?;
+        }
+        Ok(())
+    }
+
+    /// Waits until a batch is flushed and verified. A commit follows only then, so that recovery may conclude from a commit
+    /// that holds that what precedes it once held too: it tells rot from a torn or failed tail.
+    fn await_durable(&self, batch: u64) -> Result<(), VaultFault> {
+        let mut progress = self.shared.progress.held();
+        while progress.durable < batch {
+            self.shared.check_failed()?;
+            let wait = self.shared.progressed.wait_timeout(progress, Duration::from_millis(50));
+            progress = wait.unwrap_or_else(PoisonError::into_inner).0;
         }
         Ok(())
     }

@@ -38,8 +38,9 @@ use crate::backing::{Cache, Open};
 use crate::base::choice::{Compression, SuiteId, Verify};
 use crate::base::id::{Ino, SegmentId};
 use crate::base::limits::{BUDGET_BYTES_DEFAULT, FLUSH_INTERVAL, RESERVE_BYTES};
-use crate::base::lock::Held;
+use crate::base::lock::{Held, Shared as _};
 use crate::base::world::World;
+use crate::buffer::Room;
 use crate::format::key;
 use crate::format::record::Counters;
 use crate::format::segment::SegmentInfo;
@@ -180,10 +181,8 @@ fn segment_info(shared: &Shared, id: SegmentId) -> Result<SegmentInfo, VaultFaul
     if let Some(v) = shared.index.get(&key::segment(id))? {
         return Ok(SegmentInfo::decode(&v)?);
     }
-    match shared.segments.known(id) {
-        Some(s) => Ok(SegmentInfo { epoch: s.context.epoch, salt: s.context.salt, data_bytes: 0, live_bytes: 0 }),
-        None => Err(VaultFault::Index(format!("segment {id} is named but not known").into())),
-    }
+    let unknown = || VaultFault::Index(format!("segment {id} is named but not known").into());
+    shared.segments.written(id).ok_or_else(unknown)
 }
 
 impl Vault {
@@ -281,7 +280,27 @@ impl Vault {
         self.shared.next_cookie.fetch_add(1, Relaxed)
     }
 
-    fn admit_change(&self) -> Result<(), VaultFault> {
+    /// Refuses if nothing at all may be changed. Waits, with no lock of the caller's held, while metadata is far ahead of
+    /// the log or of the checkpoints.
+    pub fn admit_change(&self) -> Result<(), VaultFault> {
+        let s = &self.shared;
+        let far_ahead = || {
+            s.batch.held().records_bytes > 4 * s.records_limit
+                || s.index.overlay_bytes() as u64 > 4 * s.shares.overlay_bytes
+        };
+        if far_ahead() {
+            let mut progress = s.progress.held();
+            while far_ahead() && s.failed.get().is_none() && !s.closing.load(SeqCst) {
+                s.pressed.store(true, Relaxed);
+                s.wake_log();
+                let wait = s.progressed.wait_timeout(progress, Duration::from_millis(50));
+                progress = wait.unwrap_or_else(PoisonError::into_inner).0;
+            }
+        }
+        self.admitted()
+    }
+
+    fn admitted(&self) -> Result<(), VaultFault> {
         let s = &self.shared;
         s.check_failed()?;
         if s.closing.load(SeqCst) {
@@ -292,7 +311,7 @@ impl Vault {
 
     /// Refuses if `inodes` more may not be made now; with 0, if nothing at all may be changed.
     pub fn admit(&self, inodes: u64) -> Result<(), VaultFault> {
-        self.admit_change()?;
+        self.admitted()?;
         let s = &self.shared;
         if inodes > 0 {
             let now = s.inodes.load(Relaxed).max(0) as u64;
@@ -317,17 +336,23 @@ impl Vault {
         self.admit_change()?;
         self.admit_space(bytes)?;
         let s = &self.shared;
-        if let Some(quota) = s.quota_bytes {
-            let used = || s.allocated.load(Relaxed) + s.dirty.used_bytes();
-            if used() + bytes > quota {
-                // Buffers count for more than they hold, and overwrites as new: flush, then count exactly.
-                self.sync_and_retire()?;
-                let new = bytes - read::allocated_between(s, file.ino, offset, offset + bytes)?;
-                if used() + new > quota {
-                    return Err(VaultFault::QuotaBytes);
-                }
-            }
+        let room = self.take_room(bytes)?;
+        let used = || s.allocated.load(Relaxed) + s.dirty.used_bytes();
+        let Some(quota) = s.quota_bytes.filter(|&quota| used() > quota) else { return Ok(Reservation(room)) };
+        // Buffers count for more than they hold, and overwrites as new: flush, then count exactly, one writer at a time.
+        drop(room);
+        let _alone = s.near_quota.held();
+        self.sync_and_retire()?;
+        let new = bytes.saturating_sub(read::allocated_between(s, file.ino, offset, offset + bytes)?);
+        if used() + new > quota {
+            return Err(VaultFault::QuotaBytes);
         }
+        Ok(Reservation(self.take_room(bytes)?))
+    }
+
+    /// Room in the byte budget, waited for if need be.
+    fn take_room(&self, bytes: u64) -> Result<Room<'_>, VaultFault> {
+        let s = &self.shared;
         let began = s.world.elapsed();
         let mut waited = false;
         let room = s.dirty.take(bytes, || {
@@ -339,10 +364,7 @@ impl Vault {
             s.stats.writer_waits.add(1);
             s.stats.writer_wait.record(s.world.elapsed().saturating_sub(began));
         }
-        match room {
-            Some(room) => Ok(Reservation(room)),
-            None => Err(self.admit_change().err().unwrap_or(VaultFault::Closed)),
-        }
+        room.ok_or_else(|| self.admitted().err().unwrap_or(VaultFault::Closed))
     }
 
     /// The buffers of a file: the same value for everyone while anyone holds it.
@@ -388,9 +410,12 @@ impl Vault {
         if let Err(fault) = s.check_failed() {
             return done(Err(fault));
         }
+        let (filling, target) = {
+            // One hold for both looks: a cut between them would take the batch away, and "empty" would be about the next.
+            let gate = s.gate.shared();
+            (*gate, if s.batch.held().is_empty() { *gate - 1 } else { *gate })
+        };
         let mut progress = s.progress.held();
-        let filling = *s.gate.read().unwrap_or_else(PoisonError::into_inner);
-        let target = if s.batch.held().is_empty() { filling - 1 } else { filling };
         if progress.durable >= target {
             drop(progress);
             s.stats.fsyncs.add(1);
@@ -432,16 +457,21 @@ impl Vault {
     /// Stores a checkpoint now, and waits for it.
     pub fn checkpoint(&self) -> Result<(), VaultFault> {
         let s = &self.shared;
-        let before = s.stats.checkpoints.get();
+        let attempts = || s.stats.checkpoints.get() + s.stats.checkpoint_failures.get();
+        let (before, failures) = (attempts(), s.stats.checkpoint_failures.get());
         s.checkpoint_wanted.store(true, SeqCst);
         s.wake_log();
         let mut progress = s.progress.held();
-        while s.stats.checkpoints.get() == before && s.failed.get().is_none() && !s.closing.load(SeqCst) {
+        while attempts() == before && s.failed.get().is_none() && !s.closing.load(SeqCst) {
             let wait = s.progressed.wait_timeout(progress, Duration::from_millis(100));
             progress = wait.unwrap_or_else(PoisonError::into_inner).0;
         }
         drop(progress);
-        s.check_failed()
+        s.check_failed()?;
+        if s.stats.checkpoint_failures.get() > failures {
+            return Err(VaultFault::Index("the checkpoint could not be stored; see the error list".into()));
+        }
+        Ok(())
     }
 
     /// Flushes, stores a last checkpoint, stops the threads and lets go of the lock. A second call does nothing.
@@ -452,13 +482,13 @@ impl Vault {
         let flushed = self.sync_and_retire();
         s.closing.store(true, SeqCst);
         s.dirty.close();
-        // In order of the flow: no more jobs, then the log ends and tells the verifier, then the housekeeper.
+        // The log first, for it may still need the workers; it tells the verifier, and that the housekeeper.
+        s.wake_log();
+        let _ = running.log.join();
         s.jobs_in.held().take();
         for worker in running.workers {
             let _ = worker.join();
         }
-        s.wake_log();
-        let _ = running.log.join();
         let _ = running.flush.join();
         let _ = running.verify.join();
         let _ = running.house_in.send(ToHousekeeper::Stop);
@@ -485,6 +515,11 @@ impl Vault {
     /// The last checkpoint: everything is retired, no thread runs.
     fn store_last(&self) -> Result<(), VaultFault> {
         let s = &self.shared;
+        // An operation that came while we closed was never logged: storing its keys without its data would be half of it.
+        let _gate = s.gate.alone();
+        if !s.batch.held().is_empty() {
+            return Err(VaultFault::Closed);
+        }
         s.index.seal_direct();
         s.index.seal_derived();
         let counters = Counters {

@@ -58,8 +58,12 @@ impl<'a> Op<'a> {
 
     /// Makes a range a hole; `u64::MAX` for all that follows.
     pub fn punch(&mut self, file: &Arc<FileBuffer>, from: u64, to: u64) {
-        if from < to && file.punch(*self.batch, from, to) {
-            self.first_touch.push(Arc::clone(file));
+        if from < to {
+            let done = file.punch(*self.batch, from, to);
+            self.shared.dirty.add(done.grown_bytes);
+            if done.first {
+                self.first_touch.push(Arc::clone(file));
+            }
         }
     }
 

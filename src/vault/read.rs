@@ -6,7 +6,7 @@
 //! replaced, and its bytes given back). Called by: `fs`, and by a worker to read ahead. Takes: no lock while reading.
 //! On failure: `Damaged`, counted and noted in the error list.
 
-use super::cache::{FrameKey, Plain};
+use super::cache::{FrameCache, FrameKey, Plain};
 use super::sealer::Job;
 use super::shared::Shared;
 use super::window::{Advice, WINDOW_BYTES};
@@ -86,8 +86,25 @@ fn note(shared: &Shared, fault: &VaultFault) {
     shared.stats.error(shared.world.now(), format!("read: {fault}"));
 }
 
-/// The frames that hold a range of a file, as the index stands.
+/// The frames that hold a range of a file, as of one moment.
+///
+/// The look-ups it takes are several moments, and a commit between two of them may have moved data from a key not yet seen
+/// to one already passed. So where something seems to be a hole, it looks until it sees the same twice.
 fn plan(shared: &Shared, ino: Ino, offset: u64, len: usize) -> Result<Vec<Wanted>, VaultFault> {
+    let mut wanted = look(shared, ino, offset, len)?;
+    while wanted.iter().map(|w| w.part.1 - w.part.0).sum::<usize>() != len {
+        let again = look(shared, ino, offset, len)?;
+        let same = again.iter().map(|w| (w.key, w.part)).eq(wanted.iter().map(|w| (w.key, w.part)));
+        wanted = again;
+        if same {
+            break;
+        }
+    }
+    Ok(wanted)
+}
+
+/// The frames that hold a range of a file, each look-up as of its own moment.
+fn look(shared: &Shared, ino: Ino, offset: u64, len: usize) -> Result<Vec<Wanted>, VaultFault> {
     let end = offset + len as u64;
     let prefix = key::prefix(key::EXTENT, ino.0);
     let mut wanted = Vec::new();
@@ -142,6 +159,18 @@ fn want(ino: Ino, at: u64, extent: &Extent, from: u64, to: u64, wanted: &mut Vec
     }
 }
 
+/// Frames claimed from the cache, released however the loading ends.
+struct Claim<'a> {
+    cache: &'a FrameCache,
+    keys: &'a [FrameKey],
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        self.cache.release(self.keys);
+    }
+}
+
 /// Gets the wanted frames, from the cache or the disk, and copies their parts out.
 fn fetch(shared: &Shared, ino: Ino, wanted: &[Wanted], out: &mut [u8], sequential: bool) -> Result<(), VaultFault> {
     let keys: Vec<FrameKey> = wanted.iter().map(|w| w.key).collect();
@@ -153,12 +182,13 @@ fn fetch(shared: &Shared, ino: Ino, wanted: &[Wanted], out: &mut [u8], sequentia
             break;
         }
         missed += mine.len();
+        let claim = Claim { cache: &shared.cache, keys: &mine };
         let result = load(shared, ino, wanted, &mine, |key, plain| {
             for (_, place) in keys.iter().zip(&mut got).filter(|(k, _)| **k == key) {
                 *place = Some(Arc::clone(&plain));
             }
         });
-        shared.cache.release(&mine);
+        drop(claim);
         result?;
     }
     shared.stats.cache_hits.add(keys.len().saturating_sub(missed) as u64);
@@ -273,8 +303,9 @@ pub fn ahead(shared: &Shared, file: &FileBuffer, from: u64, to: u64) {
     let keys: Vec<FrameKey> = wanted.iter().map(|w| w.key).collect();
     let mine = shared.cache.claim_missing(&keys);
     if !mine.is_empty() {
+        let claim = Claim { cache: &shared.cache, keys: &mine };
         let result = load(shared, file.ino, &wanted, &mine, |_, _| ());
-        shared.cache.release(&mine);
+        drop(claim);
         if result.is_ok() {
             shared.stats.prefetched.add(mine.len() as u64);
         }

@@ -7,6 +7,7 @@
 //! Called by: `open`, before any thread runs. On failure: `Damaged`, if the log contradicts itself; I/O errors as they are.
 
 use super::apply::apply;
+use super::shared::DeadRange;
 use super::{OpenFault, VaultFault};
 use crate::backing::{AlignedBuf, Backing, Cache, Open};
 use crate::base::choice::SuiteId;
@@ -24,6 +25,9 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::Arc;
 
+/// Changes that a rebuild gathers before it stores them.
+const REBUILD_OVERLAY_BYTES: usize = 32 << 20;
+
 /// What recovery found.
 pub struct Recovered {
     /// The newest commit, taken in.
@@ -36,6 +40,8 @@ pub struct Recovered {
     pub dropped_frames: u64,
     /// Commits taken in although a group of theirs is damaged: reading what it held is a fault.
     pub rotten_commits: u64,
+    /// Ranges that died in the commits taken in.
+    pub dead: Vec<DeadRange>,
     /// The greatest segment number in use.
     pub newest_segment: SegmentId,
     /// Segments without a single group: prepared, never begun.
@@ -47,6 +53,12 @@ pub struct Recovered {
 struct Tail<'a> {
     index: &'a Index,
     segments: RefCell<HashMap<SegmentId, SegmentInfo>>,
+    /// Epoch and salt of a segment before those walked, from its first group: one that held only records when the
+    /// checkpoint was stored is not in the index.
+    look_up: &'a dyn Fn(SegmentId) -> Result<SegmentInfo, VaultFault>,
+    dead: Vec<DeadRange>,
+    /// Whether the index began empty: then nothing is lost if it is stored half-way, and memory stays small.
+    rebuilding: bool,
     /// Commits up to this one are authenticated by a root or checkpoint: their chain need not hold, for dead frames of
     /// theirs may have been given back.
     trusted: LogPosition,
@@ -105,9 +117,20 @@ pub fn recover(
     from: &From,
 ) -> Result<Recovered, OpenFault> {
     let all = list_segments(&**backing)?;
+    let look_up = |id: SegmentId| {
+        let unknown = || VaultFault::Index(format!("segment {id} is named but was not found").into());
+        let file = backing.open(&path(id), Open::Read, Cache::Direct).map_err(|_| unknown())?;
+        let mut walk = Walk::new(file, id, suite, vault);
+        walk.next(master).map_err(|_| unknown())?;
+        let context = walk.context().ok_or_else(unknown)?;
+        Ok(SegmentInfo { epoch: context.epoch, salt: context.salt, data_bytes: 0, live_bytes: 0 })
+    };
     let mut tail = Tail {
         index,
         segments: RefCell::default(),
+        look_up: &look_up,
+        dead: Vec::new(),
+        rebuilding: from.covered == LogPosition::START,
         trusted: from.trusted,
         position: from.covered,
         counters: from.counters,
@@ -152,6 +175,7 @@ pub fn recover(
         position: tail.position,
         counters: tail.counters,
         commits: tail.commits,
+        dead: tail.dead,
         dropped_frames: tail.dropped,
         rotten_commits: tail.rotten,
         newest_segment: newest_segment(index, from, &all)?,
@@ -294,7 +318,8 @@ impl Tail<'_> {
         let trusted = commit.seq <= self.trusted.seq;
         let next = commit.seq.0 == self.position.seq.0 + 1 && commit.seq <= self.last;
         let next = next && commit.frames == self.frames && !self.broken;
-        if !next || !trusted && commit.chain != self.chain.value() {
+        // Where a group does not hold, a tag may be what rotted: the chain of the next commit goes on from this one's value.
+        if !next || !trusted && self.whole && commit.chain != self.chain.value() {
             self.broken = true;
             self.frames += 1;
             return Ok(());
@@ -310,7 +335,7 @@ impl Tail<'_> {
         if self.whole || trusted {
             self.rotten += self.suspects.len() as u64 - 1;
             for records in std::mem::take(&mut self.suspects) {
-                take_in(self.index, &self.segments, &records).map_err(|e| OpenFault::Damaged(e.to_string()))?;
+                self.take_in(&records).map_err(|e| OpenFault::Damaged(e.to_string()))?;
                 self.commits += 1;
             }
         }
@@ -325,30 +350,34 @@ impl Tail<'_> {
         self.chain = Chain::after(&self.position.chain);
         self.chain.add(segment, frame.entry.slot, &tag);
     }
-}
 
-/// Applies one commit's records to the index: keys in order, then the data records.
-fn take_in(
-    index: &Index,
-    segments: &RefCell<HashMap<SegmentId, SegmentInfo>>,
-    records: &[u8],
-) -> Result<(), VaultFault> {
-    let mut r = Reader::new(records);
-    let mut changes = Vec::new();
-    while !r.is_empty() {
-        match Record::decode(&mut r)? {
-            Record::Put { key, .. } | Record::Delete { key } if is_derived(key) => {
-                return Err(VaultFault::Index("a record sets a derived key".into()));
+    /// Applies one commit's records to the index: keys in order, then the data records.
+    fn take_in(&mut self, records: &[u8]) -> Result<(), VaultFault> {
+        let mut r = Reader::new(records);
+        let mut changes = Vec::new();
+        while !r.is_empty() {
+            match Record::decode(&mut r)? {
+                Record::Put { key, .. } | Record::Delete { key } if is_derived(key) => {
+                    return Err(VaultFault::Index("a record sets a derived key".into()));
+                }
+                Record::Put { key, value } => changes.push((key.to_vec(), Some(value.to_vec()))),
+                Record::Delete { key } => changes.push((key.to_vec(), None)),
+                Record::Install { .. } | Record::Punch { .. } => {}
             }
-            Record::Put { key, value } => changes.push((key.to_vec(), Some(value.to_vec()))),
-            Record::Delete { key } => changes.push((key.to_vec(), None)),
-            Record::Install { .. } | Record::Punch { .. } => {}
         }
+        self.index.change(changes);
+        let new_segment = |id: SegmentId| {
+            let known = self.segments.borrow().get(&id).copied();
+            let info = known.map_or_else(|| (self.look_up)(id), Ok)?;
+            self.segments.borrow_mut().insert(id, info);
+            Ok(info)
+        };
+        apply(self.index, &new_segment, records, &mut self.dead)?;
+        if self.rebuilding && self.index.overlay_bytes() > REBUILD_OVERLAY_BYTES {
+            self.index.seal_direct();
+            self.index.seal_derived();
+            self.index.apply_sealed(&[])?;
+        }
+        Ok(())
     }
-    index.change(changes);
-    let new_segment = |id: SegmentId| {
-        let known = segments.borrow().get(&id).copied();
-        known.ok_or_else(|| VaultFault::Index(format!("segment {id} is named but was not found").into()))
-    };
-    apply(index, &new_segment, records, &mut Vec::new()).map(|_| ())
 }

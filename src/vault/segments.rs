@@ -33,16 +33,31 @@ pub struct Segments {
     pub suite: SuiteId,
     pub vault: VaultId,
     open: Mutex<HashMap<SegmentId, Arc<OpenSegment>>>,
+    /// Segments begun since the mount: the index learns of one only when the first commit with data in it retires.
+    written: Mutex<HashMap<SegmentId, SegmentInfo>>,
 }
 
 impl Segments {
     /// An empty table.
     pub fn new(backing: Arc<dyn Backing>, master: MasterKey, suite: SuiteId, vault: VaultId) -> Self {
-        Segments { backing, master, suite, vault, open: Mutex::default() }
+        Segments { backing, master, suite, vault, open: Mutex::default(), written: Mutex::default() }
+    }
+
+    /// Takes in a segment that was just begun.
+    pub fn begin(&self, segment: &Arc<OpenSegment>) {
+        let c = &segment.context;
+        let info = SegmentInfo { epoch: c.epoch, salt: c.salt, data_bytes: 0, live_bytes: 0 };
+        self.written.held().insert(c.id, info);
+        self.add(segment);
+    }
+
+    /// Epoch and salt of a segment begun since the mount.
+    pub fn written(&self, id: SegmentId) -> Option<SegmentInfo> {
+        self.written.held().get(&id).copied()
     }
 
     /// A segment that is open already.
-    pub fn known(&self, id: SegmentId) -> Option<Arc<OpenSegment>> {
+    fn known(&self, id: SegmentId) -> Option<Arc<OpenSegment>> {
         self.open.held().get(&id).cloned()
     }
 
@@ -64,7 +79,7 @@ impl Segments {
     }
 
     /// Adds a segment; if there are too many, forgets some that no one is using at the moment.
-    pub fn add(&self, segment: &Arc<OpenSegment>) {
+    fn add(&self, segment: &Arc<OpenSegment>) {
         let mut open = self.open.held();
         if open.len() >= OPEN_MAX {
             let mut spare = open.len() - OPEN_MAX / 2;

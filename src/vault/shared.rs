@@ -103,6 +103,10 @@ pub struct Shared {
     pub allocated: AtomicU64,
 
     pub dirty: Budget,
+    /// Held by the one writer that counts exactly because the quota is near; the disk may be waited for meanwhile.
+    pub near_quota: Mutex<()>,
+    /// Held while a segment's file is made or opened for writing.
+    pub making_segment: Mutex<()>,
     /// Unsaved bytes at which a cut is due.
     pub cut_at_bytes: u64,
     /// Bytes of records at which a cut is due.

@@ -37,6 +37,8 @@ pub struct Stats {
     pub device_flushes: Counter,
     /// Checkpoints.
     pub checkpoints: Counter,
+    /// Checkpoints that could not be stored.
+    pub checkpoint_failures: Counter,
     /// Bytes given back by punching holes.
     pub punched_bytes: Counter,
     /// Reads answered from the cache of decoded frames.
