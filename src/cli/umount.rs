@@ -134,7 +134,7 @@ fn flush(path: &Path, storage: &Path, refused_before: Option<u64>) -> Result<(),
     }
 }
 
-/// Pushes and flushes until there is nothing left to push. One `syncfs` is not enough: from Linux 6.18 on it hands FUSE's
+/// Pushes and flushes until there is nothing left to push. One `syncfs` is not enough: on Linux 6.18 it hands FUSE's
 /// dirty pages to the daemon's queue and returns, and what became of them is told by a later one. The order to `control`
 /// goes through the same queue, behind them; when it is answered, the daemon has all of them in its hands or done.
 fn bring_to_rest(path: &Path, storage: &Path, refused_before: Option<u64>) -> Result<(), (&'static str, io::Error)> {
