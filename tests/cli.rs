@@ -343,6 +343,25 @@ fn a_busy_mount_stays_and_says_so() {
 }
 
 #[test]
+fn a_mount_that_is_let_go_in_a_moment_is_unmounted_with_what_was_written_last() {
+    let desk = Desk::new();
+    ok(&desk.mount());
+    let path = desk.mnt().join("x");
+    let mut open = fs::File::create(&path).unwrap();
+    std::thread::scope(|s| {
+        s.spawn(|| {
+            std::thread::sleep(std::time::Duration::from_millis(300));
+            open.write_all(b"at the last moment").unwrap();
+            drop(open);
+        });
+        ok(&desk.run(&["umount", "mnt"]));
+    });
+    ok(&desk.mount());
+    assert_eq!(fs::read_to_string(path).unwrap(), "at the last moment");
+    ok(&desk.run(&["umount", "mnt"]));
+}
+
+#[test]
 fn a_signal_while_busy_keeps_what_was_written() {
     let desk = Desk::new();
     ok(&desk.mount());

@@ -1,15 +1,16 @@
 //! Flushes and unmounts, and returns once everything is at rest.
 //!
 //! Promise: 0 means that all data is in the vault and verified, the daemon is gone, and the vault may be copied or mounted
-//! again. Why it holds: the kernel's dirty pages are pushed out first (`syncfs`), then `control` flushes the vault and
-//! answers with an error if it could not, then the kernel unmounts, then the daemon's end is waited for, and what it wrote
-//! last into the vault's lock file is read.
+//! again. Why it holds: the kernel's dirty pages are pushed out (`syncfs`), `control` flushes the vault and answers with an
+//! error if it could not, and both are done again until a round finds nothing to do (`Rounds`); then the kernel unmounts,
+//! then the daemon's end is waited for, and what it wrote last into the vault's lock file is read.
 //! Called by: a person, systemd. On failure: what is still mounted stays so, except a mount whose daemon is dead.
 
 use super::exit::{Exit, Failure};
 use super::mounts;
 use super::print::{self, Progress};
 use super::status;
+use crate::base::world::{RealWorld, World};
 use crate::vault::LOCK;
 use std::ffi::CString;
 use std::fs::{File, OpenOptions};
@@ -24,6 +25,15 @@ use std::time::Duration;
 
 /// How often what is left is looked at.
 const GLANCE: Duration = Duration::from_millis(100);
+/// Between two rounds of which the first changed nothing, and yet something is under way.
+const PAUSE: Duration = Duration::from_millis(5);
+/// How long something may be under way with no progress at all.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// After this many rounds that each found something new, other programs are writing: whether they use the mount is for
+/// the kernel to say.
+const ROUNDS_MAX: u32 = 8;
+/// How long a mount may be busy: files of a program that has just ended are let go a little later.
+const BUSY: Duration = Duration::from_secs(2);
 
 /// Flush and unmount; returns once everything is at rest.
 #[derive(Debug, clap::Args)]
@@ -51,8 +61,7 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
     let vault = mount.as_ref().and_then(|m| m.vault());
     let pid = pid(&config).or_else(|| holder(vault?));
     let daemon = pid.and_then(Daemon::of);
-    flush(&path, &storage)?;
-    unmount(&path, false)?;
+    flush_and_unmount(&path, &storage)?;
     wait_for_end(daemon, vault)?;
     let last_word = vault.and_then(|v| std::fs::read_to_string(v.join(LOCK)).ok());
     judge_end(&path, last_word.as_deref(), pid)?;
@@ -61,22 +70,50 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
 
 /// A mount whose daemon has died: nothing can be flushed any more, so it is only taken away, and said.
 fn bury(path: &Path) -> Result<Exit, Failure> {
-    unmount(path, true)?;
     let at = path.display();
+    if !unmount(path, true)? {
+        return Err(Failure::new(
+            Exit::Busy,
+            format!("{at}: its daemon has died, and something still uses it (EBUSY)"),
+        ));
+    }
     let lost = "what was not yet flushed is lost, the vault recovers at its next mount";
     Err(Failure::new(Exit::FlushFailed, format!("{at}: its daemon had died; unmounted, but {lost}")))
 }
 
-fn flush(path: &Path, storage: &Path) -> Result<(), Failure> {
+/// Unmounts what is at rest. Busy may be for a moment only, and whoever held it may have left pages behind: so each new
+/// attempt is preceded by a new flush.
+fn flush_and_unmount(path: &Path, storage: &Path) -> Result<(), Failure> {
+    let world = RealWorld::default();
+    let mut busy_since = None;
+    // Counted from here, so that what is refused between two attempts is not taken for an earlier write.
+    let refused_before = Look::at(&storage.join("stats.json")).refused;
+    let mut pause = PAUSE;
+    loop {
+        flush(path, storage, refused_before)?;
+        if unmount(path, false)? {
+            return Ok(());
+        }
+        let since = *busy_since.get_or_insert_with(|| world.elapsed());
+        if world.elapsed().saturating_sub(since) >= BUSY {
+            let known = "what was written before is flushed; it stays mounted";
+            let at = path.display();
+            return Err(Failure::new(Exit::Busy, format!("{at}: something still uses it (EBUSY); {known}")));
+        }
+        thread::sleep(pause);
+        pause = (pause * 2).min(GLANCE * 2);
+    }
+}
+
+fn flush(path: &Path, storage: &Path, refused_before: Option<u64>) -> Result<(), Failure> {
     let failed = |what: &str, e: &io::Error| {
         Failure::new(Exit::FlushFailed, format!("{}: {what}: {e}; it stays mounted", path.display()))
     };
     let (tell, told) = mpsc::channel();
-    let (top, control, stats) = (path.to_owned(), storage.join("control"), storage.join("stats.json"));
+    let (top, below) = (path.to_owned(), storage.to_owned());
     let work = move || {
-        let result = push_all_pages(&top, &stats).map_err(|e| ("writing back the kernel's pages", e));
         // Nobody listens any more only if the command was ended.
-        let _ = tell.send(result.and_then(|()| ask(&control).map_err(|e| ("flushing", e))));
+        let _ = tell.send(bring_to_rest(&top, &below, refused_before));
     };
     thread::Builder::new().name("flush".to_owned()).spawn(work).map_err(|e| failed("no thread", &e))?;
     let progress = Progress::new("flushing");
@@ -97,31 +134,137 @@ fn flush(path: &Path, storage: &Path) -> Result<(), Failure> {
     }
 }
 
-/// Writes back what the kernel still holds. The kernel also keeps an earlier error (a file that did not fit, deleted long
-/// ago) for whoever syncs next, once; the writer was told of it at fsync or close, and its pages are gone: that one is
-/// passed on as a warning. An error of a page that was dirty until now has been told to nobody else, and is ours.
-fn push_all_pages(path: &Path, stats: &Path) -> io::Result<()> {
-    let refused_before = refused_writes(stats);
-    let Err(e) = push_pages(path) else { return Ok(()) };
-    if refused_before.is_none() || refused_writes(stats) != refused_before {
+/// Pushes and flushes until there is nothing left to push. One `syncfs` is not enough: on Linux 6.18 it hands FUSE's
+/// dirty pages to the daemon's queue and returns, and what became of them is told by a later one. The order to `control`
+/// goes through the same queue, behind them; when it is answered, the daemon has all of them in its hands or done.
+fn bring_to_rest(path: &Path, storage: &Path, refused_before: Option<u64>) -> Result<(), (&'static str, io::Error)> {
+    let pushing = |e| ("writing back the kernel's pages", e);
+    let (control, stats) = (storage.join("control"), storage.join("stats.json"));
+    // Opened once: the kernel tells each descriptor of each error since it was opened, and of earlier ones nobody saw.
+    let top = File::open(path).map_err(pushing)?;
+    let world = RealWorld::default();
+    let mut rounds = Rounds::new(Look::at(&stats), world.elapsed());
+    loop {
+        if let Err(e) = push_pages(&top) {
+            judge_push(path, e, refused_before, Look::at(&stats).refused).map_err(pushing)?;
+            rounds.go_on();
+        }
+        ask(&control).map_err(|e| ("flushing", e))?;
+        match rounds.after(Look::at(&stats), world.elapsed()) {
+            Next::Round => {}
+            Next::Wait => thread::sleep(PAUSE),
+            Next::Done => return Ok(()),
+            Next::GiveUp { still } => return Err(("flushing", no_progress(still))),
+        }
+    }
+}
+
+fn no_progress(still: Look) -> io::Error {
+    let (writes, bytes) = (still.under_way.unwrap_or(0), still.pending_bytes.unwrap_or(0));
+    let seconds = PATIENCE.as_secs();
+    io::Error::other(format!(
+        "no progress for {seconds} s, with {writes} writes under way and {bytes} bytes not yet safe"
+    ))
+}
+
+/// An error of `syncfs`. The kernel also keeps an earlier one (a file that did not fit, deleted long ago) for whoever syncs
+/// next, once; the writer was told of it at fsync or close, and its pages are gone: that one is passed on as a warning. An
+/// error of a page that was dirty until now has been told to nobody else, and is ours.
+fn judge_push(path: &Path, e: io::Error, refused_before: Option<u64>, refused: Option<u64>) -> io::Result<()> {
+    if refused_before.is_none() || refused != refused_before {
         return Err(e);
     }
-    push_pages(path)?;
     let what = "an earlier write failed and is not in the vault (fsync or close said so to its program)";
     print::complain(&format!("warning: {}: {what}: {e}", path.display()));
     Ok(())
 }
 
-/// How many of the kernel's writes were answered with an error so far.
-fn refused_writes(stats: &Path) -> Option<u64> {
-    let stats: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(stats).ok()?).ok()?;
-    stats["operations"]["write"]["failures"].as_u64()
+/// What the daemon says of writing; `None` is what it does not say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Look {
+    /// Bytes taken from writers so far; orders to `control` do not count.
+    written_bytes: Option<u64>,
+    /// Writes answered with an error so far.
+    refused: Option<u64>,
+    /// Writes it has in its hands.
+    under_way: Option<u64>,
+    /// Bytes taken and not yet safe.
+    pending_bytes: Option<u64>,
 }
 
-fn push_pages(path: &Path) -> io::Result<()> {
-    let dir = File::open(path)?;
+impl Look {
+    fn at(stats: &Path) -> Look {
+        let text = std::fs::read_to_string(stats).unwrap_or_default();
+        let stats: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+        let write = &stats["operations"]["write"];
+        Look {
+            written_bytes: stats["counters"]["written_bytes"].as_u64(),
+            refused: write["failures"].as_u64(),
+            under_way: write["under_way"].as_u64(),
+            pending_bytes: stats["gauges"]["pending_bytes"].as_u64(),
+        }
+    }
+
+    fn is_at_rest(&self) -> bool {
+        self.under_way.unwrap_or(0) == 0 && self.pending_bytes.unwrap_or(0) == 0
+    }
+}
+
+/// Counts rounds of push and flush. Done when one that was not the first changed nothing and left nothing under way: the
+/// first may have returned before its pages were even begun with, the second would have met them.
+struct Rounds {
+    last: Look,
+    progress_at: Duration,
+    count: u32,
+    with_news: u32,
+    go_on: bool,
+}
+
+/// What follows a round.
+#[derive(Debug, PartialEq, Eq)]
+enum Next {
+    /// Another one, at once.
+    Round,
+    /// Another one, in a moment.
+    Wait,
+    /// Everything that was written before the first round is at rest.
+    Done,
+    /// Something does not move.
+    GiveUp { still: Look },
+}
+
+impl Rounds {
+    fn new(before: Look, now: Duration) -> Rounds {
+        Rounds { last: before, progress_at: now, count: 0, with_news: 0, go_on: false }
+    }
+
+    /// This round is not the last, whatever it leaves.
+    fn go_on(&mut self) {
+        self.go_on = true;
+    }
+
+    fn after(&mut self, look: Look, now: Duration) -> Next {
+        let told = std::mem::take(&mut self.go_on);
+        let news = told || look != self.last;
+        self.last = look;
+        self.count += 1;
+        if news {
+            self.progress_at = now;
+            self.with_news += 1;
+            return if self.with_news < ROUNDS_MAX { Next::Round } else { Next::Done };
+        }
+        match look.is_at_rest() {
+            true if self.count > 1 => Next::Done,
+            true => Next::Round,
+            false if now.saturating_sub(self.progress_at) >= PATIENCE => Next::GiveUp { still: look },
+            false => Next::Wait,
+        }
+    }
+}
+
+fn push_pages(top: &File) -> io::Result<()> {
     // SAFETY: the descriptor is ours.
-    if unsafe { libc::syncfs(dir.as_raw_fd()) } < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if unsafe { libc::syncfs(top.as_raw_fd()) } < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 fn ask(control: &Path) -> io::Result<()> {
@@ -141,22 +284,16 @@ fn pending_bytes(storage: &Path) -> Option<u64> {
     std::fs::read_to_string(storage.join("pending")).ok()?.trim().parse().ok()
 }
 
-fn unmount(path: &Path, detach: bool) -> Result<(), Failure> {
-    let busy = || {
-        let at = path.display();
-        Failure::new(
-            Exit::Busy,
-            format!("{at}: something still uses it (EBUSY); all data is flushed, it stays mounted"),
-        )
-    };
+/// False while something uses it (EBUSY).
+fn unmount(path: &Path, detach: bool) -> Result<bool, Failure> {
     let name = CString::new(path.as_os_str().as_bytes()).map_err(|e| Failure::io(path, &e.into()))?;
     let flags = libc::UMOUNT_NOFOLLOW | if detach { libc::MNT_DETACH } else { 0 };
     // SAFETY: a terminated string.
     if unsafe { libc::umount2(name.as_ptr(), flags) } == 0 {
-        return Ok(());
+        return Ok(true);
     }
     match io::Error::last_os_error() {
-        e if e.raw_os_error() == Some(libc::EBUSY) => return Err(busy()),
+        e if e.raw_os_error() == Some(libc::EBUSY) => return Ok(false),
         e if e.raw_os_error() == Some(libc::EPERM) => {}
         e => return Err(Failure::new(Exit::Fuse, format!("{}: {e}", path.display()))),
     }
@@ -165,8 +302,8 @@ fn unmount(path: &Path, detach: bool) -> Result<(), Failure> {
     let output = helper.output().map_err(|e| Failure::new(Exit::Fuse, format!("fusermount3: {e}")))?;
     let said = String::from_utf8_lossy(&output.stderr);
     match output.status.success() {
-        true => Ok(()),
-        false if said.contains("busy") => Err(busy()),
+        true => Ok(true),
+        false if said.contains("busy") => Ok(false),
         false => Err(Failure::new(Exit::Fuse, said.trim().to_owned())),
     }
 }
@@ -248,6 +385,58 @@ mod tests {
         }
         for config in ["", "pids 42", "pid x", "pid"] {
             assert_eq!(pid(config), None, "{config}");
+        }
+    }
+
+    const CLEAN: Look = Look { written_bytes: Some(7), refused: Some(0), under_way: Some(0), pending_bytes: Some(0) };
+
+    #[test]
+    fn a_clean_mount_takes_two_rounds_and_no_pause() {
+        for look in [CLEAN, Look::default()] {
+            let mut rounds = Rounds::new(look, Duration::ZERO);
+            assert_eq!(rounds.after(look, Duration::ZERO), Next::Round);
+            assert_eq!(rounds.after(look, Duration::ZERO), Next::Done);
+        }
+    }
+
+    #[test]
+    fn rounds_go_on_until_one_changes_nothing_and_leaves_nothing() {
+        let under_way = Look { under_way: Some(3), ..CLEAN };
+        let came_in = Look { written_bytes: Some(9), pending_bytes: Some(2), ..CLEAN };
+        let at_rest = Look { pending_bytes: Some(0), ..came_in };
+        let mut rounds = Rounds::new(CLEAN, Duration::ZERO);
+        for (look, next) in [
+            (under_way, Next::Round),
+            (under_way, Next::Wait),
+            (came_in, Next::Round),
+            (came_in, Next::Wait),
+            (at_rest, Next::Round),
+        ] {
+            assert_eq!(rounds.after(look, Duration::ZERO), next, "{look:?}");
+        }
+        rounds.go_on();
+        assert_eq!(rounds.after(at_rest, Duration::ZERO), Next::Round, "an error was told in this round");
+        assert_eq!(rounds.after(at_rest, Duration::ZERO), Next::Done);
+    }
+
+    #[test]
+    fn rounds_end_though_something_stands_still_or_never_ends() {
+        let stuck = Look { under_way: Some(1), ..CLEAN };
+        let mut rounds = Rounds::new(stuck, Duration::ZERO);
+        assert_eq!(rounds.after(stuck, PATIENCE - PAUSE), Next::Wait);
+        assert_eq!(rounds.after(stuck, PATIENCE), Next::GiveUp { still: stuck });
+        let mut rounds = Rounds::new(CLEAN, Duration::ZERO);
+        let busy = |n| Look { written_bytes: Some(n), ..stuck };
+        let count = (8..).take_while(|&n| rounds.after(busy(n), Duration::ZERO) != Next::Done).count();
+        assert_eq!(count + 1, ROUNDS_MAX as usize);
+    }
+
+    #[test]
+    fn an_error_of_writing_back_is_ours_if_writes_were_refused_meanwhile() {
+        let judge = |before, after| judge_push(Path::new("/m"), io::Error::other("full"), before, after);
+        assert!(judge(Some(3), Some(3)).is_ok(), "an earlier one is a warning");
+        for (before, after) in [(Some(3), Some(4)), (None, Some(3)), (Some(3), None), (None, None)] {
+            assert!(judge(before, after).is_err(), "{before:?} {after:?}");
         }
     }
 

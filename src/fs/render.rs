@@ -178,6 +178,7 @@ impl FileSystem {
                 let stat = self.ops.of(kind);
                 let mut value = histogram_json(&stat.latency.snapshot());
                 value["failures"] = stat.failures.get().into();
+                value["under_way"] = stat.under_way().into();
                 (kind.name().to_owned(), value)
             })
             .collect();

@@ -1,4 +1,4 @@
-//! How often each operation was asked for, how long it took, how often it failed.
+//! How often each operation was asked for, how long it took, how often it failed, how many are under way.
 //!
 //! Promise: recording costs a few atomic additions. Called by: `fuse` at each request; `fs::storage` when read.
 //! Cannot fail.
@@ -36,10 +36,22 @@ kinds! {
 /// The numbers of one kind of operation.
 #[derive(Debug, Default)]
 pub struct OpStat {
+    /// How many were begun.
+    pub begun: Counter,
     /// How long each took.
     pub latency: Histogram,
     /// How many ended in an error.
     pub failures: Counter,
+}
+
+impl OpStat {
+    /// How many are at work; one that begins or ends meanwhile may count, one that was at work all the time does.
+    #[must_use]
+    pub fn under_way(&self) -> u64 {
+        // What ended is read first: what ends in between is then still counted.
+        let ended = self.latency.snapshot().count();
+        self.begun.get().saturating_sub(ended)
+    }
 }
 
 /// The numbers of all kinds.
@@ -58,7 +70,11 @@ impl OpStats {
     pub fn of(&self, kind: OpKind) -> &OpStat {
         &self.0[kind as usize]
     }
-    /// Counts one operation.
+    /// Counts one operation that begins; `record` follows when it has ended.
+    pub fn begin(&self, kind: OpKind) {
+        self.of(kind).begun.add(1);
+    }
+    /// Counts one operation that has ended.
     pub fn record(&self, kind: OpKind, took: Duration, failed: bool) {
         let stat = self.of(kind);
         stat.latency.record(took);

@@ -132,6 +132,7 @@ impl Requests {
     ) -> Answer<T> {
         let world = self.fs.vault().world();
         let start = world.elapsed();
+        self.fs.ops().begin(kind);
         let ino = Ino(ino.0);
         let result = catch_unwind(AssertUnwindSafe(|| call(&self.fs, ino))).unwrap_or_else(|_| {
             log::error!("{} on inode {ino} panicked", kind.name());
@@ -152,6 +153,7 @@ impl Requests {
     fn sync(&self, kind: OpKind, ino: INodeNo, reply: ReplyEmpty) {
         let fs = self.fs.clone();
         let start = fs.vault().world().elapsed();
+        fs.ops().begin(kind);
         let started = catch_unwind(AssertUnwindSafe(|| {
             self.fs.sync(Box::new(move |result| {
                 fs.ops().record(kind, fs.vault().world().elapsed().saturating_sub(start), result.is_err());
