@@ -165,7 +165,8 @@ impl FileSystem {
 
     /// Notes that content was read, as `relatime` does.
     pub(super) fn touch_atime(&self, node: &Node) {
-        if !self.options.atime || self.options.read_only {
+        // A vault that has failed takes in nothing that it could never store.
+        if !self.options.atime || self.options.read_only || self.vault.admit(0).is_err() {
             return;
         }
         let now = self.now();
