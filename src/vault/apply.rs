@@ -107,24 +107,7 @@ impl Applier<'_> {
         if let Some((k, v)) = self.index.scan_last_before(&prefix, &key::extent(ino, from))? {
             hit.push((key::tail_u64(key::split(&k)?.2)?, Extent::decode(&v)?));
         }
-        let mut next = key::extent(ino, from);
-        let mut limit = SCAN_FIRST;
-        'scan: loop {
-            let found = self.index.scan(&prefix, &next, limit)?;
-            let full = found.len() == limit;
-            limit = SCAN_MOST;
-            for (k, v) in found {
-                let at = key::tail_u64(key::split(&k)?.2)?;
-                if at >= to {
-                    break 'scan;
-                }
-                next = [&k[..], &[0]].concat();
-                hit.push((at, Extent::decode(&v)?));
-            }
-            if !full {
-                break;
-            }
-        }
+        hit.append(&mut self.extents_between(ino, from, to)?);
         let mut runs: Vec<(u64, Run, u64)> = Vec::new();
         for (at, extent) in hit {
             let end = at + u64::from(extent.len_bytes);
@@ -198,30 +181,31 @@ impl Applier<'_> {
     }
 
     fn extents_of_run(&self, ino: Ino, start: u64, run: &Run) -> Result<Vec<(u64, Extent)>, VaultFault> {
+        let mut all = self.extents_between(ino, start, start + u64::from(run.plain_len_bytes))?;
+        all.retain(|(_, extent)| same_run(&extent.run, run));
+        Ok(all)
+    }
+
+    /// The extents of a file that begin in `[from, to)`, in order.
+    fn extents_between(&self, ino: Ino, from: u64, to: u64) -> Result<Vec<(u64, Extent)>, VaultFault> {
         let mut all = Vec::new();
-        let end = start + u64::from(run.plain_len_bytes);
-        let mut next = key::extent(ino, start);
-        let mut limit = SCAN_FIRST;
-        'scan: loop {
+        let (mut next, mut limit) = (key::extent(ino, from), SCAN_FIRST);
+        loop {
             let found = self.index.scan(&key::prefix(key::EXTENT, ino.0), &next, limit)?;
             let full = found.len() == limit;
             limit = SCAN_MOST;
             for (k, v) in found {
                 let at = key::tail_u64(key::split(&k)?.2)?;
-                if at >= end {
-                    break 'scan;
+                if at >= to {
+                    return Ok(all);
                 }
                 next = [&k[..], &[0]].concat();
-                let extent = Extent::decode(&v)?;
-                if same_run(&extent.run, run) {
-                    all.push((at, extent));
-                }
+                all.push((at, Extent::decode(&v)?));
             }
             if !full {
-                break;
+                return Ok(all);
             }
         }
-        Ok(all)
     }
 
     fn finish(self) -> Result<i64, VaultFault> {
