@@ -341,12 +341,11 @@ impl Log {
         let replay_from = w.segment.context.id;
         self.written.push((Arc::clone(&w.segment), None));
         let flush = Flush::of(std::mem::take(&mut self.written));
+        let flushed = Arc::clone(&flush.outcome);
         if urgent {
             flush.run(&s);
-            flush.outcome.wait().map_err(VaultFault::Failed)?;
-        }
-        let flushed = Arc::clone(&flush.outcome);
-        if !urgent {
+            flushed.wait().map_err(VaultFault::Failed)?;
+        } else {
             // No one waits for it: the log goes on writing meanwhile. The flusher outlives the log; see `Vault::close`.
             let _ = self.flusher.send(flush);
         }
