@@ -17,6 +17,7 @@ mod header_file;
 mod log;
 mod op;
 mod open;
+mod pin;
 mod read;
 mod recover;
 mod root;
@@ -33,12 +34,13 @@ pub use fault::{OpenFault, VaultFault};
 pub use header_file::{HEADER, HEADER_COPY, HeaderTexts};
 pub use op::{Op, Reservation};
 pub use open::{LOCK, Locked, lock, open};
+pub use pin::PinStore;
 pub use shared::SyncReply;
 pub use stats::{Line, Stats};
 
 use crate::backing::{Cache, Open};
 use crate::base::choice::{Compression, SuiteId, Verify};
-use crate::base::id::{Ino, SegmentId};
+use crate::base::id::{Generation, Ino, SegmentId};
 use crate::base::limits::{BUDGET_BYTES_DEFAULT, FLUSH_INTERVAL, RESERVE_BYTES};
 use crate::base::lock::{Held, Shared as _};
 use crate::base::world::World;
@@ -93,6 +95,10 @@ pub struct OpenOptions {
     pub read_only: bool,
     /// Where both roots are lost, make one from the log: for whoever was asked to mend.
     pub rebuild_roots: bool,
+    /// Where it is remembered, outside the vault, how far it had come.
+    pub pins: Vec<PinStore>,
+    /// Open the vault although it is behind a pin, if this is its generation.
+    pub accept_rollback: Option<Generation>,
 }
 
 impl Default for OpenOptions {
@@ -105,6 +111,8 @@ impl Default for OpenOptions {
             workers: std::thread::available_parallelism().map_or(2, usize::from),
             read_only: false,
             rebuild_roots: false,
+            pins: Vec::new(),
+            accept_rollback: None,
         }
     }
 }
@@ -262,6 +270,7 @@ impl Vault {
             ("workers", self.workers.to_string()),
             ("budget_bytes", s.shares.budget_bytes.to_string()),
             ("read_only", s.read_only.to_string()),
+            ("pins", s.pins.shown()),
         ]
     }
 

@@ -5,6 +5,7 @@
 //! On failure: an `OpenFault` that says in a sentence why not; nothing was changed that would matter.
 
 use super::log::Log;
+use super::pin::Pins;
 use super::recover::{From, Recovered, recover};
 use super::sealer::{self, Cursor};
 use super::segments::Segments;
@@ -91,25 +92,40 @@ fn bring_up(
     world: Arc<dyn World>,
 ) -> Result<Arc<Vault>, OpenFault> {
     let vault = header.vault;
-    let mut root = match root::read(&*backing, &master, vault)? {
+    let pins = Pins::read(options, &master, vault);
+    let held = root::read(&*backing, &master, vault)?;
+    let anew = held.is_none();
+    let mut root = match held {
         Some(root) => root,
-        None if options.rebuild_roots => root::rebuild(&*backing, &master, header.suite, vault, Generation(0))?,
+        None if options.rebuild_roots => root::rebuild(&*backing, &master, header.suite, vault)?,
         None => return Err(OpenFault::RootsLost),
     };
+    if !anew {
+        pins.judge(&root)?;
+    }
+    pins.raise(&mut root);
     let shares = Shares::of(options.budget_bytes.max(BUDGET_BYTES_MIN));
     let (index, from) = open_index(&backing, &master, &header, &mut root, &world, shares.index_cache_bytes)?;
     let found = recover(&backing, &master, header.suite, vault, &index, &from)?;
+    if anew {
+        pins.judge_log(found.position.seq)?;
+    }
     // The lease, before anything is written under it.
     root.epoch = Epoch(root.epoch.0.max(found.newest_epoch.0) + 1);
     root.generation = Generation(root.generation.0 + 1);
     let was_clean = root.clean;
     root.clean = false;
     root::write(&*backing, &root, &master, vault, &*world)?;
+    pins.remember(&root);
     for id in &found.empty_segments {
         backing.remove(&path(*id))?;
     }
     let allocated = apply::read_u64(&index, &key::total("bytes")).map_err(|e| OpenFault::Damaged(e.to_string()))?;
-    start(Parts { backing, world, header, master, root, index, shares, found, allocated, was_clean }, options, lock)
+    start(
+        Parts { backing, world, header, master, root, pins, index, shares, found, allocated, was_clean },
+        options,
+        lock,
+    )
 }
 
 struct Parts {
@@ -118,6 +134,7 @@ struct Parts {
     header: Header,
     master: MasterKey,
     root: Root,
+    pins: Pins,
     index: Index,
     shares: Shares,
     found: Recovered,
@@ -193,7 +210,7 @@ fn covered(index: &Index, root: &Root) -> Result<Option<From>, String> {
 }
 
 fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sync>) -> Result<Arc<Vault>, OpenFault> {
-    let Parts { backing, world, header, master, root, index, shares, found, allocated, was_clean } = parts;
+    let Parts { backing, world, header, master, root, pins, index, shares, found, allocated, was_clean } = parts;
     let (suite, vault, epoch) = (header.suite, header.vault, root.epoch);
     let fresh = {
         let (master, world) = (master.clone(), Arc::clone(&world));
@@ -264,6 +281,7 @@ fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sync>) -> Res
         log_since_checkpoint: 0.into(),
         dead: Mutex::new(found.dead.clone()),
         root: Mutex::new(root),
+        pins,
         space: Mutex::new(None),
         failed: OnceLock::new(),
     });
