@@ -11,6 +11,8 @@ use crate::base::id::{Epoch, Generation, SegmentId};
 pub const ROOT_BYTES: usize = 4096;
 /// First bytes of a root file.
 pub const MAGIC: [u8; 4] = *b"SRR1";
+/// The root's own version; it is not the vault's.
+pub const ROOT_VERSION: u16 = 1;
 
 /// The plaintext of a root.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

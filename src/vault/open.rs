@@ -11,18 +11,18 @@ use super::segments::Segments;
 use super::shared::{Progress, Shared, Shares};
 use super::window::Windows;
 use super::{HEADER, OpenFault, OpenOptions, Vault, apply, cache, checkpoint, flusher, root, stats, verifier};
-use crate::backing::{Backing, read_file};
+use crate::backing::{Backing, read_file, replace_file};
 use crate::base::id::{Epoch, Generation, SegmentId};
 use crate::base::limits::{BUDGET_BYTES_MIN, CHUNK_BYTES};
 use crate::base::lock::Held;
 use crate::base::world::World;
 use crate::buffer::{Budget, Pool};
-use crate::format::key;
+use crate::format::{FORMAT_VERSION, key};
 use crate::format::record::Counters;
 use crate::format::root::Root;
 use crate::format::segment::{Covered, LogPosition};
 use crate::index::{Index, IndexFault, RedbTable};
-use crate::seal::{Header, MasterKey, Unlock, open_header};
+use crate::seal::{Header, MasterKey, Unlock, open_header, write_header};
 use crate::segment::{SegmentContext, path};
 use std::collections::HashMap;
 use std::io;
@@ -89,7 +89,7 @@ impl Locked {
 fn bring_up(
     backing: Arc<dyn Backing>,
     lock: Box<dyn Send + Sync>,
-    header: Header,
+    mut header: Header,
     master: MasterKey,
     options: &OpenOptions,
     world: Arc<dyn World>,
@@ -101,6 +101,7 @@ fn bring_up(
     let shares = Shares::of(options.budget_bytes.max(BUDGET_BYTES_MIN));
     let (index, from) = open_index(&backing, &master, &header, &mut root, &world, shares.index_cache_bytes)?;
     let found = recover(&backing, &master, header.suite, vault, &index, &from)?;
+    upgrade(&*backing, &mut header, &master)?;
     // The lease, before anything is written under it.
     root.epoch = Epoch(root.epoch.0.max(found.newest_epoch.0) + 1);
     root.generation = Generation(root.generation.0 + 1);
@@ -112,6 +113,18 @@ fn bring_up(
     }
     let allocated = apply::read_u64(&index, &key::total("bytes")).map_err(|e| OpenFault::Damaged(e.to_string()))?;
     start(Parts { backing, world, header, master, root, index, shares, found, allocated, was_clean }, options, lock)
+}
+
+/// Makes a vault of an older format one of ours, before anything is written that an older strongroom would misread: it
+/// refuses the whole vault then, in one sentence.
+fn upgrade(backing: &dyn Backing, header: &mut Header, master: &MasterKey) -> Result<(), OpenFault> {
+    if header.format == FORMAT_VERSION {
+        return Ok(());
+    }
+    log::info!("the vault is of format {}: it becomes one of format {FORMAT_VERSION}", header.format);
+    header.format = FORMAT_VERSION;
+    let text = write_header(header, master)?;
+    Ok(replace_file(backing, "", HEADER, &text)?)
 }
 
 struct Parts {

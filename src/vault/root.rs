@@ -6,8 +6,7 @@
 use crate::backing::{Backing, Cache, Open};
 use crate::base::id::VaultId;
 use crate::base::world::World;
-use crate::format::FORMAT_VERSION;
-use crate::format::root::{MAGIC, PLAIN_BYTES, ROOT_BYTES, Root};
+use crate::format::root::{MAGIC, PLAIN_BYTES, ROOT_BYTES, ROOT_VERSION, Root};
 use crate::seal::MasterKey;
 use std::io;
 
@@ -22,7 +21,7 @@ pub const NAMES: [&str; 2] = ["root.a", "root.b"];
 fn seal(root: &Root, master: &MasterKey, vault: VaultId, world: &dyn World) -> Vec<u8> {
     let mut b = vec![0; ROOT_BYTES];
     b[..4].copy_from_slice(&MAGIC);
-    b[4..6].copy_from_slice(&FORMAT_VERSION.to_le_bytes());
+    b[4..6].copy_from_slice(&ROOT_VERSION.to_le_bytes());
     let mut nonce = [0; 24];
     world.fill(&mut nonce);
     b[NONCE].copy_from_slice(&nonce);
@@ -35,7 +34,7 @@ fn seal(root: &Root, master: &MasterKey, vault: VaultId, world: &dyn World) -> V
 }
 
 fn open(b: &[u8], master: &MasterKey, vault: VaultId) -> Option<Root> {
-    if b.len() != ROOT_BYTES || b[..4] != MAGIC || b[4..6] != FORMAT_VERSION.to_le_bytes() {
+    if b.len() != ROOT_BYTES || b[..4] != MAGIC || b[4..6] != ROOT_VERSION.to_le_bytes() {
         return None;
     }
     let mut plain = b[SEALED].to_vec();
