@@ -110,7 +110,11 @@ fn the_worked_sizes_are_those_of_a_real_vault() {
         let all = groups(&disk, SegmentId(1));
         for g in &all {
             let table = 4 * (g.padded / 4096) as u32;
-            assert_eq!(g.len, 64 + sealed(g) + g.directory + table, "header, frames, directory, four bytes for each block");
+            assert_eq!(
+                g.len,
+                64 + sealed(g) + g.directory + table,
+                "header, frames, directory, four bytes for each block"
+            );
             assert_eq!(g.padded, u64::from(g.len).next_multiple_of(4096));
         }
         let [start, make, text, _, append, append_again, _, film] = &all[..] else { panic!("{all:?}") };

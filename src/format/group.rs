@@ -94,7 +94,8 @@ impl Header {
             return malformed("group header checksum");
         }
         let (len, directory) = (header.len_bytes as usize, header.directory_len_bytes as usize);
-        if len > GROUP_BYTES_MAX || directory <= TAG_BYTES || len < HEADER_BYTES + directory + header.table_len_bytes() {
+        if len > GROUP_BYTES_MAX || directory <= TAG_BYTES || len < HEADER_BYTES + directory + header.table_len_bytes()
+        {
             return malformed("group length");
         }
         Ok(header)

@@ -4,8 +4,8 @@
 //! trusted before `seal` has checked its authentication code over `Header::canonical`.
 //! Called by: `seal`. On failure: a `HeaderText` fault with one sentence for a person.
 
-use super::{FORMAT_VERSION, FORMAT_VERSION_OLDEST};
 use super::wire::Write;
+use super::{FORMAT_VERSION, FORMAT_VERSION_OLDEST};
 use crate::base::choice::{Compression, SuiteId};
 use crate::base::id::VaultId;
 use serde::{Deserialize, Serialize};

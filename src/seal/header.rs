@@ -261,7 +261,11 @@ wrapped = "e248bfb61634256b10bf1674a535822bcda37ac1de3fd18d646a535985b9cd5384380
         for ((unlock, golden), old_mac) in both.into_iter().zip(FORMAT_1_MACS) {
             let at = golden.find("mac = \"").unwrap() + 7;
             let claimed = edited(golden.as_bytes(), "format = 2", "format = 1");
-            assert_eq!(open_header(&claimed, &unlock).unwrap_err(), HeaderFault::Tampered, "the format is authenticated");
+            assert_eq!(
+                open_header(&claimed, &unlock).unwrap_err(),
+                HeaderFault::Tampered,
+                "the format is authenticated"
+            );
             let old = edited(&claimed, &golden[at..at + 64], old_mac);
             let (mut header, master) = open_header(&old, &unlock).unwrap();
             assert_eq!(header.format, 1);

@@ -90,9 +90,9 @@ impl Walk {
         let (id, suite, vault, known) = (self.id, self.suite, self.vault, &mut self.context);
         let mut entries = Vec::new();
         let shape = self.shapes.next(|header, group| {
-            let context = known.clone().unwrap_or_else(|| {
-                Arc::new(SegmentContext::new(master, suite, vault, header.epoch, id, header.salt))
-            });
+            let context = known
+                .clone()
+                .unwrap_or_else(|| Arc::new(SegmentContext::new(master, suite, vault, header.epoch, id, header.salt)));
             let Some(found) = open_directory(&context, header, group) else { return false };
             entries = found;
             *known = Some(context);
