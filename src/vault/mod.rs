@@ -89,6 +89,8 @@ pub struct OpenOptions {
     pub workers: usize,
     /// Refuse every change.
     pub read_only: bool,
+    /// Leave the index aside, and make another from the log; the old one is removed when that is done.
+    pub rebuild_index: bool,
 }
 
 impl Default for OpenOptions {
@@ -100,6 +102,7 @@ impl Default for OpenOptions {
             flush_interval: FLUSH_INTERVAL,
             workers: std::thread::available_parallelism().map_or(2, usize::from),
             read_only: false,
+            rebuild_index: false,
         }
     }
 }
@@ -174,6 +177,7 @@ pub struct Vault {
     lock: Mutex<Option<Box<dyn Send + Sync>>>,
     workers: usize,
     suite: SuiteId,
+    index_lost: Option<String>,
 }
 
 /// Epoch and salt of a segment: from the index, or from the segment that is being written.
@@ -258,6 +262,11 @@ impl Vault {
             ("budget_bytes", s.shares.budget_bytes.to_string()),
             ("read_only", s.read_only.to_string()),
         ]
+    }
+
+    /// Why the index had to be rebuilt from the log when the vault was opened, if it had to be.
+    pub fn index_lost(&self) -> Option<&str> {
+        self.index_lost.as_deref()
     }
 
     /// Value of a key as of now.
