@@ -10,7 +10,7 @@ mod shadow;
 
 pub use aligned::AlignedBuf;
 pub use dir::DirBacking;
-pub use memory::MemoryBacking;
+pub use memory::{Call, Cuts, Effect, Fate, Fault, Kind, MUTATING, MemoryBacking, SYNCS, Unsynced, mix};
 pub use shadow::ShadowBacking;
 
 use std::io;

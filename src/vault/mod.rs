@@ -91,6 +91,8 @@ pub struct OpenOptions {
     pub read_only: bool,
     /// Leave the index aside, and make another from the log; the old one is removed when that is done.
     pub rebuild_index: bool,
+    /// Where both roots are lost, make one from the log: for whoever was asked to mend.
+    pub rebuild_roots: bool,
 }
 
 impl Default for OpenOptions {
@@ -103,6 +105,7 @@ impl Default for OpenOptions {
             workers: std::thread::available_parallelism().map_or(2, usize::from),
             read_only: false,
             rebuild_index: false,
+            rebuild_roots: false,
         }
     }
 }
@@ -227,7 +230,7 @@ impl Vault {
     /// How full everything is.
     pub fn gauges(&self) -> Gauges {
         let s = &self.shared;
-        let root = *s.root.held();
+        let root = s.root.held().clone();
         Gauges {
             budget_bytes: s.shares.budget_bytes,
             dirty_bytes: s.dirty.used_bytes(),

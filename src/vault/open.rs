@@ -101,14 +101,21 @@ fn bring_up(
     world: Arc<dyn World>,
 ) -> Result<Arc<Vault>, OpenFault> {
     let vault = header.vault;
-    let Some(mut root) = root::read(&*backing, &master, vault)? else {
-        return Err(OpenFault::Damaged("neither root.a nor root.b holds".into()));
+    let mut root = match root::read(&*backing, &master, vault)? {
+        Some(root) => root,
+        None if options.rebuild_roots => root::rebuild(&*backing, &master, header.suite, vault, Generation(0))?,
+        None => return Err(OpenFault::RootsLost),
     };
     let shares = Shares::of(options.budget_bytes.max(BUDGET_BYTES_MIN));
     let old_index = root.index_file;
     let opened = open_index(&backing, &master, &header, &mut root, &world, shares.index_cache_bytes, options)?;
     let OpenedIndex { index, from, lost: index_lost } = opened;
-    let found = recover(&backing, &master, header.suite, vault, &index, &from)?;
+    let found = recover(&backing, &master, header.suite, vault, &index, &from).inspect_err(|_| {
+        // Nothing is in it, and it must not be taken for the newest by whoever has lost the roots.
+        if old_index != root.index_file {
+            let _ = backing.remove(&index_path(root.index_file));
+        }
+    })?;
     // The lease, before anything is written under it.
     root.epoch = Epoch(root.epoch.0.max(found.newest_epoch.0) + 1);
     root.generation = Generation(root.generation.0 + 1);
