@@ -33,7 +33,7 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<Exit, Failure> {
     let share = share(args)?;
     let path = args.vault.canonicalize().map_err(|e| could_not_look(args, &e.to_string()))?;
-    if !path.join(mounts::VAULT_FILE).is_file() {
+    if !mounts::is_vault(&path) {
         return Err(Failure::new(Exit::NotAVault, format!("{} is not a vault", path.display())));
     }
     let unlock = key::read(&args.key, false)?;
@@ -45,7 +45,7 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
         other => Failure::open(&path, &other),
     };
     let locked = vault::lock(backing).map_err(refused)?;
-    let unlock = derive::master_key(&path, locked.header(), unlock)?;
+    let unlock = derive::master_key(&path, locked.headers(), unlock)?;
     let progress = Progress::new("checking");
     let look = |done, total| progress.at(done, total);
     let looked = crate::check::check_locked(locked, &unlock, &world, share, &look);

@@ -13,6 +13,7 @@ mod checkpoint;
 mod create;
 mod fault;
 mod flusher;
+mod header_file;
 mod log;
 mod op;
 mod open;
@@ -27,8 +28,9 @@ mod verifier;
 mod window;
 
 pub use crate::buffer::FileBuffer;
-pub use create::{HEADER, create};
+pub use create::create;
 pub use fault::{OpenFault, VaultFault};
+pub use header_file::{HEADER, HEADER_COPY, HeaderTexts};
 pub use op::{Op, Reservation};
 pub use open::{LOCK, Locked, lock, open};
 pub use shared::SyncReply;

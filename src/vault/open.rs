@@ -10,7 +10,7 @@ use super::sealer::{self, Cursor};
 use super::segments::Segments;
 use super::shared::{Progress, Shared, Shares};
 use super::window::Windows;
-use super::{HEADER, OpenFault, OpenOptions, Vault, apply, cache, checkpoint, flusher, root, stats, verifier};
+use super::{HeaderTexts, OpenFault, OpenOptions, Vault, apply, cache, checkpoint, flusher, root, stats, verifier};
 use crate::backing::{Backing, ShadowBacking, read_file};
 use crate::base::id::{Epoch, Generation, SegmentId};
 use crate::base::limits::{BUDGET_BYTES_MIN, CHUNK_BYTES};
@@ -22,22 +22,20 @@ use crate::format::record::Counters;
 use crate::format::root::Root;
 use crate::format::segment::{Covered, LogPosition};
 use crate::index::{Index, IndexFault, RedbTable};
-use crate::seal::{Header, MasterKey, Unlock, open_header};
+use crate::seal::{Header, MasterKey, Unlock};
 use crate::segment::{SegmentContext, path};
 use std::collections::HashMap;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, RwLock};
 
-/// Largest header that is read.
-const HEADER_BYTES_MAX: usize = 64 << 10;
 /// Holds the lock of an open vault.
 pub const LOCK: &str = "lock";
 
 /// A vault that nobody else can open while this lives, and that has not been unlocked yet.
 pub struct Locked {
     backing: Arc<dyn Backing>,
-    header: Vec<u8>,
+    headers: HeaderTexts,
     lock: Box<dyn Send + Sync>,
 }
 
@@ -53,10 +51,7 @@ pub fn open(
 
 /// Takes a vault's lock: the first half of `open`, for whoever derives the key between the two.
 pub fn lock(backing: Arc<dyn Backing>) -> Result<Locked, OpenFault> {
-    let header = match read_file(&*backing, HEADER, HEADER_BYTES_MAX) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(OpenFault::NotAVault),
-        other => other?,
-    };
+    let headers = HeaderTexts::read(&*backing)?.ok_or(OpenFault::NotAVault)?;
     let lock = match backing.lock(LOCK) {
         Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
             let holder = read_file(&*backing, LOCK, 64).unwrap_or_default();
@@ -64,13 +59,13 @@ pub fn lock(backing: Arc<dyn Backing>) -> Result<Locked, OpenFault> {
         }
         other => other?,
     };
-    Ok(Locked { backing, header, lock })
+    Ok(Locked { backing, headers, lock })
 }
 
 impl Locked {
-    /// The text of the header.
-    pub fn header(&self) -> &[u8] {
-        &self.header
+    /// The texts of the header and its copy.
+    pub fn headers(&self) -> &HeaderTexts {
+        &self.headers
     }
 
     /// Where the vault lies.
@@ -86,8 +81,9 @@ impl Locked {
 
     /// Opens it for use.
     pub fn open(self, unlock: &Unlock, options: &OpenOptions, world: Arc<dyn World>) -> Result<Arc<Vault>, OpenFault> {
-        let (header, master) = open_header(&self.header, unlock)?;
-        bring_up(self.backing, self.lock, header, master, options, world)
+        let opened = self.headers.open(unlock)?;
+        self.headers.mend(&*self.backing, &opened);
+        bring_up(self.backing, self.lock, opened.header, opened.master, options, world)
     }
 }
 
