@@ -120,11 +120,6 @@ pub fn open_header(text: &[u8], unlock: &Unlock) -> Result<(Header, MasterKey), 
     }
 }
 
-/// The master key alone, for `Unlock::Master`: where the header is opened need not be where the key is derived.
-pub fn unlock(text: &[u8], unlock: &Unlock) -> Result<MasterKey, HeaderFault> {
-    open_header(text, unlock).map(|(_, master)| master)
-}
-
 /// Reads a `vault.toml` without a key. Nothing in it is authenticated: for showing only.
 pub fn read_header(text: &[u8]) -> Result<Header, HeaderFault> {
     let (header, _) = Header::parse(text)?;
@@ -411,7 +406,8 @@ wrapped = "e248bfb61634256b10bf1674a535822bcda37ac1de3fd18d646a535985b9cd5384380
     fn a_master_key_from_elsewhere_opens_its_own_header_only() {
         let (world, new) = (world(), new_vault());
         let (text, master) = create_header(&world, &new, &key_file()).unwrap();
-        let derived = unlock(&text, &key_file()).unwrap();
+        // Where the header is opened need not be where the key is derived.
+        let (_, derived) = open_header(&text, &key_file()).unwrap();
         assert_eq!(derived.secret().0, master.secret().0);
         let handed_over = Unlock::Master(MasterKey::from_secret(derived.secret().clone()));
         let (header, opened) = open_header(&text, &handed_over).unwrap();
@@ -420,7 +416,8 @@ wrapped = "e248bfb61634256b10bf1674a535822bcda37ac1de3fd18d646a535985b9cd5384380
         assert_eq!(open_header(&other, &handed_over).unwrap_err(), HeaderFault::WrongKey);
         let changed = edited(&text, "quota_bytes = 1", "quota_bytes = 2");
         assert_eq!(open_header(&changed, &handed_over).unwrap_err(), HeaderFault::WrongKey);
-        assert_eq!(unlock(&changed, &key_file()).unwrap_err(), HeaderFault::Tampered, "whoever has a slot's key knows");
+        let fault = open_header(&changed, &key_file()).unwrap_err();
+        assert_eq!(fault, HeaderFault::Tampered, "whoever has a slot's key knows");
         let mut header = header;
         assert!(
             add_slot(&world, &mut header, &master, &handed_over, "x", None).is_err(),
