@@ -40,7 +40,7 @@ pub use stats::{Line, Stats};
 
 use crate::backing::{Cache, Open};
 use crate::base::choice::{Compression, SuiteId, Verify};
-use crate::base::id::{Generation, Ino, SegmentId};
+use crate::base::id::{Ino, SegmentId};
 use crate::base::limits::{BUDGET_BYTES_DEFAULT, FLUSH_INTERVAL, RESERVE_BYTES};
 use crate::base::lock::{Held, Shared as _};
 use crate::base::world::World;
@@ -93,12 +93,10 @@ pub struct OpenOptions {
     pub workers: usize,
     /// Refuse every change.
     pub read_only: bool,
+    /// Leave the index aside, and make another from the log; the old one is removed when that is done.
+    pub rebuild_index: bool,
     /// Where both roots are lost, make one from the log: for whoever was asked to mend.
     pub rebuild_roots: bool,
-    /// Where it is remembered, outside the vault, how far it had come.
-    pub pins: Vec<PinStore>,
-    /// Open the vault although it is behind a pin, if this is its generation.
-    pub accept_rollback: Option<Generation>,
 }
 
 impl Default for OpenOptions {
@@ -110,9 +108,8 @@ impl Default for OpenOptions {
             flush_interval: FLUSH_INTERVAL,
             workers: std::thread::available_parallelism().map_or(2, usize::from),
             read_only: false,
+            rebuild_index: false,
             rebuild_roots: false,
-            pins: Vec::new(),
-            accept_rollback: None,
         }
     }
 }
@@ -187,6 +184,7 @@ pub struct Vault {
     lock: Mutex<Option<Box<dyn Send + Sync>>>,
     workers: usize,
     suite: SuiteId,
+    index_lost: Option<String>,
 }
 
 /// Epoch and salt of a segment: from the index, or from the segment that is being written.
@@ -272,6 +270,11 @@ impl Vault {
             ("read_only", s.read_only.to_string()),
             ("pins", s.pins.shown()),
         ]
+    }
+
+    /// Why the index had to be rebuilt from the log when the vault was opened, if it had to be.
+    pub fn index_lost(&self) -> Option<&str> {
+        self.index_lost.as_deref()
     }
 
     /// Value of a key as of now.

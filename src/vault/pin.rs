@@ -6,7 +6,7 @@
 //! On failure: `RolledBack`. A pin that is missing is trust on first use; one that does not hold, cannot be read or cannot be
 //! written is said, and keeps nobody out: whoever can spoil it could as well remove it.
 
-use super::{OpenFault, OpenOptions};
+use super::OpenFault;
 use crate::backing::{Backing, read_file, replace_file};
 use crate::base::id::{CommitSeq, Generation, VaultId};
 use crate::format::pin::{PIN_BYTES_MAX, Pin};
@@ -42,12 +42,6 @@ impl PinStore {
         PinStore { backing, own: true, sealed: false, shown: shown.into() }
     }
 
-    /// The same, only to be looked at: for whoever opens a vault and leaves it as it is.
-    #[must_use]
-    pub fn read_only(self) -> PinStore {
-        PinStore { sealed: true, ..self }
-    }
-
     fn name(&self, vault: VaultId) -> String {
         if self.own { "pin".to_owned() } else { format!("{vault}.pin") }
     }
@@ -56,6 +50,23 @@ impl PinStore {
 impl fmt::Debug for PinStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "PinStore({})", self.shown)
+    }
+}
+
+/// What is remembered of a vault that is to be opened.
+#[derive(Default)]
+pub struct Remembered {
+    /// Where, all of them outside the vault.
+    pub pins: Vec<PinStore>,
+    /// Open the vault although it is behind a pin, if this is its generation.
+    pub accepted: Option<Generation>,
+}
+
+impl Remembered {
+    /// The same, only to be looked at: for whoever leaves the vault as it is.
+    pub fn read_only(self) -> Remembered {
+        let seal = |store| PinStore { sealed: true, ..store };
+        Remembered { pins: self.pins.into_iter().map(seal).collect(), ..self }
     }
 }
 
@@ -71,7 +82,7 @@ pub struct Pins {
 
 impl Pins {
     /// Reads all pins; those that do not hold are said.
-    pub fn read(options: &OpenOptions, master: &MasterKey, vault: VaultId) -> Pins {
+    pub fn read(remembered: Remembered, master: &MasterKey, vault: VaultId) -> Pins {
         let read = |store: &PinStore| match read_file(&*store.backing, &store.name(vault), PIN_BYTES_MAX) {
             Ok(text) => {
                 let pin = open_pin(&text, vault, master).ok();
@@ -91,9 +102,10 @@ impl Pins {
                 None
             }
         };
-        let held = options.pins.iter().filter_map(read).collect();
-        let stores = options.pins.iter().map(|store| (store.clone(), AtomicBool::new(false))).collect();
-        Pins { stores, master: master.clone(), vault, accepted: options.accept_rollback, held }
+        let Remembered { pins, accepted } = remembered;
+        let held = pins.iter().filter_map(read).collect();
+        let stores = pins.into_iter().map(|store| (store, AtomicBool::new(false))).collect();
+        Pins { stores, master: master.clone(), vault, accepted, held }
     }
 
     /// Refuses a root that is behind a pin, or of another history, unless it was accepted.
@@ -177,9 +189,8 @@ mod tests {
 
     fn pins(places: &[&MemoryBacking], accept: Option<u64>) -> Pins {
         let store = |place: &&MemoryBacking| PinStore::among_others(Arc::new((*place).clone()), "a place");
-        let (pins, accept_rollback) = (places.iter().map(store).collect(), accept.map(Generation));
-        let options = OpenOptions { pins, accept_rollback, ..OpenOptions::default() };
-        Pins::read(&options, &MasterKey::from_secret(Secret([4; 32])), VAULT)
+        let (pins, accepted) = (places.iter().map(store).collect(), accept.map(Generation));
+        Pins::read(Remembered { pins, accepted }, &MasterKey::from_secret(Secret([4; 32])), VAULT)
     }
 
     fn judged(pins: &Pins, mut root: Root) -> Result<(u64, u64), (u64, u64)> {
@@ -267,9 +278,9 @@ mod tests {
         kept.remember(&root(12, 3, 42));
         assert_eq!(kept.shown(), "a place");
         assert_eq!(judged(&pins(&[&place], None), root(11, 3, 41)), Err((12, 11)));
-        let store = PinStore::alone(Arc::new(place.clone()), "x").read_only();
-        let options = OpenOptions { pins: vec![store], ..OpenOptions::default() };
-        Pins::read(&options, &MasterKey::from_secret(Secret([4; 32])), VAULT).remember(&root(20, 9, 99));
+        let pins = vec![PinStore::alone(Arc::new(place.clone()), "x")];
+        let looking = Remembered { pins, accepted: None }.read_only();
+        Pins::read(looking, &MasterKey::from_secret(Secret([4; 32])), VAULT).remember(&root(20, 9, 99));
         assert_eq!(place.list("").unwrap(), [format!("{VAULT}.pin")], "only looked at");
     }
 
