@@ -605,14 +605,19 @@ fn an_older_copy_in_the_vaults_place_is_refused_until_it_is_named() {
     let flag = said.split_whitespace().find(|word| word.starts_with("--accept-rollback=")).unwrap().to_owned();
     assert!(said.contains(&desk.path("vault").display().to_string()), "it names the vault: {said}");
     ends_with(&desk.run(&["check", "--password-file", "pass", "vault"]), ROLLED_BACK, &flag);
-    ends_with(&desk.run(&["mount", "--accept-rollback=1", "--password-file", "pass", "vault", "mnt"]), ROLLED_BACK, &flag);
+    ends_with(
+        &desk.run(&["mount", "--accept-rollback=1", "--password-file", "pass", "vault", "mnt"]),
+        ROLLED_BACK,
+        &flag,
+    );
     ok(&desk.run(&["check", &flag, "--password-file", "pass", "vault"]));
     // Looking accepted nothing for good.
     ends_with(&desk.mount(), ROLLED_BACK, &flag);
     lives("three", &["-o", flag.trim_start_matches("--")]);
     ok(&desk.mount());
     let names = |dir: &Path| {
-        let mut all: Vec<_> = fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        let mut all: Vec<_> =
+            fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
         all.sort();
         all
     };
