@@ -361,6 +361,16 @@ fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sync>) -> Res
             )
         },
     );
+    if found.lost_records > 0 {
+        let lost = found.lost_records;
+        shared.stats.error(
+            now,
+            format!(
+                "recovery: {lost} frames or groups of the log are damaged that held changes of names and attributes: \
+                 these changes are lost; strongroom check says what they left behind"
+            ),
+        );
+    }
     // What was recovered is checkpointed before anything new, so that the old tail is never walked again.
     shared.index.seal_direct();
     shared.index.seal_derived();
