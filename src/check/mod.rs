@@ -10,15 +10,19 @@
 //! On failure: why the vault did not open, or the backing directory's error.
 
 mod advice;
+mod damage;
 mod data;
 mod finding;
+mod media;
 mod names;
 mod nodes;
 mod places;
 mod share;
 mod survey;
 
+pub use damage::Damage;
 pub use finding::{Finding, Place};
+pub use media::{Media, scrub_media};
 pub use share::Share;
 
 use crate::backing::Backing;

@@ -35,6 +35,7 @@ pub use header_file::{HEADER, HEADER_COPY, HeaderTexts};
 pub use op::{Op, Reservation};
 pub use open::{LOCK, Locked, lock, open};
 pub use pin::PinStore;
+pub use root::NAMES as ROOTS;
 pub use shared::SyncReply;
 pub use stats::{Line, Stats};
 
