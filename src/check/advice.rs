@@ -23,6 +23,8 @@ macro_rules! kinds {
 kinds! {
     IndexUnreadable = "index-unreadable",
     IndexLost = "index-lost",
+    CopySpoiled = "copy-spoiled",
+    RootsLost = "roots-lost",
     StrayEntry = "stray-entry",
     NoRoot = "no-root",
     InodeMalformed = "inode-malformed",
