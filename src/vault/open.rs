@@ -10,19 +10,21 @@ use super::sealer::{self, Cursor};
 use super::segments::Segments;
 use super::shared::{Progress, Shared, Shares};
 use super::window::Windows;
-use super::{HeaderTexts, OpenFault, OpenOptions, Vault, apply, cache, checkpoint, flusher, root, stats, verifier};
+use super::{
+    HeaderTexts, OpenFault, OpenOptions, Vault, apply, cache, checkpoint, flusher, header_file, root, stats, verifier,
+};
 use crate::backing::{Backing, ShadowBacking, read_file};
 use crate::base::id::{Epoch, Generation, SegmentId};
 use crate::base::limits::{BUDGET_BYTES_MIN, CHUNK_BYTES};
 use crate::base::lock::Held;
 use crate::base::world::World;
 use crate::buffer::{Budget, Pool};
-use crate::format::key;
 use crate::format::record::Counters;
 use crate::format::root::Root;
 use crate::format::segment::{Covered, LogPosition};
+use crate::format::{FORMAT_VERSION, key};
 use crate::index::{Index, IndexFault, RedbTable};
-use crate::seal::{Header, MasterKey, Unlock};
+use crate::seal::{Header, MasterKey, Unlock, write_header};
 use crate::segment::{SegmentContext, path};
 use std::collections::HashMap;
 use std::io;
@@ -91,7 +93,7 @@ impl Locked {
 fn bring_up(
     backing: Arc<dyn Backing>,
     lock: Box<dyn Send + Sync>,
-    header: Header,
+    mut header: Header,
     master: MasterKey,
     options: &OpenOptions,
     world: Arc<dyn World>,
@@ -112,6 +114,7 @@ fn bring_up(
             let _ = backing.remove(&index_path(root.index_file));
         }
     })?;
+    upgrade(&*backing, &mut header, &master)?;
     // The lease, before anything is written under it.
     root.epoch = Epoch(root.epoch.0.max(found.newest_epoch.0) + 1);
     root.generation = Generation(root.generation.0 + 1);
@@ -131,6 +134,18 @@ fn bring_up(
     let allocated = apply::read_u64(&index, &key::total("bytes")).map_err(|e| OpenFault::Damaged(e.to_string()))?;
     let parts = Parts { backing, world, header, master, root, index, index_lost, shares, found, allocated, was_clean };
     start(parts, options, lock)
+}
+
+/// Makes a vault of an older format one of ours, before anything is written that an older strongroom would misread: it
+/// refuses the whole vault then, in one sentence.
+fn upgrade(backing: &dyn Backing, header: &mut Header, master: &MasterKey) -> Result<(), OpenFault> {
+    if header.format == FORMAT_VERSION {
+        return Ok(());
+    }
+    log::info!("the vault is of format {}: it becomes one of format {FORMAT_VERSION}", header.format);
+    header.format = FORMAT_VERSION;
+    let text = write_header(header, master)?;
+    Ok(header_file::store(backing, &text)?)
 }
 
 struct Parts {
