@@ -213,9 +213,9 @@ impl<'a> Mender<'a> {
                 if let Some((dir, name)) = self.names_of(at.ino).pop() {
                     self.remove_name(dir, &name)?;
                 }
-                self.to_lost_found(at.ino)?
+                self.take_in(at.ino)?
             }
-            Nameless { at } => self.to_lost_found(at.ino)?,
+            Nameless { at } => self.take_in(at.ino)?,
             EntryCount { at, counted, .. } => {
                 return self.correct(at.ino, |inode| inode.size = *counted, "entries counted anew");
             }
@@ -484,7 +484,7 @@ impl<'a> Mender<'a> {
     }
 
     /// Gives an inode that no name leads to the name `/lost+found/#INODE`.
-    fn to_lost_found(&mut self, ino: Ino) -> Result<String, VaultFault> {
+    fn take_in(&mut self, ino: Ino) -> Result<String, VaultFault> {
         let Some(inode) = self.inode(ino)? else { return Ok("left alone: it is not there".to_owned()) };
         let (dir, place) = self.lost_found()?;
         let mut name = format!("#{ino}").into_bytes();
