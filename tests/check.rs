@@ -534,7 +534,7 @@ fn damages() -> Vec<Damage> {
         }
     });
 
-    for file in ["root.a", "root.b", "vault.toml"] {
+    for file in ["root.a", "root.b", "vault.toml", "vault.toml.copy"] {
         exactly!(vec![Finding::CopySpoiled { file }], move |p: &Plant| {
             p.vault.close().unwrap();
             p.disk.flip_bit(file, 8 * 50 + 1);
@@ -556,7 +556,7 @@ fn each_planted_damage_is_found_and_named() {
     }
     // Planted in tests of their own; the last needs an index too large for opening it to notice: which of its pages are read
     // first is the database's to decide.
-    seen.extend(["SegmentShort", "Unreadable", "IndexUnreadable", "RootsLost"].map(str::to_owned));
+    seen.extend(["SegmentShort", "Unreadable", "IndexUnreadable", "RootsLost", "RecordsLost"].map(str::to_owned));
     assert_eq!(seen, kinds(), "every kind of finding has its mutant");
 }
 
@@ -657,8 +657,9 @@ fn readable(disk: &MemoryBacking) -> Vec<(Ino, Vec<u8>)> {
 }
 
 fn repaired(disk: &MemoryBacking) -> Repaired {
-    let locked = lock(Arc::new(disk.clone())).unwrap();
-    repair(locked, &unlock(), &world(), Owner::default(), Share::All, &|_, _| ()).expect("it opens for repair")
+    let again = || lock(Arc::new(disk.clone()));
+    repair(again().unwrap(), &again, &unlock(), &world(), Owner::default(), Share::All, &|_, _| ())
+        .expect("it opens for repair")
 }
 
 #[test]

@@ -25,6 +25,7 @@ kinds! {
     IndexLost = "index-lost",
     CopySpoiled = "copy-spoiled",
     RootsLost = "roots-lost",
+    RecordsLost = "records-lost",
     StrayEntry = "stray-entry",
     NoRoot = "no-root",
     InodeMalformed = "inode-malformed",

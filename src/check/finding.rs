@@ -37,6 +37,8 @@ pub enum Finding {
     CopySpoiled { file: &'static str },
     /// Neither root holds: the log itself must say how far it goes.
     RootsLost,
+    /// Records and commits that had been durable are lost from the log, and what they changed with them.
+    RecordsLost { frames: u64 },
     /// A key or value of the index that makes no sense.
     StrayEntry { key: Vec<u8>, why: &'static str },
     /// There are inodes, but no root directory.
@@ -160,6 +162,7 @@ impl Finding {
             | IndexLost { .. }
             | CopySpoiled { .. }
             | RootsLost
+            | RecordsLost { .. }
             | StrayEntry { .. }
             | NoRoot
             | WithoutInode { .. }
@@ -237,6 +240,10 @@ impl fmt::Display for Finding {
                 write!(f, "{file} is missing or does not hold; its other copy does, and the next mount restores it")
             }
             RootsLost => f.write_str("neither root.a nor root.b holds"),
+            RecordsLost { frames } => write!(
+                f,
+                "{frames} frames of records are missing from the log or damaged: what they changed is lost, the rest is there"
+            ),
             StrayEntry { key, why } => write!(f, "the index entry with key {} makes no sense: {why}", Hex(key)),
             NoRoot => f.write_str("the root directory is not there"),
             InodeMalformed { at, why } => write!(f, "{at}: its attributes make no sense: {why}"),

@@ -79,6 +79,7 @@ pub fn phase(finding: &Finding) -> Option<u8> {
         | IndexLost { .. }
         | CopySpoiled { .. }
         | RootsLost
+        | RecordsLost { .. }
         | TargetMissing { .. }
         | ExtentMalformed { .. }
         | ExtentsOverlap { .. }

@@ -80,6 +80,9 @@ fn look(
     if let Some(why) = vault.index_lost() {
         survey.found(Finding::IndexLost { why: why.to_owned() });
     }
+    if vault.lost_records() > 0 {
+        survey.found(Finding::RecordsLost { frames: vault.lost_records() });
+    }
     let looked = survey.run();
     let (mut findings, nodes) = survey.finish();
     match looked {

@@ -14,7 +14,7 @@ use super::{could_not_look, derived, look};
 use crate::backing::Backing;
 use crate::base::world::World;
 use crate::seal::Unlock;
-use crate::vault::{Locked, OpenFault, OpenOptions, Vault, lock};
+use crate::vault::{Locked, OpenFault, OpenOptions, Vault};
 use std::sync::Arc;
 
 /// Surveys at most; each mends at least one kind of finding, so that many is a fault of ours.
@@ -41,6 +41,7 @@ pub struct Repaired {
 /// A repair under way.
 struct Repair<'a> {
     backing: Arc<dyn Backing>,
+    again: &'a dyn Fn() -> Result<Locked, OpenFault>,
     unlock: &'a Unlock,
     world: &'a Arc<dyn World>,
     owner: Owner,
@@ -51,9 +52,10 @@ struct Repair<'a> {
     done: Repaired,
 }
 
-/// Mends what can be mended; with `read_data` also says at last what does not read.
+/// Mends what can be mended, taking the lock again with `again` where the vault has to be reopened; with `read_data` also says at last what does not read.
 pub fn repair(
     locked: Locked,
+    again: &dyn Fn() -> Result<Locked, OpenFault>,
     unlock: &Unlock,
     world: &Arc<dyn World>,
     owner: Owner,
@@ -62,7 +64,7 @@ pub fn repair(
 ) -> Result<Repaired, OpenFault> {
     let backing = Arc::clone(locked.backing());
     let (first, done) = (Vec::new(), Repaired::default());
-    let mut repair = Repair { backing, unlock, world, owner, read_data, progress, first, done };
+    let mut repair = Repair { backing, again, unlock, world, owner, read_data, progress, first, done };
     for file in locked.spoiled_copies(unlock)? {
         repair.note(Finding::CopySpoiled { file }, "restored from its copy");
     }
@@ -104,17 +106,33 @@ impl Repair<'_> {
 
     /// Opens the vault with the gentlest means that do.
     fn open(&mut self, locked: Locked) -> Result<Arc<Vault>, OpenFault> {
-        let vault = match self.try_open(locked, &options()) {
-            Err(OpenFault::RootsLost) => {
-                let again = lock(Arc::clone(&self.backing))?;
-                let vault = self.try_open(again, &OpenOptions { rebuild_roots: true, ..options() })?;
-                self.note(Finding::RootsLost, "made anew from the log, as far as it goes");
-                vault
-            }
-            other => other?,
-        };
+        let mut means = options();
+        let mut opened = self.try_open(locked, &means);
+        if let Err(OpenFault::RootsLost) = opened {
+            self.note(Finding::RootsLost, "made anew from the log, as far as it goes");
+            means.rebuild_roots = true;
+            opened = self.try_open((self.again)()?, &means);
+        }
+        // The log as it is, with another index; then, with the index as it is, what contradicts itself passed over; then both.
+        for (rebuild_index, salvage) in [(true, false), (false, true), (true, true)] {
+            let Err(OpenFault::Damaged(why)) = &opened else { break };
+            log::warn!("the vault does not open: {why}");
+            means = OpenOptions { rebuild_index, salvage, ..means };
+            opened = self.try_open((self.again)()?, &means);
+        }
+        let vault = opened?;
+        if means.rebuild_index {
+            self.note(
+                Finding::IndexLost { why: "the vault did not open with it".to_owned() },
+                "made anew from the log",
+            );
+        }
         if let Some(why) = vault.index_lost() {
             self.note(Finding::IndexLost { why: why.to_owned() }, "made anew from the log");
+        }
+        if vault.lost_records() > 0 {
+            let finding = Finding::RecordsLost { frames: vault.lost_records() };
+            self.note(finding, "took in what is left, as it will stay");
         }
         Ok(vault)
     }
@@ -129,7 +147,7 @@ impl Repair<'_> {
         }
         vault.close().map_err(could_not_look)?;
         drop(vault);
-        let again = |options: OpenOptions| self.try_open(lock(Arc::clone(&self.backing))?, &options);
+        let again = |options: OpenOptions| self.try_open((self.again)()?, &options);
         let vault = match again(OpenOptions { rebuild_index: true, ..options() }) {
             // The log has lost what this needs: the index as it is knows more.
             Err(OpenFault::Damaged(why)) => {
@@ -148,7 +166,7 @@ impl Repair<'_> {
     fn look(&self, vault: &Vault, share: Share) -> Result<(Vec<Finding>, super::nodes::Nodes), OpenFault> {
         let (mut findings, nodes) = look(vault, &*self.backing, share, self.progress)?;
         // Said when it was opened.
-        findings.retain(|f| !matches!(f, Finding::IndexLost { .. }));
+        findings.retain(|f| !matches!(f, Finding::IndexLost { .. } | Finding::RecordsLost { .. }));
         Ok((findings, nodes))
     }
 

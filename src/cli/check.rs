@@ -6,8 +6,9 @@
 
 use super::exit::{Exit, Failure};
 use super::print::Progress;
-use super::{derive, key, mounts, print};
+use super::{derive, key, mounts, options, pins, print};
 use crate::backing::{Backing, DirBacking};
+use crate::base::id::Generation;
 use crate::base::world::{RealWorld, World};
 use crate::check::{self, Finding, Mended, Owner, Repaired, Share};
 use crate::vault::{self, OpenFault};
@@ -30,6 +31,9 @@ pub struct Args {
     /// Throw the index away and make it anew from the log, then look
     #[arg(long)]
     rebuild: bool,
+    /// Look at an older copy of the vault although a newer one was known, if it is of this generation
+    #[arg(long, value_name = "GEN", value_parser = options::generation)]
+    accept_rollback: Option<Generation>,
     /// Answer in JSON
     #[arg(long)]
     pub json: bool,
@@ -50,12 +54,14 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
         OpenFault::Backing(e) => could_not_look(args, &e.to_string()),
         other => Failure::open(&path, &other),
     };
-    let locked = vault::lock(backing).map_err(refused)?;
+    let locked = vault::lock(Arc::clone(&backing)).map_err(refused)?;
     let unlock = derive::master_key(&path, locked.headers(), unlock)?;
+    let locked = locked.remembered(pins::stores(), args.accept_rollback);
+    let again = || Ok(vault::lock(Arc::clone(&backing))?.remembered(pins::stores(), args.accept_rollback));
     let progress = Progress::new("checking");
     let look = |done, total| progress.at(done, total);
     let looked = match (args.repair, args.rebuild) {
-        (true, _) => check::repair(locked, &unlock, &world, owner(), share, &look),
+        (true, _) => check::repair(locked, &again, &unlock, &world, owner(), share, &look),
         (false, true) => found(check::rebuild(locked, &unlock, &world, share, &look)),
         (false, false) => found(check::check_locked(locked, &unlock, &world, share, &look)),
     };

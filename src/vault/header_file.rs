@@ -97,11 +97,10 @@ impl HeaderTexts {
         self.each().filter_map(|(_, text)| read_header(text).ok())
     }
 
-    /// The file that does not hold what the opened one does, if it is one of the two that a vault has: an older version
-    /// made no copy.
+    /// The file that does not hold what the opened one does. A vault of format 1 need not have a copy.
     pub fn spoiled(&self, opened: &OpenedHeader) -> Option<&'static str> {
         let other = 1 - opened.from;
-        let never_there = other == 1 && self.texts[other].is_none();
+        let never_there = opened.header.format == 1 && other == 1 && self.texts[other].is_none();
         (!never_there && self.texts[other] != self.texts[opened.from]).then_some(NAMES[other])
     }
 

@@ -18,6 +18,7 @@ mod log;
 mod mend;
 mod op;
 mod open;
+mod pin;
 mod read;
 mod recover;
 mod root;
@@ -35,6 +36,7 @@ pub use header_file::{HEADER, HEADER_COPY, HeaderTexts};
 pub use mend::{NOWHERE, lost_extent};
 pub use op::{Op, Reservation};
 pub use open::{LOCK, Locked, lock, open};
+pub use pin::PinStore;
 pub use shared::SyncReply;
 pub use stats::{Line, Stats};
 
@@ -95,6 +97,8 @@ pub struct OpenOptions {
     pub read_only: bool,
     /// Leave the index aside, and make another from the log; the old one is removed when that is done.
     pub rebuild_index: bool,
+    /// Pass over what in the log contradicts itself, and count it as lost: for whoever was asked to mend.
+    pub salvage: bool,
     /// Where both roots are lost, make one from the log: for whoever was asked to mend.
     pub rebuild_roots: bool,
 }
@@ -109,6 +113,7 @@ impl Default for OpenOptions {
             workers: std::thread::available_parallelism().map_or(2, usize::from),
             read_only: false,
             rebuild_index: false,
+            salvage: false,
             rebuild_roots: false,
         }
     }
@@ -185,6 +190,7 @@ pub struct Vault {
     workers: usize,
     suite: SuiteId,
     index_lost: Option<String>,
+    lost_records: u64,
 }
 
 /// Epoch and salt of a segment: from the index, or from the segment that is being written.
@@ -268,12 +274,18 @@ impl Vault {
             ("workers", self.workers.to_string()),
             ("budget_bytes", s.shares.budget_bytes.to_string()),
             ("read_only", s.read_only.to_string()),
+            ("pins", s.pins.shown()),
         ]
     }
 
     /// Why the index had to be rebuilt from the log when the vault was opened, if it had to be.
     pub fn index_lost(&self) -> Option<&str> {
         self.index_lost.as_deref()
+    }
+
+    /// Frames of records and commits that were found lost when the vault was opened: what they changed is lost.
+    pub fn lost_records(&self) -> u64 {
+        self.lost_records
     }
 
     /// Value of a key as of now.

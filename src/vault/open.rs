@@ -5,6 +5,7 @@
 //! On failure: an `OpenFault` that says in a sentence why not; nothing was changed that would matter.
 
 use super::log::Log;
+use super::pin::{PinStore, Pins, Remembered};
 use super::recover::{From, Recovered, recover};
 use super::sealer::{self, Cursor};
 use super::segments::Segments;
@@ -39,6 +40,9 @@ pub struct Locked {
     backing: Arc<dyn Backing>,
     headers: HeaderTexts,
     lock: Box<dyn Send + Sync>,
+    remembered: Remembered,
+    /// Nothing of it is to be changed: not the pins either.
+    looking: bool,
 }
 
 /// Opens a vault for use.
@@ -61,7 +65,7 @@ pub fn lock(backing: Arc<dyn Backing>) -> Result<Locked, OpenFault> {
         }
         other => other?,
     };
-    Ok(Locked { backing, headers, lock })
+    Ok(Locked { backing, headers, lock, remembered: Remembered::default(), looking: false })
 }
 
 impl Locked {
@@ -78,14 +82,22 @@ impl Locked {
     /// The same vault, to be looked at: everything that opening and closing write stays in memory.
     #[must_use]
     pub fn shadow(self) -> Locked {
-        Locked { backing: Arc::new(ShadowBacking::new(self.backing)), ..self }
+        Locked { backing: Arc::new(ShadowBacking::new(self.backing)), looking: true, ..self }
+    }
+
+    /// The same vault, to be opened only if it is not behind what these pins remember of it, or is of the accepted generation.
+    #[must_use]
+    pub fn remembered(self, pins: Vec<PinStore>, accepted: Option<Generation>) -> Locked {
+        Locked { remembered: Remembered { pins, accepted }, ..self }
     }
 
     /// Opens it for use.
     pub fn open(self, unlock: &Unlock, options: &OpenOptions, world: Arc<dyn World>) -> Result<Arc<Vault>, OpenFault> {
         let opened = self.headers.open(unlock)?;
         self.headers.mend(&*self.backing, &opened);
-        bring_up(self.backing, self.lock, opened.header, opened.master, options, world)
+        let remembered = if self.looking { self.remembered.read_only() } else { self.remembered };
+        let pins = Pins::read(remembered, &opened.master, opened.header.vault);
+        bring_up(self.backing, self.lock, pins, opened.header, opened.master, options, world)
     }
 }
 
@@ -93,27 +105,41 @@ impl Locked {
 fn bring_up(
     backing: Arc<dyn Backing>,
     lock: Box<dyn Send + Sync>,
+    pins: Pins,
     mut header: Header,
     master: MasterKey,
     options: &OpenOptions,
     world: Arc<dyn World>,
 ) -> Result<Arc<Vault>, OpenFault> {
     let vault = header.vault;
-    let mut root = match root::read(&*backing, &master, vault)? {
+    let held = root::read(&*backing, &master, vault)?;
+    let anew = held.is_none();
+    let mut root = match held {
         Some(root) => root,
-        None if options.rebuild_roots => root::rebuild(&*backing, &master, header.suite, vault, Generation(0))?,
+        None if options.rebuild_roots => root::rebuild(&*backing, &master, header.suite, vault)?,
         None => return Err(OpenFault::RootsLost),
     };
+    if !anew {
+        pins.judge(&root)?;
+    }
+    pins.raise(&mut root);
     let shares = Shares::of(options.budget_bytes.max(BUDGET_BYTES_MIN));
     let old_index = root.index_file;
     let opened = open_index(&backing, &master, &header, &mut root, &world, shares.index_cache_bytes, options)?;
-    let OpenedIndex { index, from, lost: index_lost } = opened;
+    let OpenedIndex { index, from, lost: index_lost, spared } = opened;
     let found = recover(&backing, &master, header.suite, vault, &index, &from).inspect_err(|_| {
         // Nothing is in it, and it must not be taken for the newest by whoever has lost the roots.
         if old_index != root.index_file {
             let _ = backing.remove(&index_path(root.index_file));
         }
     })?;
+    if spared && !options.salvage && found.lost_records > 0 {
+        let _ = backing.remove(&index_path(root.index_file));
+        return Err(OpenFault::Damaged("the log has lost what the index still knows, so the index stays".to_owned()));
+    }
+    if anew {
+        pins.judge_log(found.position.seq)?;
+    }
     upgrade(&*backing, &mut header, &master)?;
     // The lease, before anything is written under it.
     root.epoch = Epoch(root.epoch.0.max(found.newest_epoch.0) + 1);
@@ -121,6 +147,7 @@ fn bring_up(
     let was_clean = root.clean;
     root.clean = false;
     root::write(&*backing, &root, &master, vault, &*world)?;
+    pins.remember(&root);
     for id in &found.empty_segments {
         backing.remove(&path(*id))?;
     }
@@ -132,7 +159,8 @@ fn bring_up(
         }
     }
     let allocated = apply::read_u64(&index, &key::total("bytes")).map_err(|e| OpenFault::Damaged(e.to_string()))?;
-    let parts = Parts { backing, world, header, master, root, index, index_lost, shares, found, allocated, was_clean };
+    let parts =
+        Parts { backing, world, header, master, root, pins, index, index_lost, shares, found, allocated, was_clean };
     start(parts, options, lock)
 }
 
@@ -154,6 +182,7 @@ struct Parts {
     header: Header,
     master: MasterKey,
     root: Root,
+    pins: Pins,
     index: Index,
     index_lost: Option<String>,
     shares: Shares,
@@ -172,6 +201,8 @@ struct OpenedIndex {
     from: From,
     /// Why it had to be begun anew, if there was one that should have been good.
     lost: Option<String>,
+    /// Whether there is one that is good, and was put aside on request.
+    spared: bool,
 }
 
 /// The index as it was checkpointed; or, if it cannot be trusted or is not wanted, an empty one and the whole log to fill
@@ -186,14 +217,21 @@ fn open_index(
     options: &OpenOptions,
 ) -> Result<OpenedIndex, OpenFault> {
     let key = || master.pages(header.vault, "index", &[0; 16]);
-    let mut lost = None;
-    if root.index_file > 0 && !options.rebuild_index {
+    let (mut lost, mut spared) = (None, false);
+    if root.index_file > 0 {
         let path = index_path(root.index_file);
         let why = match RedbTable::open(backing, &path, key(), Arc::clone(world), cache_bytes) {
             Ok(table) => {
                 let index = Index::new(Box::new(table));
                 match covered(&index, root) {
-                    Ok(Some(from)) => return Ok(OpenedIndex { index, from, lost }),
+                    Ok(Some(from)) if !options.rebuild_index => {
+                        let from = From { salvage: options.salvage, ..from };
+                        return Ok(OpenedIndex { index, from, lost, spared });
+                    }
+                    Ok(Some(_)) => {
+                        spared = true;
+                        None
+                    }
                     Ok(None) => Some("it is older than the root".to_owned()),
                     // A crash before its first checkpoint: nothing was ever in it.
                     Err(NotCovered::Nothing) => None,
@@ -203,9 +241,9 @@ fn open_index(
             Err(IndexFault::Io(e)) => return Err(OpenFault::Backing(e)),
             Err(IndexFault::Damaged(why)) => Some(why),
         };
-        let shown = why.as_deref().unwrap_or("it covers nothing yet");
-        log::warn!("the index cannot be used ({shown}): rebuilding it from the log");
-        lost = why;
+        let shown = why.as_deref().unwrap_or(if spared { "asked to" } else { "it covers nothing yet" });
+        log::warn!("the index is not used ({shown}): rebuilding it from the log");
+        lost = why.filter(|_| !options.rebuild_index);
     }
     root.index_file += 1;
     let path = index_path(root.index_file);
@@ -213,8 +251,9 @@ fn open_index(
     // Inode 1 is the root directory; cookies 0 to 2 mean "start", "." and "..".
     let counters = Counters { next_ino: 2, next_cookie: 3, inodes: 0 };
     let trusted = root.covered;
-    let from = From { covered: LogPosition::START, replay_from: SegmentId(0), counters, trusted };
-    Ok(OpenedIndex { index: Index::new(Box::new(table)), from, lost })
+    let salvage = options.salvage;
+    let from = From { covered: LogPosition::START, replay_from: SegmentId(0), counters, trusted, salvage };
+    Ok(OpenedIndex { index: Index::new(Box::new(table)), from, lost, spared })
 }
 
 fn index_fault(e: IndexFault) -> OpenFault {
@@ -243,12 +282,13 @@ fn covered(index: &Index, root: &Root) -> Result<Option<From>, NotCovered> {
     if position.seq == root.covered.seq && position != root.covered {
         return Err(NotCovered::Doubt("it covers another history of the same length".to_owned()));
     }
-    let from = From { covered: position, replay_from, counters, trusted: root.covered };
+    let from = From { covered: position, replay_from, counters, trusted: root.covered, salvage: false };
     Ok((position.seq >= root.covered.seq).then_some(from))
 }
 
 fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sync>) -> Result<Arc<Vault>, OpenFault> {
-    let Parts { backing, world, header, master, root, index, index_lost, shares, found, allocated, was_clean } = parts;
+    let Parts { backing, world, header, master, root, pins, index, index_lost, shares, found, allocated, was_clean } =
+        parts;
     let (suite, vault, epoch) = (header.suite, header.vault, root.epoch);
     let fresh = {
         let (master, world) = (master.clone(), Arc::clone(&world));
@@ -319,6 +359,7 @@ fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sync>) -> Res
         log_since_checkpoint: 0.into(),
         dead: Mutex::new(found.dead.clone()),
         root: Mutex::new(root),
+        pins,
         space: Mutex::new(None),
         failed: OnceLock::new(),
     });
@@ -334,6 +375,16 @@ fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sync>) -> Res
             )
         },
     );
+    if found.lost_records > 0 {
+        let lost = found.lost_records;
+        shared.stats.error(
+            now,
+            format!(
+                "recovery: {lost} frames or groups of the log are damaged that held changes of names and attributes: \
+                 these changes are lost; strongroom check says what they left behind"
+            ),
+        );
+    }
     // What was recovered is checkpointed before anything new, so that the old tail is never walked again.
     shared.index.seal_direct();
     shared.index.seal_derived();
@@ -374,8 +425,9 @@ fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sync>) -> Res
         house: house_thread,
         house_in,
     };
+    let lost_records = found.lost_records;
     let (running, lock) = (Mutex::new(Some(running)), Mutex::new(Some(lock)));
-    let vault = Vault { shared, running, lock, workers, suite, index_lost };
+    let vault = Vault { shared, running, lock, workers, suite, index_lost, lost_records };
     debug_assert!(vault.running.held().is_some());
     Ok(Arc::new(vault))
 }
