@@ -15,6 +15,7 @@ mod fault;
 mod flusher;
 mod header_file;
 mod log;
+mod mend;
 mod op;
 mod open;
 mod pin;
@@ -32,6 +33,7 @@ pub use crate::buffer::FileBuffer;
 pub use create::create;
 pub use fault::{OpenFault, VaultFault};
 pub use header_file::{HEADER, HEADER_COPY, HeaderTexts};
+pub use mend::{NOWHERE, lost_extent};
 pub use op::{Op, Reservation};
 pub use open::{LOCK, Locked, lock, open};
 pub use pin::PinStore;
@@ -96,6 +98,8 @@ pub struct OpenOptions {
     pub read_only: bool,
     /// Leave the index aside, and make another from the log; the old one is removed when that is done.
     pub rebuild_index: bool,
+    /// Pass over what in the log contradicts itself, and count it as lost: for whoever was asked to mend.
+    pub salvage: bool,
     /// Where both roots are lost, make one from the log: for whoever was asked to mend.
     pub rebuild_roots: bool,
 }
@@ -110,6 +114,7 @@ impl Default for OpenOptions {
             workers: std::thread::available_parallelism().map_or(2, usize::from),
             read_only: false,
             rebuild_index: false,
+            salvage: false,
             rebuild_roots: false,
         }
     }
@@ -186,6 +191,7 @@ pub struct Vault {
     workers: usize,
     suite: SuiteId,
     index_lost: Option<String>,
+    lost_records: u64,
 }
 
 /// Epoch and salt of a segment: from the index, or from the segment that is being written.
@@ -276,6 +282,11 @@ impl Vault {
     /// Why the index had to be rebuilt from the log when the vault was opened, if it had to be.
     pub fn index_lost(&self) -> Option<&str> {
         self.index_lost.as_deref()
+    }
+
+    /// Frames of records and commits that were found lost when the vault was opened: what they changed is lost.
+    pub fn lost_records(&self) -> u64 {
+        self.lost_records
     }
 
     /// Value of a key as of now.
