@@ -22,6 +22,7 @@ mod pin;
 mod read;
 mod recover;
 mod root;
+mod scrub;
 mod sealer;
 mod segments;
 mod shared;
@@ -38,13 +39,14 @@ pub use op::{Op, Reservation};
 pub use open::{LOCK, Locked, lock, open};
 pub use pin::PinStore;
 pub use root::NAMES as ROOTS;
+pub use scrub::{Hurt, ScrubReport, ScrubState};
 pub use shared::SyncReply;
 pub use stats::{Line, Stats};
 
 use crate::backing::{Cache, Open};
 use crate::base::choice::{Compression, SuiteId, Verify};
 use crate::base::id::{Ino, SegmentId};
-use crate::base::limits::{BUDGET_BYTES_DEFAULT, FLUSH_INTERVAL, RESERVE_BYTES};
+use crate::base::limits::{BUDGET_BYTES_DEFAULT, FLUSH_INTERVAL, RESERVE_BYTES, SCRUB_RATE_BYTES};
 use crate::base::lock::{Held, Shared as _};
 use crate::base::world::World;
 use crate::buffer::Room;
@@ -96,6 +98,8 @@ pub struct OpenOptions {
     pub workers: usize,
     /// Refuse every change.
     pub read_only: bool,
+    /// Most bytes that a scrub reads in a second unless told otherwise; 0 for no limit.
+    pub scrub_rate_bytes: u64,
     /// Leave the index aside, and make another from the log; the old one is removed when that is done.
     pub rebuild_index: bool,
     /// Pass over what in the log contradicts itself, and count it as lost: for whoever was asked to mend.
@@ -113,6 +117,7 @@ impl Default for OpenOptions {
             flush_interval: FLUSH_INTERVAL,
             workers: std::thread::available_parallelism().map_or(2, usize::from),
             read_only: false,
+            scrub_rate_bytes: SCRUB_RATE_BYTES,
             rebuild_index: false,
             salvage: false,
             rebuild_roots: false,
@@ -192,6 +197,7 @@ pub struct Vault {
     suite: SuiteId,
     index_lost: Option<String>,
     lost_records: u64,
+    scrub: Arc<scrub::Scrub>,
 }
 
 /// Epoch and salt of a segment: from the index, or from the segment that is being written.
@@ -503,9 +509,30 @@ impl Vault {
         Ok(())
     }
 
+    /// Begins to read all data in the background, or goes on with it; at most so many bytes a second, 0 for no limit.
+    pub fn scrub(&self, rate_bytes: Option<u64>) -> Result<(), VaultFault> {
+        self.shared.check_failed()?;
+        if self.running.held().is_none() {
+            return Err(VaultFault::Closed);
+        }
+        self.scrub.begin(&self.shared, rate_bytes)
+    }
+
+    /// Stops that reading for now.
+    pub fn scrub_pause(&self) {
+        self.scrub.stop();
+    }
+
+    /// How that reading is doing.
+    pub fn scrub_report(&self) -> Result<ScrubReport, VaultFault> {
+        self.scrub.report(&self.shared)
+    }
+
     /// Flushes, stores a last checkpoint, stops the threads and lets go of the lock. A second call does nothing.
     pub fn close(&self) -> Result<(), VaultFault> {
         let Some(running) = self.running.held().take() else { return Ok(()) };
+        // Its last act is an operation.
+        self.scrub.stop();
         let s = &self.shared;
         self.say("closing");
         let flushed = self.sync_and_retire();

@@ -7,6 +7,7 @@
 use super::log::Log;
 use super::pin::{PinStore, Pins, Remembered};
 use super::recover::{From, Recovered, recover};
+use super::scrub::Scrub;
 use super::sealer::{self, Cursor};
 use super::segments::Segments;
 use super::shared::{Progress, Shared, Shares};
@@ -427,7 +428,8 @@ fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sync>) -> Res
     };
     let lost_records = found.lost_records;
     let (running, lock) = (Mutex::new(Some(running)), Mutex::new(Some(lock)));
-    let vault = Vault { shared, running, lock, workers, suite, index_lost, lost_records };
+    let scrub = Arc::new(Scrub::new(options.scrub_rate_bytes));
+    let vault = Vault { shared, running, lock, workers, suite, index_lost, lost_records, scrub };
     debug_assert!(vault.running.held().is_some());
     Ok(Arc::new(vault))
 }
