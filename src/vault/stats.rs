@@ -27,6 +27,14 @@ pub struct Stats {
     pub verified_bytes: Counter,
     /// Groups that did not read back as written.
     pub verify_mismatches: Counter,
+    /// Chunks opened again after the read-back and compared with their plaintext.
+    pub opened_chunks: Counter,
+    /// Segments given up because a write, flush or read-back failed.
+    pub segments_abandoned: Counter,
+    /// Times the log began anew after that.
+    pub restarts: Counter,
+    /// Segments brought home from the emergency directory.
+    pub segments_home: Counter,
     /// Frames that did not open when read.
     pub damaged_frames: Counter,
     /// Commits.
