@@ -217,14 +217,14 @@ fn commit() -> impl Strategy<Value = Vec<u8>> {
 }
 
 fn root() -> impl Strategy<Value = Root> {
-    (position(), number(), number(), number(), number(), any::<bool>()).prop_map(
-        |(covered, g, e, s, index_file, clean)| Root {
+    (position(), number(), number(), number(), any::<bool>(), "\\PC{0,20}").prop_map(
+        |(covered, g, e, index_file, clean, emergency)| Root {
             generation: Generation(g),
             epoch: Epoch(e),
             covered,
-            replay_from: SegmentId(s),
             index_file,
             clean,
+            emergency,
         },
     )
 }

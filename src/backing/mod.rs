@@ -9,7 +9,7 @@ mod memory;
 
 pub use aligned::AlignedBuf;
 pub use dir::DirBacking;
-pub use memory::MemoryBacking;
+pub use memory::{Call, Cuts, Effect, Fate, Fault, Kind, MUTATING, MemoryBacking, SYNCS, Unsynced, mix};
 
 use std::io;
 use std::sync::Arc;

@@ -99,7 +99,9 @@ impl Failure {
             OpenFault::Header(short @ HeaderFault::KeyFileTooShort { .. }) => {
                 Failure::new(Exit::NoKey, format!("{at}: {short}"))
             }
-            OpenFault::Header(_) | OpenFault::Damaged(_) => Failure::new(Exit::Damaged, format!("{at}: {fault}")),
+            OpenFault::Header(_) | OpenFault::Damaged(_) | OpenFault::RootsLost => {
+                Failure::new(Exit::Damaged, format!("{at}: {fault}"))
+            }
             OpenFault::Backing(_) => Failure::new(Exit::Io, format!("{at}: {fault}")),
         }
     }

@@ -56,6 +56,7 @@ pub(super) fn key(number: u64) -> PageKey {
 fn disk() -> MemoryBacking {
     let disk = MemoryBacking::default();
     disk.make_dir("index").unwrap();
+    disk.sync_dir("").unwrap();
     disk
 }
 

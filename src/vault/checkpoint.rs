@@ -95,7 +95,7 @@ pub fn store(
     shared.index.apply_sealed(&[(key::total("log"), covered.encode())])?;
     let mut root = shared.root.held();
     root.generation = Generation(root.generation.0 + 1);
-    (root.covered, root.replay_from, root.clean) = (position, replay_from, clean);
+    (root.covered, root.clean) = (position, clean);
     let (master, vault) = (&shared.segments.master, shared.segments.vault);
     root::write(&*shared.backing, &root, master, vault, &*shared.world)?;
     Ok(())

@@ -5,7 +5,7 @@
 
 use super::{CreateOptions, OpenFault, root};
 use crate::backing::{Backing, replace_file};
-use crate::base::id::{Epoch, Generation, SegmentId, VaultId};
+use crate::base::id::{Epoch, Generation, VaultId};
 use crate::base::world::World;
 use crate::format::root::Root;
 use crate::format::segment::LogPosition;
@@ -44,13 +44,11 @@ pub fn create(
         generation: Generation(1),
         epoch: Epoch(0),
         covered: LogPosition::START,
-        replay_from: SegmentId(0),
         index_file: 0,
         clean: true,
+        emergency: String::new(),
     };
-    for generation in [Generation(1), Generation(2)] {
-        root::write(&**backing, &Root { generation, ..first }, &master, new.vault, &**world)?;
-    }
+    root::write(&**backing, &first, &master, new.vault, &**world)?;
     backing.sync_dir("segments")?;
     backing.sync_dir("index")?;
     backing.sync_dir("")?;

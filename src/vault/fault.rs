@@ -102,6 +102,8 @@ pub enum OpenFault {
     Backing(io::Error),
     /// What is stored contradicts itself.
     Damaged(String),
+    /// Neither root holds; they can be made anew.
+    RootsLost,
 }
 
 impl fmt::Display for OpenFault {
@@ -114,6 +116,9 @@ impl fmt::Display for OpenFault {
             OpenFault::Header(e) => write!(f, "vault.toml: {e}"),
             OpenFault::Backing(e) => write!(f, "the backing directory: {e}"),
             OpenFault::Damaged(why) => write!(f, "the vault is damaged: {why}"),
+            OpenFault::RootsLost => f.write_str(
+                "neither root.a nor root.b holds; strongroom check --repair on the vault makes them anew from its log",
+            ),
         }
     }
 }

@@ -89,6 +89,8 @@ pub struct OpenOptions {
     pub workers: usize,
     /// Refuse every change.
     pub read_only: bool,
+    /// Where both roots are lost, make one from the log: for whoever was asked to mend.
+    pub rebuild_roots: bool,
 }
 
 impl Default for OpenOptions {
@@ -100,6 +102,7 @@ impl Default for OpenOptions {
             flush_interval: FLUSH_INTERVAL,
             workers: std::thread::available_parallelism().map_or(2, usize::from),
             read_only: false,
+            rebuild_roots: false,
         }
     }
 }
@@ -223,7 +226,7 @@ impl Vault {
     /// How full everything is.
     pub fn gauges(&self) -> Gauges {
         let s = &self.shared;
-        let root = *s.root.held();
+        let root = s.root.held().clone();
         Gauges {
             budget_bytes: s.shares.budget_bytes,
             dirty_bytes: s.dirty.used_bytes(),

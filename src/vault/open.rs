@@ -95,8 +95,10 @@ fn bring_up(
     world: Arc<dyn World>,
 ) -> Result<Arc<Vault>, OpenFault> {
     let vault = header.vault;
-    let Some(mut root) = root::read(&*backing, &master, vault)? else {
-        return Err(OpenFault::Damaged("neither root.a nor root.b holds".into()));
+    let mut root = match root::read(&*backing, &master, vault)? {
+        Some(root) => root,
+        None if options.rebuild_roots => root::rebuild(&*backing, &master, header.suite, vault, Generation(0))?,
+        None => return Err(OpenFault::RootsLost),
     };
     let shares = Shares::of(options.budget_bytes.max(BUDGET_BYTES_MIN));
     let (index, from) = open_index(&backing, &master, &header, &mut root, &world, shares.index_cache_bytes)?;

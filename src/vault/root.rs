@@ -1,19 +1,25 @@
-//! Writes and reads the two roots (format.md §2).
+//! Writes and reads the two roots, and makes them anew from the log (format.md §2).
 //!
-//! Promise: roots are written alternately, so that a torn write leaves the other; what is read back was written with the
-//! key. Called by: `create`, `open`, `checkpoint`, `close`. On failure: no root holds → `Damaged`.
+//! Promise: both files carry the newest root whenever `write` has returned, and at every moment one of them holds: the one
+//! that is good alone is written last, and the other is synced before. What is read back was written with the key.
+//! Called by: `create`, `open`, `checkpoint`. On failure: the disk's error; where no root holds, `read` gives none, and
+//! `rebuild` is for whoever was asked to mend.
 
-use crate::backing::{Backing, Cache, Open};
-use crate::base::id::VaultId;
+use super::recover::list_segments;
+use crate::backing::{Backing, Cache, Open, read_file};
+use crate::base::choice::SuiteId;
+use crate::base::id::{Epoch, Generation, VaultId};
 use crate::base::world::World;
-use crate::format::FORMAT_VERSION;
-use crate::format::root::{MAGIC, PLAIN_BYTES, ROOT_BYTES, Root};
+use crate::format::root::{MAGIC, PLAIN_BYTES, PLAIN_BYTES_1, ROOT_BYTES, ROOT_VERSION, ROOT_VERSION_1, Root};
+use crate::format::segment::LogPosition;
 use crate::seal::MasterKey;
+use crate::segment::{Unreadable, Walk, parse_file_name, path};
 use std::io;
+use std::ops::Range;
 
-const NONCE: std::ops::Range<usize> = 8..32;
-const SEALED: std::ops::Range<usize> = 32..32 + PLAIN_BYTES;
-const TAG: std::ops::Range<usize> = SEALED.end..SEALED.end + 16;
+const NONCE: Range<usize> = 8..32;
+const SEALED_AT: usize = 32;
+const TAG_BYTES: usize = 16;
 
 /// The names of the two files.
 pub const NAMES: [&str; 2] = ["root.a", "root.b"];
@@ -22,29 +28,46 @@ pub const NAMES: [&str; 2] = ["root.a", "root.b"];
 fn seal(root: &Root, master: &MasterKey, vault: VaultId, world: &dyn World) -> Vec<u8> {
     let mut b = vec![0; ROOT_BYTES];
     b[..4].copy_from_slice(&MAGIC);
-    b[4..6].copy_from_slice(&FORMAT_VERSION.to_le_bytes());
+    b[4..6].copy_from_slice(&ROOT_VERSION.to_le_bytes());
     let mut nonce = [0; 24];
     world.fill(&mut nonce);
     b[NONCE].copy_from_slice(&nonce);
-    b[SEALED].copy_from_slice(&root.encode());
-    let (aad, rest) = b.split_at_mut(NONCE.start);
-    let sealed = &mut rest[SEALED.start - NONCE.start..SEALED.end - NONCE.start];
-    let tag = master.pages(vault, "root", &[0; 16]).seal(aad, &nonce, sealed);
-    b[TAG].copy_from_slice(&tag);
+    let sealed = SEALED_AT..SEALED_AT + PLAIN_BYTES;
+    b[sealed.clone()].copy_from_slice(&root.encode());
+    let (bound, rest) = b.split_at_mut(NONCE.start);
+    let in_rest = sealed.start - NONCE.start..sealed.end - NONCE.start;
+    let tag = master.pages(vault, "root", &[0; 16]).seal(bound, &nonce, &mut rest[in_rest]);
+    b[sealed.end..].copy_from_slice(&tag);
     b
 }
 
 fn open(b: &[u8], master: &MasterKey, vault: VaultId) -> Option<Root> {
-    if b.len() != ROOT_BYTES || b[..4] != MAGIC || b[4..6] != FORMAT_VERSION.to_le_bytes() {
+    if b.len() != ROOT_BYTES || b[..4] != MAGIC {
         return None;
     }
-    let mut plain = b[SEALED].to_vec();
-    let (nonce, tag) = (b[NONCE].try_into().ok()?, b[TAG].try_into().ok()?);
+    type Decode = fn(&[u8]) -> Result<Root, crate::format::Malformed>;
+    let (len, decode): (usize, Decode) = match u16::from_le_bytes([b[4], b[5]]) {
+        ROOT_VERSION => (PLAIN_BYTES, Root::decode),
+        ROOT_VERSION_1 => (PLAIN_BYTES_1, Root::decode_1),
+        _ => return None,
+    };
+    let (plain, tag) = b[SEALED_AT..].split_at(len);
+    let mut plain = plain.to_vec();
+    let (nonce, tag) = (b[NONCE].try_into().ok()?, tag[..TAG_BYTES].try_into().ok()?);
     master.pages(vault, "root", &[0; 16]).open(&b[..NONCE.start], nonce, &mut plain, tag).ok()?;
-    Root::decode(&plain).ok()
+    decode(&plain).ok()
 }
 
-/// Writes a root in the place that its generation says, and syncs it.
+/// What the two files hold; an error only where the disk could not say.
+fn both(backing: &dyn Backing, master: &MasterKey, vault: VaultId) -> [io::Result<Option<Root>>; 2] {
+    NAMES.map(|name| match read_file(backing, name, ROOT_BYTES) {
+        Ok(bytes) => Ok(open(&bytes, master, vault)),
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData) => Ok(None),
+        Err(e) => Err(e),
+    })
+}
+
+/// Writes a root into both files, each synced before the next is touched.
 pub fn write(
     backing: &dyn Backing,
     root: &Root,
@@ -52,26 +75,175 @@ pub fn write(
     vault: VaultId,
     world: &dyn World,
 ) -> io::Result<()> {
-    let name = NAMES[(root.generation.0 % 2) as usize];
+    let image = seal(root, master, vault, world);
+    let held = both(backing, master, vault).map(|copy| copy.ok().flatten().map(|root| root.generation));
+    // A power cut spoils the file that it meets: that must not be the only one in force.
+    let order = if held[0] > held[1] { [NAMES[1], NAMES[0]] } else { NAMES };
+    order.iter().try_for_each(|name| write_copy(backing, name, &image))
+}
+
+fn write_copy(backing: &dyn Backing, name: &str, image: &[u8]) -> io::Result<()> {
     let (file, new) = match backing.open(name, Open::Write, Cache::Buffered) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => (backing.open(name, Open::Create, Cache::Buffered)?, true),
         other => (other?, false),
     };
-    file.write_all_at(&seal(root, master, vault, world), 0)?;
+    file.write_all_at(image, 0)?;
+    // Someone else's bytes may lie behind ours.
+    if file.len()? != ROOT_BYTES as u64 {
+        file.set_len(ROOT_BYTES as u64)?;
+    }
     file.sync_data()?;
     if new { backing.sync_dir("") } else { Ok(()) }
 }
 
-/// The newest root that holds.
+/// The newest root that holds. A file that the disk does not give is as good as lost while the other holds: a root in force
+/// was in both before anything relied on it.
 pub fn read(backing: &dyn Backing, master: &MasterKey, vault: VaultId) -> io::Result<Option<Root>> {
-    let mut newest: Option<Root> = None;
-    for name in NAMES {
-        let root = match crate::backing::read_file(backing, name, ROOT_BYTES) {
-            Ok(bytes) => open(&bytes, master, vault),
-            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData) => None,
-            Err(e) => return Err(e),
-        };
-        newest = newest.into_iter().chain(root).max_by_key(|r| r.generation);
+    let (mut newest, mut unread): (Option<Root>, _) = (None, None);
+    for copy in both(backing, master, vault) {
+        match copy {
+            Ok(root) => newest = newest.into_iter().chain(root).max_by_key(|r| r.generation),
+            Err(e) => unread = Some(e),
+        }
     }
-    Ok(newest)
+    match (newest, unread) {
+        (None, Some(e)) => Err(e),
+        (newest, _) => Ok(newest),
+    }
+}
+
+/// A root for a vault that has lost both, from what the log and the names of the index files tell; `known` is the newest
+/// generation that anything outside the vault remembers. Nothing is written.
+///
+/// It vouches for no commit: how far the log goes is for its own chain to say, and commits that are missing at its very end
+/// cannot be told from commits that never were. The lease is above every one that a group was written under.
+pub fn rebuild(
+    backing: &dyn Backing,
+    master: &MasterKey,
+    suite: SuiteId,
+    vault: VaultId,
+    known: Generation,
+) -> io::Result<Root> {
+    let mut epoch = Epoch(0);
+    for id in list_segments(backing)? {
+        let mut walk = Walk::new(backing.open(&path(id), Open::Read, Cache::Direct)?, id, suite, vault);
+        // By its directory, which only the key could make: anyone can write a large number into a header.
+        match walk.next(master) {
+            Ok(Some(group)) => epoch = epoch.max(group.header.epoch),
+            Ok(None) | Err(Unreadable::Damaged { .. }) => {}
+            Err(Unreadable::Io(e)) => return Err(e),
+        }
+    }
+    // Index files are named like segments: sixteen digits.
+    let index_file = backing.list("index")?.iter().filter_map(|name| parse_file_name(name)).max().map_or(0, |n| n.0);
+    let (covered, emergency) = (LogPosition::START, String::new());
+    Ok(Root { generation: known, epoch, covered, index_file, clean: false, emergency })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backing::MemoryBacking;
+    use crate::base::secret::Secret;
+    use crate::base::world::RealWorld;
+
+    const VAULT: VaultId = VaultId([7; 16]);
+
+    fn master() -> MasterKey {
+        MasterKey::from_secret(Secret([5; 32]))
+    }
+
+    fn root(generation: u64) -> Root {
+        let (epoch, covered, emergency) = (Epoch(1), LogPosition::START, "/mnt/é".to_owned());
+        Root { generation: Generation(generation), epoch, covered, index_file: 0, clean: false, emergency }
+    }
+
+    fn put(disk: &MemoryBacking, generation: u64) {
+        write(disk, &root(generation), &master(), VAULT, &RealWorld::default()).unwrap();
+    }
+
+    fn newest(disk: &MemoryBacking) -> Option<u64> {
+        read(disk, &master(), VAULT).unwrap().map(|r| r.generation.0)
+    }
+
+    fn overwrite(disk: &MemoryBacking, name: &str, bytes: &[u8]) {
+        let file = disk.open(name, Open::Write, Cache::Buffered).unwrap();
+        file.set_len(0).unwrap();
+        file.write_all_at(bytes, 0).unwrap();
+        file.sync_data().unwrap();
+    }
+
+    #[test]
+    fn either_file_alone_has_the_newest_root_and_the_next_write_mends_the_other() {
+        let damages: [fn(&MemoryBacking, &str); 4] = [
+            |disk, name| disk.remove(name).unwrap(),
+            |disk, name| overwrite(disk, name, b""),
+            |disk, name| overwrite(disk, name, &[0x5a; 9000]),
+            |disk, name| disk.flip_bit(name, 8 * 4095),
+        ];
+        for damage in damages {
+            for name in NAMES {
+                let disk = MemoryBacking::default();
+                (1..=3).for_each(|generation| put(&disk, generation));
+                damage(&disk, name);
+                assert_eq!(read(&disk, &master(), VAULT).unwrap(), Some(root(3)), "{name}");
+                put(&disk, 4);
+                for lost in NAMES {
+                    let disk = disk.crash(|_, _| false);
+                    disk.remove(lost).unwrap();
+                    assert_eq!(newest(&disk), Some(4), "{name} was damaged, then {lost}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_only_good_copy_is_written_last() {
+        for (bad, good) in [(NAMES[0], NAMES[1]), (NAMES[1], NAMES[0])] {
+            let disk = MemoryBacking::default();
+            put(&disk, 1);
+            overwrite(&disk, bad, b"");
+            // The first write that is tried fails: the good copy must not have been touched.
+            disk.fail_next_writes(1);
+            assert!(write(&disk, &root(2), &master(), VAULT, &RealWorld::default()).is_err());
+            disk.remove(bad).unwrap();
+            assert_eq!(newest(&disk), Some(1), "{good} was put at risk first");
+        }
+    }
+
+    #[test]
+    fn a_root_of_version_1_is_read_and_the_next_is_of_version_2() {
+        let disk = MemoryBacking::default();
+        put(&disk, 4);
+        let mut b = vec![0; ROOT_BYTES];
+        b[..4].copy_from_slice(&MAGIC);
+        b[4] = 1;
+        let old = root(5).encode();
+        // Version 1: the segment to replay from before the index file, and no path.
+        let mut plain = [&old[..56], &9u64.to_le_bytes(), &old[56..65]].concat();
+        let tag = master().pages(VAULT, "root", &[0; 16]).seal(&b[..8], &[0; 24], &mut plain);
+        b[32..105].copy_from_slice(&plain);
+        b[105..121].copy_from_slice(&tag);
+        overwrite(&disk, NAMES[1], &b);
+        assert_eq!(read(&disk, &master(), VAULT).unwrap(), Some(Root { emergency: String::new(), ..root(5) }));
+        put(&disk, 6);
+        for name in NAMES {
+            assert_eq!(read_file(&disk, name, ROOT_BYTES).unwrap()[4..6], [2, 0]);
+        }
+    }
+
+    #[test]
+    fn another_key_vault_or_version_is_no_root() {
+        let disk = MemoryBacking::default();
+        put(&disk, 1);
+        let image = read_file(&disk, NAMES[0], ROOT_BYTES).unwrap();
+        assert!(open(&image, &master(), VAULT).is_some());
+        assert!(open(&image, &master(), VaultId([8; 16])).is_none());
+        assert!(open(&image, &MasterKey::from_secret(Secret([6; 32])), VAULT).is_none());
+        for (at, byte) in [(0, b'X'), (4, 3), (4, 1), (6, 1), (8, image[8] ^ 1), (4095, image[4095] ^ 1)] {
+            let mut b = image.clone();
+            b[at] = byte;
+            assert!(open(&b, &master(), VAULT).is_none(), "byte {at}");
+        }
+    }
 }
