@@ -15,6 +15,7 @@ use super::state::{BatchEvent, BatchState, Event};
 use super::trouble::{Kind, Trouble};
 use super::verifier::ToVerify;
 use crate::base::id::SegmentId;
+use crate::base::limits::CLOSE_DEADLINE;
 use crate::base::lock::{Held, Shared as _};
 use crate::seal::Chain;
 use std::sync::Arc;
@@ -171,7 +172,7 @@ impl Log {
                 return None;
             }
             let closing = s.closing.load(SeqCst);
-            if s.world.elapsed() < until && !closing {
+            if s.world.elapsed() < until {
                 continue;
             }
             for place in [Place::Primary, Place::Emergency] {
@@ -182,7 +183,8 @@ impl Log {
                     return Some(self.chosen(place));
                 }
             }
-            if closing {
+            let since = *s.closing_since.held();
+            if closing && since.is_none_or(|since| s.world.elapsed().saturating_sub(since) > CLOSE_DEADLINE) {
                 return None;
             }
             pause = (pause * 2).min(PROBE_MOST);

@@ -1,47 +1,39 @@
 //! Brings segments home from the emergency directory.
 //!
 //! Promise: a segment is removed from the emergency directory only after its copy in the backing directory was flushed, read
-//! back from the device and found equal, has its name, and a checkpoint was stored since. The copy is byte for byte, under a
+//! back from the device and found equal, and its name was made durable. The copy is byte for byte, under a
 //! temporary name until it is whole; a crash at any moment leaves one whole segment at least, and two are the same.
-//! Called by: `checkpoint` (the housekeeper), while the log writes in the backing directory.
+//! Called by: `checkpoint` (the housekeeper and the last one of a mount), while the log writes in the backing directory.
 //! On failure: the disk's error; what is home stays, the rest is tried again.
 
 use super::place::{Place, remove_if_there};
 use super::shared::Shared;
 use crate::backing::{AlignedBuf, Backing, Cache, Open};
-use crate::base::limits::{ALLOCATE_STEP_BYTES, BLOCK_BYTES, GROUP_BYTES_MAX};
-use crate::base::lock::Held;
+use crate::base::limits::{BLOCK_BYTES, GROUP_BYTES_MAX};
 use crate::segment::{parse_file_name, path};
 use std::io;
-use std::sync::Arc;
 
-/// Copies every segment that lies in the emergency directory and is not being written; gives their names.
-pub fn copy_all(shared: &Arc<Shared>) -> io::Result<Vec<String>> {
+/// Brings every segment home that lies in the emergency directory; gives how many. The log writes none there meanwhile, and
+/// one that it begins there later is not on the list.
+pub fn bring_all(shared: &Shared) -> io::Result<usize> {
     let names = shared.places.away()?;
     if names.is_empty() {
-        return Ok(names);
+        return Ok(0);
     }
     let (from, to) = (shared.places.of(Place::Emergency)?, shared.places.of(Place::Primary)?);
-    for name in &names {
-        let Some(id) = parse_file_name(name) else { continue };
-        // The housekeeper itself makes files of later numbers only.
-        let _making = shared.making_segment.held();
-        copy(&*from, &*to, &path(id))?;
+    let ids: Vec<_> = names.iter().filter_map(|n| parse_file_name(n)).collect();
+    for id in &ids {
+        copy(&*from, &*to, &path(*id))?;
         shared.stats.segments_home.add(1);
     }
     to.sync_dir("segments")?;
-    Ok(names)
-}
-
-/// Removes them from the emergency directory: they are home, and a checkpoint was stored since.
-pub fn remove_all(shared: &Shared, names: &[String]) -> io::Result<()> {
-    let from = shared.places.of(Place::Emergency)?;
-    for id in names.iter().filter_map(|n| parse_file_name(n)) {
+    for id in &ids {
         // Readers open it at home from now on; who has it open still reads what is removed.
-        shared.segments.forget(id);
-        remove_if_there(&*from, &path(id))?;
+        remove_if_there(&*from, &path(*id))?;
+        shared.segments.forget(*id);
     }
-    from.sync_dir("segments")
+    from.sync_dir("segments")?;
+    Ok(ids.len())
 }
 
 fn copy(from: &dyn Backing, to: &dyn Backing, name: &str) -> io::Result<()> {
@@ -61,7 +53,7 @@ fn copy(from: &dyn Backing, to: &dyn Backing, name: &str) -> io::Result<()> {
             if write {
                 // Room taken in advance and never used stays a hole.
                 if out.iter().any(|b| *b != 0) {
-                    target.preallocate((at + whole as u64).next_multiple_of(ALLOCATE_STEP_BYTES).min(len.max(at + whole as u64)))?;
+                    target.preallocate(at + whole as u64)?;
                     target.write_all_at(&out, at)?;
                 }
             } else {

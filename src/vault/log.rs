@@ -360,7 +360,7 @@ impl Log {
         drop(gate);
         self.cuts.push_back(Cut {
             number,
-            state: BatchState::Sealed,
+            state: BatchState::Filling.after(BatchEvent::Seal).unwrap_or(BatchState::Sealed),
             records: batch.records.into_iter().map(Arc::new).collect(),
             touched: batch.touched,
             outstanding: batch.outstanding,

@@ -6,13 +6,14 @@
 //! On failure: the `io::Error` as it came; an emergency directory that is not there is looked for again at each use.
 
 use crate::backing::{AlignedBuf, Backing, BackingFile, Cache, Open, Space};
+use crate::base::id::VaultId;
 use crate::base::limits::BLOCK_BYTES;
 use crate::base::lock::Held;
 use std::io;
 use std::sync::{Arc, Mutex};
 
 /// Opens the emergency directory's part for this vault, making it if need be.
-pub type Reach = Arc<dyn Fn() -> io::Result<Arc<dyn Backing>> + Send + Sync>;
+pub type Reach = Arc<dyn Fn(VaultId) -> io::Result<Arc<dyn Backing>> + Send + Sync>;
 
 /// Where the emergency directory is.
 #[derive(Clone)]
@@ -62,13 +63,14 @@ impl Place {
 pub struct Places {
     primary: Arc<dyn Backing>,
     emergency: Option<EmergencyDir>,
+    vault: VaultId,
     reached: Mutex<Option<Arc<dyn Backing>>>,
 }
 
 impl Places {
     /// A backing directory, and perhaps an emergency directory.
-    pub fn new(primary: Arc<dyn Backing>, emergency: Option<EmergencyDir>) -> Places {
-        Places { primary, emergency, reached: Mutex::new(None) }
+    pub fn new(primary: Arc<dyn Backing>, emergency: Option<EmergencyDir>, vault: VaultId) -> Places {
+        Places { primary, emergency, vault, reached: Mutex::new(None) }
     }
 
     /// Whether there is a second place at all.
@@ -93,18 +95,13 @@ impl Places {
             return Ok(Arc::clone(known));
         }
         *reached = None;
-        let new = (emergency.reach)()?;
+        let new = (emergency.reach)(self.vault)?;
         match new.make_dir(SEGMENTS) {
             Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
             _ => new.sync_dir("")?,
         }
         *reached = Some(Arc::clone(&new));
         Ok(new)
-    }
-
-    /// Forgets the handle to the emergency directory: the next use looks for it by its path.
-    pub fn look_again(&self) {
-        *self.reached.held() = None;
     }
 
     /// The names of the segment files that lie in the emergency directory.
@@ -209,12 +206,12 @@ mod tests {
         home.make_dir(SEGMENTS).unwrap();
         let there = Arc::new(Mutex::new(false));
         let (seen, dir) = (Arc::clone(&there), away.clone());
-        let reach: Reach = Arc::new(move || match *seen.held() {
+        let reach: Reach = Arc::new(move |_| match *seen.held() {
             true => Ok(Arc::new(dir.clone())),
             false => Err(io::ErrorKind::NotFound.into()),
         });
         let emergency = EmergencyDir { path: "/e".to_owned(), reach };
-        let places = Arc::new(Places::new(Arc::new(home.clone()), Some(emergency)));
+        let places = Arc::new(Places::new(Arc::new(home.clone()), Some(emergency), VaultId([0; 16])));
         assert!(places.probe(Place::Emergency).is_err() && places.probe(Place::Primary).is_ok());
         *there.held() = true;
         places.probe(Place::Emergency).expect("it is there now");

@@ -16,7 +16,7 @@ use crate::base::limits::BLOCK_BYTES;
 use crate::format::frame::Kind;
 use crate::format::key::{self, is_derived};
 use crate::format::record::{Commit, Counters, Record};
-use crate::format::segment::{LogPosition, SegmentInfo};
+use crate::format::segment::{LogPosition, SegmentInfo, Start};
 use crate::format::wire::Reader;
 use crate::index::Index;
 use crate::seal::{Chain, MasterKey};
@@ -212,8 +212,8 @@ fn last_commits(
         let mut plain = Vec::new();
         let group = walk.next(master).map_err(unreadable)?;
         let start = group.and_then(|g| g.frames.first().copied()).filter(|f| f.entry.kind == Kind::Start);
-        let after = start.and_then(|f| walk.open(&f, &mut plain).ok()).and_then(|()| LogPosition::decode(&plain).ok());
-        last[i - 1] = last[i].min(after.map_or(CommitSeq(u64::MAX), |a| a.seq));
+        let start = start.and_then(|f| walk.open(&f, &mut plain).ok()).and_then(|()| Start::decode(&plain).ok());
+        last[i - 1] = last[i].min(start.map_or(CommitSeq(u64::MAX), |s| s.after.seq));
     }
     Ok(last)
 }
@@ -259,19 +259,20 @@ impl Tail<'_> {
         Ok(())
     }
 
-    /// A segment begins. If it begins a new lease, what the old one left after its last commit is dropped.
+    /// A segment begins. If it begins a new lease, or begins anew after a failure, what was left after the last commit that
+    /// it continues from is dropped.
     fn start(&mut self, walk: &mut Walk, group: &WalkedGroup, frame: &WalkedFrame) -> Result<(), OpenFault> {
         let mut plain = Vec::new();
-        let opened = walk.open(frame, &mut plain).ok().and_then(|()| LogPosition::decode(&plain).ok());
+        let opened = walk.open(frame, &mut plain).ok().and_then(|()| Start::decode(&plain).ok());
         let (epoch, old) = (group.header.epoch, self.epoch);
         self.epoch = epoch;
-        if epoch == old {
+        if epoch == old && !opened.is_some_and(|s| s.restarts) {
             return Ok(());
         }
         self.drop_pending();
         // The reset is about what came before this group.
         self.whole = group.checksum_holds;
-        match opened {
+        match opened.map(|s| s.after) {
             Some(after) if after == self.position => self.joined = true,
             // Its beginning is older than the checkpoint: the commit covered is still to come.
             Some(after) if after.seq < self.position.seq && !self.joined => {}

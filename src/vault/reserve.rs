@@ -31,9 +31,9 @@ impl Reserve {
         reserve
     }
 
-    /// Whether it is there.
-    pub fn is_whole(&self) -> bool {
-        *self.whole.held()
+    /// What it lacks.
+    pub fn missing_bytes(&self) -> u64 {
+        if *self.whole.held() { 0 } else { self.wanted }
     }
 
     /// Gives the room to whoever needs it now; false if it has been given before.

@@ -8,11 +8,13 @@ use super::VaultFault;
 use super::batch::Batch;
 use super::cache::FrameCache;
 use super::place::{Place, Places};
+use super::reserve::Reserve;
 use super::sealer::{Cursor, Job, Sealed};
 use super::segments::Segments;
 use super::state::{Event, Machine, State};
 use super::stats::Stats;
 use super::step::Stepper;
+use super::totals::Totals;
 use super::trouble::Trouble;
 use super::window::Windows;
 use crate::backing::{AlignedBuf, Backing, Space};
@@ -26,7 +28,7 @@ use crate::format::segment::LogPosition;
 use crate::index::Index;
 use crossbeam_channel::{Receiver, Sender};
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
@@ -144,7 +146,6 @@ pub struct Shared {
     pub checkpoint_wanted: AtomicBool,
     pub checkpoint_running: AtomicBool,
     pub closing: AtomicBool,
-    pub committing: AtomicBool,
     pub verifying: AtomicU64,
     pub last_op_ms: AtomicU64,
     /// The newest commit written.
@@ -158,7 +159,15 @@ pub struct Shared {
     pub root: Mutex<Root>,
     pub space: Mutex<Option<(Duration, Space)>>,
 
+    /// Room kept for when there is none.
+    pub reserve: Reserve,
     pub machine: Mutex<Machine>,
+    /// Whether statistics and history are to go into the next batch.
+    pub totals_wanted: AtomicBool,
+    /// What earlier mounts counted.
+    pub earlier: Totals,
+    /// When closing began.
+    pub closing_since: Mutex<Option<Duration>>,
     /// What stops the generation being written, until the log has taken it up.
     pub trouble: Mutex<Option<Trouble>>,
     /// Counts the restarts of the log.
@@ -213,6 +222,7 @@ impl Shared {
             Ok(Some((before, after))) if !(before.is_work() && after.is_work()) => {
                 let colon = if why.is_empty() { "" } else { ": " };
                 self.stats.event(self.world.now(), format!("{after}{colon}{why}"));
+                self.totals_wanted.store(true, SeqCst);
             }
             Ok(_) => {}
             // Late news of a vault that is closed or being opened.
@@ -227,11 +237,6 @@ impl Shared {
         }
         self.wake_log();
         self.progressed.notify_all();
-    }
-
-    /// Whether what is being written has failed.
-    pub fn is_troubled(&self) -> bool {
-        self.trouble.held().is_some()
     }
 
     /// Stops acknowledging until a place takes the log again: what is buffered stays readable, every waiter is told.
@@ -259,8 +264,12 @@ impl Shared {
             if !self.closing.load(SeqCst) {
                 self.dirty.open();
             }
-            let event = if self.away.load(SeqCst) { Event::Away } else { Event::Back };
-            self.happened(event, "");
+            if self.away.load(SeqCst) {
+                self.happened(Event::Away, "the emergency directory takes the log");
+            } else {
+                self.happened(Event::Back, "the backing directory takes the log again");
+                self.bring_home.store(true, SeqCst);
+            }
         }
     }
 
@@ -281,6 +290,19 @@ impl Shared {
         match &*self.failed.held() {
             Some(why) => Err(VaultFault::Failed(Arc::clone(why))),
             None => Ok(()),
+        }
+    }
+
+    /// Gives the reserve to a write that found the disk full; false if it was given before.
+    pub fn release_reserve(&self) -> bool {
+        *self.space.held() = None;
+        self.reserve.release(&*self.backing)
+    }
+
+    /// Takes the reserve again, if there is room.
+    pub fn refill_reserve(&self) {
+        if !self.read_only && !self.is_failed.load(SeqCst) && !self.away.load(SeqCst) {
+            self.reserve.refill(&*self.backing);
         }
     }
 
