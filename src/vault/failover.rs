@@ -38,15 +38,24 @@ pub struct Tried {
     emergency: u32,
 }
 
+/// The wait while no place takes the log.
+pub struct Waiting {
+    why: Arc<str>,
+    /// Between two probes.
+    pause: Duration,
+    /// When the next is due.
+    until: Duration,
+}
+
 impl Log {
-    /// Takes trouble up. False if the vault is closing and nothing takes what is left, or it was given up.
-    pub(super) fn begin_anew(&mut self, trouble: &Trouble) -> bool {
+    /// Takes trouble up.
+    pub(super) fn begin_anew(&mut self, trouble: &Trouble) {
         let s = Arc::clone(&self.shared);
         s.stats.error(s.world.now(), format!("{}: {}", trouble.place.name(), trouble.why));
         s.stats.segments_abandoned.add(1);
         self.hear_the_verifier_out(trouble);
         if s.given_up.load(SeqCst) {
-            return false;
+            return self.end();
         }
         if trouble.kind == Kind::Stalled {
             self.ends.flushes.begin_anew();
@@ -58,9 +67,14 @@ impl Log {
             cut.state = cut.state.after(BatchEvent::Fault).unwrap_or(BatchState::Failed);
         }
         self.drain();
-        let Some(place) = self.choose(trouble) else { return false };
-        self.restart(place);
-        true
+        match self.choose(trouble) {
+            Some(place) => self.restart(place),
+            None => {
+                s.nowhere(&trouble.why);
+                let until = s.world.elapsed() + PROBE_FIRST;
+                self.waiting = Some(Waiting { why: Arc::clone(&trouble.why), pause: PROBE_FIRST, until });
+            }
+        }
     }
 
     /// What the verifier was given before the trouble may be good, and then it comes to rest.
@@ -122,7 +136,7 @@ impl Log {
         }
     }
 
-    /// Where to go on. Waits, in state `error`, while no place takes the log.
+    /// Where to go on; `None` if no place that was not tried takes the log.
     fn choose(&mut self, trouble: &Trouble) -> Option<Place> {
         let s = Arc::clone(&self.shared);
         let room = trouble.kind == Kind::Full && trouble.place == Place::Primary && s.release_reserve();
@@ -145,7 +159,7 @@ impl Log {
                 }
             }
         }
-        self.wait_until_well(&trouble.why)
+        None
     }
 
     fn chosen(&mut self, place: Place) -> Place {
@@ -157,39 +171,38 @@ impl Log {
     }
 
     /// No place takes the log: reads go on, writers and fsync get an error, buffers are kept, and probing goes on.
-    fn wait_until_well(&mut self, why: &str) -> Option<Place> {
+    pub(super) fn wait_on(&mut self, mut waiting: Waiting) {
         let s = Arc::clone(&self.shared);
-        s.nowhere(why);
-        let (mut pause, mut until) = (PROBE_FIRST, s.world.elapsed() + PROBE_FIRST);
-        loop {
-            // Workers must not be held up by a full queue.
-            if let Some(job) = self.next_sealed() {
-                self.consume(job);
-            }
-            // Whoever came to wait after all were told.
-            s.tell_all(why);
-            if s.given_up.load(SeqCst) {
-                return None;
-            }
-            let closing = s.closing.load(SeqCst);
-            if s.world.elapsed() < until {
-                continue;
-            }
+        // Workers must not be held up by a full queue.
+        let job = if s.stepper.is_some() { self.ends.sealed.try_recv().ok() } else { self.next_sealed() };
+        if let Some(job) = job {
+            self.consume(job);
+        }
+        // Whoever came to wait after all were told.
+        s.tell_all(&waiting.why);
+        if s.given_up.load(SeqCst) {
+            return self.end();
+        }
+        if s.world.elapsed() >= waiting.until {
             for place in [Place::Primary, Place::Emergency] {
                 if s.places.has(place) && s.places.probe(place).is_ok() {
                     self.tried = Tried::default();
+                    let place = self.chosen(place);
+                    self.restart(place);
                     // Written again at once, though no one asks for it: that is how it heals.
                     s.pressed.store(true, Relaxed);
-                    return Some(self.chosen(place));
+                    return;
                 }
             }
             let since = *s.closing_since.held();
-            if closing && since.is_none_or(|since| s.world.elapsed().saturating_sub(since) > CLOSE_DEADLINE) {
-                return None;
+            let late = |since| s.world.elapsed().saturating_sub(since) > CLOSE_DEADLINE;
+            if s.closing.load(SeqCst) && since.is_none_or(late) {
+                return self.end();
             }
-            pause = (pause * 2).min(PROBE_MOST);
-            until = s.world.elapsed() + pause;
+            waiting.pause = (waiting.pause * 2).min(PROBE_MOST);
+            waiting.until = s.world.elapsed() + waiting.pause;
         }
+        self.waiting = Some(waiting);
     }
 
     /// A new generation, in a new segment of `place`, that voids what the failed one left.

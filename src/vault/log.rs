@@ -73,6 +73,8 @@ pub struct Log {
     pub(super) cuts: VecDeque<Cut>,
     /// What was tried since a batch last came to rest.
     pub(super) tried: super::failover::Tried,
+    /// Set while no place takes the log.
+    pub(super) waiting: Option<super::failover::Waiting>,
     /// Commits that the last step of a segment held.
     small_commits: u32,
     groups: u64,
@@ -98,6 +100,7 @@ impl Log {
             written: Vec::new(),
             cuts: VecDeque::new(),
             tried: super::failover::Tried::default(),
+            waiting: None,
             small_commits: 0,
             groups: 0,
             ended: false,
@@ -115,21 +118,26 @@ impl Log {
 
     /// One turn; what goes wrong in it makes the log begin anew. Says whether there was something to do.
     fn turn(&mut self) -> bool {
+        if let Some(waiting) = self.waiting.take() {
+            self.wait_on(waiting);
+            // Without threads, there is nothing to do here but for time to pass.
+            return self.waiting.is_none();
+        }
         match self.try_turn() {
             Ok(did) => did,
             Err(trouble) => {
                 // Not to be acknowledged by anyone, whoever found it out.
                 self.shared.raise(trouble.clone());
-                if !self.begin_anew(&trouble) {
-                    self.end();
-                }
+                self.begin_anew(&trouble);
                 true
             }
         }
     }
 
-    fn end(&mut self) {
+    /// The log's end: what is not at rest now stays in its buffers.
+    pub(super) fn end(&mut self) {
         self.ended = true;
+        self.shared.log_ended.store(true, SeqCst);
         let _ = self.ends.verify.send(ToVerify::Stop);
     }
 

@@ -583,7 +583,11 @@ impl Vault {
         // The log first, for it may still need the workers; it tells the verifier, and that the housekeeper.
         s.wake_log();
         if let Some(stepper) = &s.stepper {
-            while stepper.step() {}
+            while stepper.step() || !s.log_ended.load(SeqCst) {
+                if !s.log_ended.load(SeqCst) {
+                    s.world.sleep(Duration::from_millis(1));
+                }
+            }
             s.jobs_in.held().take();
             stepper.clear();
         }

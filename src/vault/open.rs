@@ -111,8 +111,9 @@ fn bring_up(
     root.emergency = emergency;
     root::write(&*backing, &root, &master, vault, &*world)?;
     for id in &found.empty_segments {
-        for place in [Place::Primary, Place::Emergency].into_iter().filter(|p| places.has(*p)) {
-            remove_if_there(&*places.of(place)?, &path(*id))?;
+        remove_if_there(&*backing, &path(*id))?;
+        if let Ok(away) = places.of(Place::Emergency) {
+            remove_if_there(&*away, &path(*id))?;
         }
     }
     let allocated = apply::read_u64(&index, &key::total("bytes")).map_err(|e| OpenFault::Damaged(e.to_string()))?;

@@ -166,6 +166,8 @@ pub struct Shared {
     pub totals_wanted: AtomicBool,
     /// What earlier mounts counted.
     pub earlier: Totals,
+    /// Whether the log has ended: nothing more comes to rest.
+    pub log_ended: AtomicBool,
     /// When closing began.
     pub closing_since: Mutex<Option<Duration>>,
     /// What stops the generation being written, until the log has taken it up.

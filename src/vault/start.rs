@@ -122,6 +122,7 @@ pub(super) fn start(
         root: Mutex::new(root),
         space: Mutex::new(None),
         totals_wanted: false.into(),
+        log_ended: false.into(),
         closing_since: Mutex::default(),
         trouble: Mutex::default(),
         generation: 0.into(),
