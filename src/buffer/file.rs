@@ -376,7 +376,13 @@ impl Layer {
         let Source::Open(v) = std::mem::replace(&mut span.source, Source::Hole) else {
             unreachable!("only open spans are sealed")
         };
-        let chunk = Arc::new(Chunk { ino, offset_bytes: start, data: v, pool: pool.clone(), placed: Mutex::new(Placement::OnItsWay) });
+        let chunk = Arc::new(Chunk {
+            ino,
+            offset_bytes: start,
+            data: v,
+            pool: pool.clone(),
+            placed: Mutex::new(Placement::OnItsWay),
+        });
         span.source = Source::Sealed(Arc::clone(&chunk), 0);
         chunk
     }

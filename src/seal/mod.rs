@@ -10,13 +10,15 @@ mod codec;
 mod derive;
 mod header;
 mod key;
+mod pin;
 mod slot;
 mod suite;
 
 pub use chain::Chain;
 pub use codec::{Compressor, decompress};
-pub use header::{HeaderFault, NewVault, create_header, open_header, read_header, unlock, write_header};
+pub use header::{HeaderFault, NewVault, create_header, open_header, read_header, write_header};
 pub use key::{MasterKey, PageKey, SegmentKey};
+pub use pin::{open_pin, write_pin};
 pub use slot::{Unlock, add_slot};
 pub use suite::preferred_suite;
 

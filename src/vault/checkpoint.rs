@@ -18,8 +18,8 @@ use crate::base::lock::Held;
 use crate::format::key;
 use crate::format::record::Counters;
 use crate::format::segment::{Covered, LogPosition};
-use crate::segment::path;
 use crate::index::IndexFault;
+use crate::segment::path;
 use crossbeam_channel::{Receiver, select};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
@@ -216,6 +216,7 @@ pub fn store(
     (root.covered, root.clean) = (position, clean);
     let (master, vault) = (&shared.segments.master, shared.segments.vault);
     root::write(&*shared.backing, &root, master, vault, &*shared.world)?;
+    shared.pins.remember(&root);
     Ok(())
 }
 

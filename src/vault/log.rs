@@ -9,35 +9,31 @@
 use super::batch::Cut;
 use super::flusher::{Flush, Flushes};
 use super::place::Place;
-use super::sealer::{Job, Sealed, seal_here, seal_metadata};
+use super::sealer::{Sealed, seal_metadata};
 use super::segments::OpenSegment;
 use super::shared::Shared;
 use super::state::{BatchEvent, BatchState, Event};
 use super::step::Actor;
 use super::trouble::{self, Trouble};
-use super::verifier::{Commit, Sample, ToVerify};
+use super::verifier::{Sample, ToVerify};
 use super::writer::Writer;
 use super::{VaultFault, totals};
-use crate::base::id::{CommitSeq, SegmentId};
-use crate::base::limits::{CHECKPOINT_ENTRIES, CHECKPOINT_LOG_BYTES, CHUNK_BYTES, RECORDS_FRAME_BYTES};
+use crate::base::id::SegmentId;
+use crate::base::limits::{CHECKPOINT_ENTRIES, CHECKPOINT_LOG_BYTES};
 use crate::base::lock::{Held, Shared as _};
-use crate::buffer::Piece;
-use crate::format::extent::Extent;
 use crate::format::frame::Kind;
-use crate::format::record::{self, Counters, Record};
+use crate::format::record::Counters;
 use crate::format::segment::{LogPosition, Start};
 use crate::seal::{Chain, Compressor};
 use crate::segment::{SealedFrames, SegmentContext};
 use crossbeam_channel::{Receiver, Sender, select};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::atomic::{Ordering::Relaxed, Ordering::SeqCst};
 use std::time::Duration;
 
-/// A commit with no more unsealed data than this is sealed by the log itself: handing it over would cost more.
-const SEAL_HERE_BYTES: usize = 96 << 10;
 /// Longest wait before looking whether something went wrong.
-const LOOK: Duration = Duration::from_millis(50);
+pub(super) const LOOK: Duration = Duration::from_millis(50);
 
 /// What the log is connected to.
 pub struct Ends {
@@ -52,7 +48,7 @@ pub struct Ends {
 pub struct Log {
     pub(super) shared: Arc<Shared>,
     pub(super) ends: Ends,
-    compressor: Compressor,
+    pub(super) compressor: Compressor,
     pub(super) writer: Option<Writer>,
     /// Sealed frames that came before their turn.
     pub(super) early: BTreeMap<u64, Sealed>,
@@ -196,8 +192,12 @@ impl Log {
         while let Some(cut) = self.cuts.pop_front_if(|c| c.number <= durable) {
             self.durable = cut.position;
             self.tried = super::failover::Tried::default();
-            let matched = if self.shared.place() == Place::Emergency { BatchEvent::MatchedAway } else { BatchEvent::Matched };
-            debug_assert!(cut.state.after(BatchEvent::Flushed).and_then(|s| s.after(matched)).is_ok(), "at rest only in order");
+            let matched =
+                if self.shared.place() == Place::Emergency { BatchEvent::MatchedAway } else { BatchEvent::Matched };
+            debug_assert!(
+                cut.state.after(BatchEvent::Flushed).and_then(|s| s.after(matched)).is_ok(),
+                "at rest only in order"
+            );
         }
     }
 
@@ -210,7 +210,7 @@ impl Log {
     }
 
     /// A fault while writing, as trouble.
-    fn trouble(&self, fault: &VaultFault) -> Trouble {
+    pub(super) fn trouble(&self, fault: &VaultFault) -> Trouble {
         let kind = trouble::kind_of_fault(fault);
         Trouble { generation: self.generation, place: self.shared.place(), kind, why: fault.to_string().into() }
     }
@@ -231,7 +231,7 @@ impl Log {
     }
 
     /// Puts sealed frames in order and into the log.
-    fn accept(&mut self, job: Sealed) -> Result<(), Trouble> {
+    pub(super) fn accept(&mut self, job: Sealed) -> Result<(), Trouble> {
         if job.generation != self.generation {
             self.send_again(job);
             return Ok(());
@@ -276,7 +276,7 @@ impl Log {
     }
 
     /// Adds frames to the group being filled, beginning a new group or segment where needed; gives their position.
-    fn add(&mut self, context: &Arc<SegmentContext>, frames: &SealedFrames) -> Result<u64, Trouble> {
+    pub(super) fn add(&mut self, context: &Arc<SegmentContext>, frames: &SealedFrames) -> Result<u64, Trouble> {
         if self.writer.as_ref().is_none_or(|w| w.segment.context.id != context.id) {
             self.begin_segment(context)?;
         }
@@ -292,7 +292,7 @@ impl Log {
         Ok(position)
     }
 
-    fn begin_segment(&mut self, context: &Arc<SegmentContext>) -> Result<(), Trouble> {
+    pub(super) fn begin_segment(&mut self, context: &Arc<SegmentContext>) -> Result<(), Trouble> {
         self.write_group()?;
         let s = Arc::clone(&self.shared);
         if let Some(old) = self.writer.take() {
@@ -320,7 +320,7 @@ impl Log {
     }
 
     /// Writes the group being filled, if there is anything in it, and gives it to the verifier.
-    fn write_group(&mut self) -> Result<(), Trouble> {
+    pub(super) fn write_group(&mut self) -> Result<(), Trouble> {
         let Some(w) = &mut self.writer else { return Ok(()) };
         match w.write_group(&self.shared) {
             Ok(None) => Ok(()),
@@ -396,112 +396,6 @@ impl Log {
         due
     }
 
-    /// Makes a batch that was cut durable: its data, its records, its commit, one flush.
-    fn commit(&mut self, at: usize) -> Result<(), Trouble> {
-        let s = Arc::clone(&self.shared);
-        let cut = &self.cuts[at];
-        let (number, touched, outstanding) = (cut.number, cut.touched.clone(), Arc::clone(&cut.outstanding));
-        let (mut early, counters, urgent, began) = (cut.records.clone(), cut.counters, cut.urgent, cut.began);
-        let wants_checkpoint = cut.checkpoint;
-        self.seal_rest(number, &touched, &outstanding)?;
-        let tail = early.pop().map_or_else(Vec::new, |last| last.to_vec());
-        for bytes in early {
-            outstanding.fetch_add(1, SeqCst);
-            s.to_sealers(Job::Records { bytes, outstanding: Arc::clone(&outstanding) });
-        }
-        self.await_jobs(&outstanding)?;
-        let derived = data_records(&touched, number);
-        self.await_durable(number - 1)?;
-        self.append_commit(tail, &derived, counters)?;
-        self.write_group()?;
-        let Some(w) = &self.writer else {
-            return Err(self.trouble(&VaultFault::Failed("a commit was written to no segment".into())));
-        };
-        let replay_from = w.segment.context.id;
-        self.written.push((Arc::clone(&w.segment), None));
-        let mut flush = Flush::of(std::mem::take(&mut self.written), self.generation, s.place());
-        let flushed = Arc::clone(&flush.outcome);
-        // Where a flush has a deadline, another thread runs it: this one must be able to turn away from it.
-        if urgent && !self.shared.places.has(Place::Emergency) {
-            flush.run(&s);
-            flushed.wait(&s, None)?;
-        } else {
-            // No one waits for it here: the log goes on writing meanwhile. The flusher outlives the log; see `Vault::close`.
-            self.ends.flushes.send(flush);
-        }
-        let cut = &mut self.cuts[at];
-        cut.position = self.position;
-        // A cut that is in the log was sealed before.
-        cut.state = cut.state.after(BatchEvent::Written).unwrap_or(cut.state);
-        let (generation, position) = (self.generation, self.position);
-        let checkpoint = wants_checkpoint.then_some(replay_from);
-        let commit = Commit { generation, number, position, counters, derived, flushed, checkpoint, began };
-        let _ = self.ends.verify.send(ToVerify::Commit(Box::new(commit)));
-        Ok(())
-    }
-
-    /// Seals what the batch's files still have open.
-    fn seal_rest(
-        &mut self,
-        number: u64,
-        touched: &[Arc<crate::buffer::FileBuffer>],
-        outstanding: &Arc<AtomicU64>,
-    ) -> Result<(), Trouble> {
-        let mut here = Vec::new();
-        let mut here_bytes = 0;
-        for file in touched {
-            for chunk in file.seal_open(number, &self.shared.pool) {
-                outstanding.fetch_add(1, SeqCst);
-                here_bytes += chunk.data().len();
-                here.push(chunk);
-            }
-            // Too much for one thread: the workers take it, and what comes after it.
-            if here_bytes > SEAL_HERE_BYTES {
-                for chunk in here.drain(..) {
-                    self.shared.to_sealers(Job::Chunk { chunk, outstanding: Arc::clone(outstanding) });
-                }
-            }
-        }
-        let mut here = here.into_iter();
-        while let Some(chunk) = here.next() {
-            let shared = Arc::clone(&self.shared);
-            let sealed = seal_here(&shared, &mut self.compressor, chunk, Arc::clone(outstanding));
-            if let Err(trouble) = self.accept(sealed) {
-                // What was sealed and not yet on its way counts as lost with the rest.
-                for chunk in here {
-                    chunk.lose();
-                    outstanding.fetch_sub(1, SeqCst);
-                }
-                return Err(trouble);
-            }
-        }
-        Ok(())
-    }
-
-    /// Waits until a batch is flushed and verified. A commit follows only then, so that recovery may conclude from a commit
-    /// that holds that what precedes it once held too: it tells rot from a torn or failed tail.
-    fn await_durable(&self, batch: u64) -> Result<(), Trouble> {
-        let mut progress = self.shared.progress.held();
-        while progress.durable < batch {
-            self.look()?;
-            progress = self.shared.await_progress(progress, LOOK);
-        }
-        Ok(())
-    }
-
-    /// Takes sealed frames until all jobs of the batch are in the log.
-    fn await_jobs(&mut self, outstanding: &AtomicU64) -> Result<(), Trouble> {
-        while outstanding.load(SeqCst) > 0 {
-            if let Some(job) = self.next_sealed() {
-                self.accept(job)?;
-            }
-            self.look()?;
-        }
-        // The wake-up may have been for something else: it must not be lost.
-        self.shared.wake_log();
-        Ok(())
-    }
-
     /// The next sealed frames, waited for a while.
     pub(super) fn next_sealed(&self) -> Option<Sealed> {
         if let Ok(job) = self.ends.sealed.try_recv() {
@@ -518,97 +412,10 @@ impl Log {
             default(LOOK) => None,
         }
     }
-
-    /// Appends what is left of the records, then the commit frame itself.
-    fn append_commit(&mut self, mut tail: Vec<u8>, derived: &[u8], counters: Counters) -> Result<(), Trouble> {
-        let shared = Arc::clone(&self.shared);
-        let context = shared.cursor.for_writer(self.next_turn);
-        // Later batches' chunks may be on their way in a newer segment: the log is still in the older one.
-        let context = match &self.writer {
-            Some(w) if self.cursor_is_ahead(&context) => Arc::clone(&w.segment.context),
-            _ => context,
-        };
-        if self.writer.as_ref().is_none_or(|w| w.segment.context.id != context.id) {
-            self.begin_segment(&context)?;
-        }
-        let mut rest = derived;
-        // Derived records come last; the commit frame holds what fits.
-        while tail.len() + rest.len() > RECORDS_FRAME_BYTES + CHUNK_BYTES {
-            let mut piece = std::mem::take(&mut tail);
-            let cut = record_boundary(rest, RECORDS_FRAME_BYTES).map_err(|fault| self.trouble(&fault))?;
-            piece.extend_from_slice(&rest[..cut]);
-            rest = &rest[cut..];
-            self.add_metadata(&context, Kind::Records, &piece)?;
-        }
-        tail.extend_from_slice(rest);
-        let seq = CommitSeq(self.position.seq.0 + 1);
-        let commit = record::Commit { seq, frames: self.frames, chain: self.chain.value(), counters, records: &tail };
-        let (plain, chain) = (commit.encode(), commit.chain);
-        self.position = LogPosition { seq, chain };
-        *shared.committed.held() = self.position;
-        self.chain = Chain::after(&chain);
-        self.add_metadata(&context, Kind::Commit, &plain)?;
-        self.frames = 0;
-        if let Some(w) = &mut self.writer {
-            w.step_commits += 1;
-        }
-        shared.stats.commits.add(1);
-        Ok(())
-    }
-
-    fn cursor_is_ahead(&self, context: &SegmentContext) -> bool {
-        let behind = |w: &Writer| w.segment.context.id < context.id;
-        // With nothing on its way, the newer segment may be begun now.
-        self.writer.as_ref().is_some_and(behind) && self.shared.cursor.turns_taken() != self.next_turn
-    }
-
-    fn add_metadata(&mut self, context: &Arc<SegmentContext>, kind: Kind, plain: &[u8]) -> Result<(), Trouble> {
-        let shared = Arc::clone(&self.shared);
-        let slot = context.take_writer_slot();
-        let frames = seal_metadata(context, &mut self.compressor, kind, slot, plain, &shared.stats);
-        self.add(context, &frames)?;
-        shared.cursor.settle(context.id, 0, frames.bytes.len() as u64);
-        Ok(())
-    }
 }
 
 impl Actor for Log {
     fn step(&mut self) -> bool {
         !self.ended && self.turn()
     }
-}
-
-/// The Install and Punch records of a cut batch, all of whose chunks are in the log.
-fn data_records(touched: &[Arc<crate::buffer::FileBuffer>], number: u64) -> Vec<u8> {
-    let mut out = Vec::new();
-    for file in touched {
-        for piece in file.pieces(number) {
-            match piece {
-                Piece::Hole(from_bytes, to_bytes) => {
-                    Record::Punch { ino: file.ino, from_bytes, to_bytes }.encode_to(&mut out);
-                }
-                Piece::Data(offset_bytes, len_bytes, chunk, skip_bytes) => {
-                    let run = chunk.placed().expect("every chunk of a cut batch was awaited");
-                    let extent = Extent { len_bytes, skip_bytes, run }.encode();
-                    Record::Install { ino: file.ino, offset_bytes, extent: &extent }.encode_to(&mut out);
-                }
-            }
-        }
-    }
-    out
-}
-
-/// The end of the last whole record within `most` bytes (or of the first, if that is longer).
-fn record_boundary(records: &[u8], most: usize) -> Result<usize, VaultFault> {
-    let mut r = crate::format::wire::Reader::new(records);
-    let mut end = 0;
-    while !r.is_empty() {
-        Record::decode(&mut r)?;
-        let here = records.len() - r.rest().len();
-        if here > most && end > 0 {
-            break;
-        }
-        end = here;
-    }
-    Ok(end)
 }

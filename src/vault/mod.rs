@@ -10,14 +10,18 @@ mod apply;
 mod batch;
 mod cache;
 mod checkpoint;
+mod commit;
 mod create;
 mod failover;
 mod fault;
 mod flusher;
+mod header_file;
 mod home;
 mod log;
 mod op;
 mod open;
+mod options;
+mod pin;
 mod place;
 mod read;
 mod recover;
@@ -37,10 +41,13 @@ mod window;
 mod writer;
 
 pub use crate::buffer::FileBuffer;
-pub use create::{HEADER, create};
+pub use create::create;
 pub use fault::{OpenFault, VaultFault};
+pub use header_file::{HEADER, HEADER_COPY, HeaderTexts};
 pub use op::{Op, Reservation};
 pub use open::{LOCK, Locked, lock, open};
+pub use options::{CreateOptions, Gauges, OpenOptions, Usage};
+pub use pin::PinStore;
 pub use place::{EmergencyDir, Reach};
 pub use shared::SyncReply;
 pub use state::{Held as HeldState, State};
@@ -49,9 +56,9 @@ pub use step::Choose;
 pub use totals::Totals;
 
 use crate::backing::{Cache, Open};
-use crate::base::choice::{Compression, SuiteId, Verify};
+use crate::base::choice::SuiteId;
 use crate::base::id::{Ino, SegmentId};
-use crate::base::limits::{BUDGET_BYTES_DEFAULT, FLUSH_DEADLINE, FLUSH_INTERVAL, RESERVE_BYTES, VERIFY_OPEN_PERCENT};
+use crate::base::limits::RESERVE_BYTES;
 use crate::base::lock::{Held, Shared as _};
 use crate::base::world::World;
 use crate::buffer::Room;
@@ -65,130 +72,6 @@ use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
-
-/// What `create` needs beside a key.
-#[derive(Debug, Clone)]
-pub struct CreateOptions {
-    /// The cipher; `None` takes what is fastest here.
-    pub suite: Option<SuiteId>,
-    /// The compression unless a mount says otherwise.
-    pub compression: Compression,
-    /// Most bytes of files.
-    pub quota_bytes: Option<u64>,
-    /// Most inodes.
-    pub quota_inodes: Option<u64>,
-    /// Argon2id memory in KiB, passes, lanes; `None` calibrates.
-    pub argon2: Option<(u32, u32, u32)>,
-}
-
-impl Default for CreateOptions {
-    fn default() -> Self {
-        let (suite, quota_bytes, quota_inodes, argon2) = (None, None, None, None);
-        CreateOptions { suite, compression: Compression::Auto, quota_bytes, quota_inodes, argon2 }
-    }
-}
-
-/// How to run an open vault.
-#[derive(Clone)]
-pub struct OpenOptions {
-    /// The byte budget.
-    pub budget_bytes: u64,
-    /// Overrides the vault's own.
-    pub compression: Option<Compression>,
-    /// Where verification reads from.
-    pub verify: Verify,
-    /// Oldest that unsaved data gets.
-    pub flush_interval: Duration,
-    /// Of a hundred groups read back, so many are also opened and compared with the plaintext.
-    pub verify_open_percent: u32,
-    /// Threads that compress and encrypt.
-    pub workers: usize,
-    /// Where the log goes on when the backing directory fails.
-    pub emergency: Option<EmergencyDir>,
-    /// Go without an emergency directory that may hold acknowledged data.
-    pub without_emergency: bool,
-    /// A flush that takes longer counts as a failure, if there is an emergency directory.
-    pub flush_deadline: Duration,
-    /// Run no threads: every activity takes place inside the calls that wait for it, in the order chosen here. For tests.
-    pub stepped: Option<Choose>,
-    /// Refuse every change.
-    pub read_only: bool,
-    /// Where both roots are lost, make one from the log: for whoever was asked to mend.
-    pub rebuild_roots: bool,
-}
-
-impl Default for OpenOptions {
-    fn default() -> Self {
-        OpenOptions {
-            budget_bytes: BUDGET_BYTES_DEFAULT,
-            compression: None,
-            verify: Verify::Device,
-            flush_interval: FLUSH_INTERVAL,
-            verify_open_percent: VERIFY_OPEN_PERCENT,
-            emergency: None,
-            without_emergency: false,
-            flush_deadline: FLUSH_DEADLINE,
-            stepped: None,
-            workers: std::thread::available_parallelism().map_or(2, usize::from),
-            read_only: false,
-            rebuild_roots: false,
-        }
-    }
-}
-
-/// What the vault holds against what it may hold.
-#[derive(Debug, Clone, Copy)]
-pub struct Usage {
-    /// Bytes of files that are not holes, buffered ones included (an upper bound while they are buffered).
-    pub bytes: u64,
-    /// Most that they may be.
-    pub quota_bytes: Option<u64>,
-    /// Inodes in being, the root directory included.
-    pub inodes: u64,
-    /// Most that there may be.
-    pub quota_inodes: Option<u64>,
-    /// Room on the backing filesystem, the reserve taken off.
-    pub backing_free_bytes: u64,
-    /// Size of the backing filesystem.
-    pub backing_total_bytes: u64,
-}
-
-/// How full everything is at the moment.
-#[derive(Debug, Clone, Copy)]
-pub struct Gauges {
-    /// The byte budget.
-    pub budget_bytes: u64,
-    /// Unsaved bytes in buffers.
-    pub dirty_bytes: u64,
-    /// Most that they may be.
-    pub dirty_limit_bytes: u64,
-    /// Bytes of groups written and not yet verified, at most.
-    pub in_flight_bytes: u64,
-    /// Decoded frames kept.
-    pub cache_bytes: u64,
-    /// Index changes that no checkpoint holds.
-    pub overlay_entries: u64,
-    /// Their bytes.
-    pub overlay_bytes: u64,
-    /// Writers waiting for the budget.
-    pub waiting_writers: u64,
-    /// Jobs waiting for a worker.
-    pub sealer_queue: u64,
-    /// Sealed frames waiting for the log.
-    pub log_queue: u64,
-    /// Groups waiting for the verifier.
-    pub verify_queue: u64,
-    /// Worker threads.
-    pub workers: u64,
-    /// The segment being written.
-    pub segments: u64,
-    /// This mount's lease.
-    pub epoch: u64,
-    /// The newest root.
-    pub generation: u64,
-    /// The newest batch that is durable, counted from the mount.
-    pub commit_seq: u64,
-}
 
 struct Running {
     workers: Vec<JoinHandle<()>>,
@@ -205,6 +88,7 @@ pub struct Vault {
     lock: Mutex<Option<Box<dyn Send + Sync>>>,
     workers: usize,
     suite: SuiteId,
+    index_lost: Option<String>,
 }
 
 /// Epoch and salt of a segment: from the index, or from the segment that is being written.
@@ -318,7 +202,13 @@ impl Vault {
             ("workers", self.workers.to_string()),
             ("budget_bytes", s.shares.budget_bytes.to_string()),
             ("read_only", s.read_only.to_string()),
+            ("pins", s.pins.shown()),
         ]
+    }
+
+    /// Why the index had to be rebuilt from the log when the vault was opened, if it had to be.
+    pub fn index_lost(&self) -> Option<&str> {
+        self.index_lost.as_deref()
     }
 
     /// Value of a key as of now.
@@ -553,11 +443,7 @@ impl Vault {
         s.checkpoint_wanted.store(true, SeqCst);
         s.wake_log();
         let mut progress = s.progress.held();
-        while attempts() == before
-            && !s.is_failed.load(SeqCst)
-            && !s.away.load(SeqCst)
-            && !s.closing.load(SeqCst)
-        {
+        while attempts() == before && !s.is_failed.load(SeqCst) && !s.away.load(SeqCst) && !s.closing.load(SeqCst) {
             progress = s.await_progress(progress, Duration::from_millis(100));
         }
         drop(progress);

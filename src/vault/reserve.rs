@@ -23,10 +23,12 @@ pub struct Reserve {
 }
 
 impl Reserve {
-    /// Takes the room, if there is four times as much; what cannot be had is looked for again later.
-    pub fn take(backing: &dyn Backing) -> Reserve {
+    /// Takes the room, if there is four times as much; what cannot be had is looked for again later. Whoever only reads
+    /// needs none.
+    pub fn take(backing: &dyn Backing, writes: bool) -> Reserve {
         let total = backing.space().map_or(0, |s| s.total_bytes);
-        let reserve = Reserve { wanted: (total / RESERVE_FILE_SHARE).min(RESERVE_FILE_BYTES), whole: Mutex::new(false) };
+        let wanted = (total / RESERVE_FILE_SHARE).min(RESERVE_FILE_BYTES);
+        let reserve = Reserve { wanted, whole: Mutex::new(!writes) };
         reserve.refill(backing);
         reserve
     }

@@ -7,6 +7,7 @@
 use super::VaultFault;
 use super::batch::Batch;
 use super::cache::FrameCache;
+use super::pin::Pins;
 use super::place::{Place, Places};
 use super::reserve::Reserve;
 use super::sealer::{Cursor, Job, Sealed};
@@ -157,6 +158,7 @@ pub struct Shared {
     /// Ranges that no extent names any more, not yet covered by a checkpoint.
     pub dead: Mutex<Vec<DeadRange>>,
     pub root: Mutex<Root>,
+    pub pins: Pins,
     pub space: Mutex<Option<(Duration, Space)>>,
 
     /// Room kept for when there is none.
@@ -224,7 +226,10 @@ impl Shared {
             Ok(Some((before, after))) if !(before.is_work() && after.is_work()) => {
                 let colon = if why.is_empty() { "" } else { ": " };
                 self.stats.event(self.world.now(), format!("{after}{colon}{why}"));
-                self.totals_wanted.store(true, SeqCst);
+                // Opening and closing store a checkpoint anyway.
+                if before != State::Init && after != State::Closed {
+                    self.totals_wanted.store(true, SeqCst);
+                }
             }
             Ok(_) => {}
             // Late news of a vault that is closed or being opened.

@@ -36,12 +36,9 @@ fn queue<T>(stepped: bool, most: usize) -> (Sender<T>, Receiver<T>) {
 }
 
 /// Starts it.
-pub(super) fn start(
-    parts: Parts,
-    options: &OpenOptions,
-    lock: Box<dyn Send + Sync>,
-) -> Result<Arc<Vault>, OpenFault> {
-    let Parts { backing, places, world, header, master, root, index, shares, found, allocated, was_clean } = parts;
+pub(super) fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sync>) -> Result<Arc<Vault>, OpenFault> {
+    let Parts { backing, places, world, header, master, root, pins, index, index_lost, .. } = parts;
+    let Parts { shares, found, allocated, was_clean, .. } = parts;
     let (suite, vault, epoch) = (header.suite, header.vault, root.epoch);
     let fresh = {
         let (master, world) = (master.clone(), Arc::clone(&world));
@@ -64,7 +61,7 @@ pub(super) fn start(
     let stats = stats::Stats::default();
     let shared = Arc::new(Shared {
         segments: Segments::new(everywhere, master, suite, vault),
-        reserve: Reserve::take(&*backing),
+        reserve: Reserve::take(&*backing, !options.read_only),
         machine: Mutex::new(Machine::new(world.elapsed())),
         stepper: options.stepped.clone().map(Stepper::new),
         earlier: totals::load(&index, &stats),
@@ -120,6 +117,7 @@ pub(super) fn start(
         log_since_checkpoint: 0.into(),
         dead: Mutex::new(found.dead.clone()),
         root: Mutex::new(root),
+        pins,
         space: Mutex::new(None),
         totals_wanted: false.into(),
         log_ended: false.into(),
@@ -142,6 +140,14 @@ pub(super) fn start(
         format!("init: {commits} commits taken in ({rotten_commits} with damage), {dropped_frames} frames dropped")
     };
     shared.stats.event(shared.world.now(), before);
+    if found.lost_records > 0 {
+        let lost = found.lost_records;
+        let said = format!(
+            "recovery: {lost} frames or groups of the log are damaged that held changes of names and attributes: \
+             these changes are lost; strongroom check says what they left behind"
+        );
+        shared.stats.error(shared.world.now(), said);
+    }
     // What was recovered is checkpointed before anything new, so that the old tail is never walked again.
     shared.index.seal_direct();
     shared.index.seal_derived();
@@ -193,8 +199,8 @@ pub(super) fn start(
             house_in,
         }
     };
-    let vault = Vault { shared, running: Mutex::new(Some(running)), lock: Mutex::new(Some(lock)), workers, suite };
-    Ok(Arc::new(vault))
+    let (running, lock) = (Mutex::new(Some(running)), Mutex::new(Some(lock)));
+    Ok(Arc::new(Vault { shared, running, lock, workers, suite, index_lost }))
 }
 
 fn spawn(shared: &Arc<Shared>, name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, OpenFault> {

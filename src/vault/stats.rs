@@ -113,7 +113,11 @@ impl Stats {
             ("log_bytes", "Bytes written to segments.", n(&self.log_bytes)),
             ("verified_bytes", "Bytes read back and found right.", n(&self.verified_bytes)),
             ("verify_mismatches", "Groups that did not read back as written.", n(&self.verify_mismatches)),
-            ("opened_chunks", "Chunks opened after the read-back and compared with their plaintext.", n(&self.opened_chunks)),
+            (
+                "opened_chunks",
+                "Chunks opened after the read-back and compared with their plaintext.",
+                n(&self.opened_chunks),
+            ),
             ("segments_abandoned", "Segments given up after a failure.", n(&self.segments_abandoned)),
             ("restarts", "Times the log began anew after a failure.", n(&self.restarts)),
             ("segments_home", "Segments brought home from the emergency directory.", n(&self.segments_home)),

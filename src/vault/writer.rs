@@ -5,8 +5,8 @@
 //! Called by: `log`. On failure: the disk's error; what was written of the group is not named by anything.
 
 use super::VaultFault;
-use super::place::Places;
 use super::place::Place;
+use super::place::Places;
 use super::segments::OpenSegment;
 use super::shared::Shared;
 use super::verifier::{Sample, ToVerify};
