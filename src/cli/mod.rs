@@ -50,7 +50,7 @@ enum Command {
     Umount(umount::Args),
     /// Show how a mount or a vault is doing; without an argument, list the mounts
     Status(status::Args),
-    /// Look a vault over without changing it
+    /// Look a vault over, and mend it if asked to
     Check(check::Args),
 }
 

@@ -127,7 +127,12 @@ impl fmt::Display for OpenFault {
             OpenFault::WrongKey => f.write_str("the passphrase or key file is wrong"),
             OpenFault::Header(e) => write!(f, "vault.toml: {e}"),
             OpenFault::Backing(e) => write!(f, "the backing directory: {e}"),
-            OpenFault::Damaged(why) => write!(f, "the vault is damaged: {why}"),
+            OpenFault::Damaged(why) => {
+                write!(
+                    f,
+                    "the vault is damaged: {why}; strongroom check --repair on the vault keeps what is left of it"
+                )
+            }
             OpenFault::EmergencyNeeded { path } => write!(
                 f,
                 "it was last used with the emergency directory {path}, which may hold data of it and is not there: bring it \

@@ -18,6 +18,7 @@ mod flusher;
 mod header_file;
 mod home;
 mod log;
+mod mend;
 mod op;
 mod open;
 mod options;
@@ -44,6 +45,7 @@ pub use crate::buffer::FileBuffer;
 pub use create::create;
 pub use fault::{OpenFault, VaultFault};
 pub use header_file::{HEADER, HEADER_COPY, HeaderTexts};
+pub use mend::{NOWHERE, lost_extent};
 pub use op::{Op, Reservation};
 pub use open::{LOCK, Locked, lock, open};
 pub use options::{CreateOptions, Gauges, OpenOptions, Usage};
@@ -89,6 +91,7 @@ pub struct Vault {
     workers: usize,
     suite: SuiteId,
     index_lost: Option<String>,
+    lost_records: u64,
 }
 
 /// Epoch and salt of a segment: from the index, or from the segment that is being written.
@@ -209,6 +212,11 @@ impl Vault {
     /// Why the index had to be rebuilt from the log when the vault was opened, if it had to be.
     pub fn index_lost(&self) -> Option<&str> {
         self.index_lost.as_deref()
+    }
+
+    /// Frames of records and commits that were found lost when the vault was opened: what they changed is lost.
+    pub fn lost_records(&self) -> u64 {
+        self.lost_records
     }
 
     /// Value of a key as of now.

@@ -124,13 +124,17 @@ fn bring_up(
     let shares = Shares::of(options.budget_bytes.max(BUDGET_BYTES_MIN));
     let old_index = root.index_file;
     let opened = open_index(&backing, &master, &header, &mut root, &world, shares.index_cache_bytes, options)?;
-    let OpenedIndex { index, from, lost: index_lost } = opened;
+    let OpenedIndex { index, from, lost: index_lost, spared } = opened;
     let found = recover(&everywhere, &master, header.suite, vault, &index, &from).inspect_err(|_| {
         // Nothing is in it, and it must not be taken for the newest by whoever has lost the roots.
         if old_index != root.index_file {
             let _ = backing.remove(&index_path(root.index_file));
         }
     })?;
+    if spared && !options.salvage && found.lost_records > 0 {
+        let _ = backing.remove(&index_path(root.index_file));
+        return Err(OpenFault::Damaged("the log has lost what the index still knows, so the index stays".to_owned()));
+    }
     if anew {
         pins.judge_log(found.position.seq)?;
     }
@@ -244,6 +248,8 @@ struct OpenedIndex {
     from: From,
     /// Why it had to be begun anew, if there was one that should have been good.
     lost: Option<String>,
+    /// Whether there is one that is good, and was put aside on request.
+    spared: bool,
 }
 
 /// The index as it was checkpointed; or, if it cannot be trusted or is not wanted, an empty one and the whole log to fill
@@ -258,14 +264,21 @@ fn open_index(
     options: &OpenOptions,
 ) -> Result<OpenedIndex, OpenFault> {
     let key = || master.pages(header.vault, "index", &[0; 16]);
-    let mut lost = None;
-    if root.index_file > 0 && !options.rebuild_index {
+    let (mut lost, mut spared) = (None, false);
+    if root.index_file > 0 {
         let path = index_path(root.index_file);
         let why = match RedbTable::open(backing, &path, key(), Arc::clone(world), cache_bytes) {
             Ok(table) => {
                 let index = Index::new(Box::new(table));
                 match covered(&index, root) {
-                    Ok(Some(from)) => return Ok(OpenedIndex { index, from, lost }),
+                    Ok(Some(from)) if !options.rebuild_index => {
+                        let from = From { salvage: options.salvage, ..from };
+                        return Ok(OpenedIndex { index, from, lost, spared });
+                    }
+                    Ok(Some(_)) => {
+                        spared = true;
+                        None
+                    }
                     Ok(None) => Some("it is older than the root".to_owned()),
                     // A crash before its first checkpoint: nothing was ever in it.
                     Err(NotCovered::Nothing) => None,
@@ -275,9 +288,9 @@ fn open_index(
             Err(IndexFault::Io(e)) => return Err(OpenFault::Backing(e)),
             Err(IndexFault::Damaged(why)) => Some(why),
         };
-        let shown = why.as_deref().unwrap_or("it covers nothing yet");
-        log::warn!("the index cannot be used ({shown}): rebuilding it from the log");
-        lost = why;
+        let shown = why.as_deref().unwrap_or(if spared { "asked to" } else { "it covers nothing yet" });
+        log::warn!("the index is not used ({shown}): rebuilding it from the log");
+        lost = why.filter(|_| !options.rebuild_index);
     }
     root.index_file += 1;
     let path = index_path(root.index_file);
@@ -285,8 +298,9 @@ fn open_index(
     // Inode 1 is the root directory; cookies 0 to 2 mean "start", "." and "..".
     let counters = Counters { next_ino: 2, next_cookie: 3, inodes: 0 };
     let trusted = root.covered;
-    let from = From { covered: LogPosition::START, replay_from: SegmentId(0), counters, trusted };
-    Ok(OpenedIndex { index: Index::new(Box::new(table)), from, lost })
+    let salvage = options.salvage;
+    let from = From { covered: LogPosition::START, replay_from: SegmentId(0), counters, trusted, salvage };
+    Ok(OpenedIndex { index: Index::new(Box::new(table)), from, lost, spared })
 }
 
 fn index_fault(e: IndexFault) -> OpenFault {
@@ -315,6 +329,6 @@ fn covered(index: &Index, root: &Root) -> Result<Option<From>, NotCovered> {
     if position.seq == root.covered.seq && position != root.covered {
         return Err(NotCovered::Doubt("it covers another history of the same length".to_owned()));
     }
-    let from = From { covered: position, replay_from, counters, trusted: root.covered };
+    let from = From { covered: position, replay_from, counters, trusted: root.covered, salvage: false };
     Ok((position.seq >= root.covered.seq).then_some(from))
 }

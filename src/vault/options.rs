@@ -56,6 +56,8 @@ pub struct OpenOptions {
     pub stepped: Option<Choose>,
     /// Refuse every change.
     pub read_only: bool,
+    /// Pass over what in the log contradicts itself, and count it as lost: for whoever was asked to mend.
+    pub salvage: bool,
     /// Leave the index aside, and make another from the log; the old one is removed when that is done.
     pub rebuild_index: bool,
     /// Where both roots are lost, make one from the log: for whoever was asked to mend.
@@ -76,6 +78,7 @@ impl Default for OpenOptions {
             stepped: None,
             workers: std::thread::available_parallelism().map_or(2, usize::from),
             read_only: false,
+            salvage: false,
             rebuild_index: false,
             rebuild_roots: false,
         }

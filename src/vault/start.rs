@@ -200,7 +200,7 @@ pub(super) fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sy
         }
     };
     let (running, lock) = (Mutex::new(Some(running)), Mutex::new(Some(lock)));
-    Ok(Arc::new(Vault { shared, running, lock, workers, suite, index_lost }))
+    Ok(Arc::new(Vault { shared, running, lock, workers, suite, index_lost, lost_records: found.lost_records }))
 }
 
 fn spawn(shared: &Arc<Shared>, name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, OpenFault> {
