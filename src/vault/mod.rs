@@ -37,6 +37,7 @@ pub use mend::{NOWHERE, lost_extent};
 pub use op::{Op, Reservation};
 pub use open::{LOCK, Locked, lock, open};
 pub use pin::PinStore;
+pub use root::NAMES as ROOTS;
 pub use shared::SyncReply;
 pub use stats::{Line, Stats};
 
