@@ -259,6 +259,36 @@ fn check_reads_a_share_and_refuses_what_is_none() {
 }
 
 #[test]
+fn scrub_finds_a_turned_bit_with_and_without_the_key() {
+    let desk = Desk::new();
+    ok(&desk.mount());
+    let body: Vec<u8> = (0..300_000u32).map(|i| (i.wrapping_mul(i.wrapping_mul(2_654_435_761)) >> 13) as u8).collect();
+    fs::write(desk.mnt().join("film"), &body).unwrap();
+    ends_with(&desk.run(&["scrub", "--no-key", "vault"]), IN_USE, "in use");
+    ok(&desk.run(&["umount", "mnt"]));
+    let keyless = || desk.run(&["scrub", "--no-key", "--json", "vault"]);
+    let keyed = || desk.run(&["scrub", "--json", "--password-file", "pass", "vault"]);
+    for (scrubbed, key) in [(keyless(), false), (keyed(), true)] {
+        ok(&scrubbed);
+        let said = json(&scrubbed);
+        assert_eq!((&said["ok"], &said["key"], &said["damage"]), (&true.into(), &key.into(), &serde_json::json!([])));
+        assert!(said["groups"].as_u64() > Some(0) && said["bytes"].as_u64() > Some(300_000), "{said}");
+    }
+    let segment = desk.path("vault/segments/0000000000000001");
+    let mut bytes = fs::read(&segment).unwrap();
+    bytes[150_000] ^= 4;
+    fs::write(&segment, bytes).unwrap();
+    for scrubbed in [keyless(), keyed()] {
+        assert_eq!(scrubbed.status.code(), Some(FINDINGS));
+        let damage = json(&scrubbed)["damage"][0].clone();
+        assert_eq!((&damage["kind"], &damage["file"]), (&"blocks-rotten".into(), &"segments/0000000000000001".into()));
+        assert_eq!((&damage["from_bytes"], &damage["to_bytes"]), (&147_456.into(), &151_552.into()));
+    }
+    assert_eq!(json(&keyed())["findings"][0]["path"], "/film");
+    ends_with(&desk.run(&["scrub", "--no-key", "mnt"]), NOT_A_VAULT, "mnt");
+}
+
+#[test]
 fn what_check_advises_helps() {
     let desk = Desk::new();
     ok(&desk.mount());

@@ -10,9 +10,11 @@
 //! On failure: why the vault did not open, or the backing directory's error.
 
 mod advice;
+mod damage;
 mod data;
 mod derived;
 mod finding;
+mod media;
 mod mender;
 mod names;
 mod nodes;
@@ -21,7 +23,9 @@ mod repair;
 mod share;
 mod survey;
 
+pub use damage::Damage;
 pub use finding::{Finding, Place};
+pub use media::{Media, scrub_media};
 pub use mender::Owner;
 pub use repair::{Mended, Repaired, rebuild, repair};
 pub use share::Share;

@@ -130,7 +130,7 @@ fn share(args: &Args) -> Result<Share, Failure> {
 }
 
 /// A finding for a program.
-fn described(finding: &Finding, vault: &Path) -> serde_json::Value {
+pub fn described(finding: &Finding, vault: &Path) -> serde_json::Value {
     let place = finding.place();
     let path = place.as_ref().and_then(|p| p.path.as_deref()).map(String::from_utf8_lossy);
     serde_json::json!({
@@ -143,7 +143,7 @@ fn described(finding: &Finding, vault: &Path) -> serde_json::Value {
 }
 
 /// A path as one word of a shell's line.
-fn quoted(path: &Path) -> String {
+pub fn quoted(path: &Path) -> String {
     let text = path.to_string_lossy();
     let plain = |c: char| c.is_alphanumeric() || "/._-+,@%=".contains(c);
     if text.chars().all(plain) { text.into_owned() } else { format!("'{}'", text.replace('\'', "'\\''")) }

@@ -28,7 +28,7 @@ macro_rules! exits {
 }
 
 exits! {
-    Ok = 0, "done; for `check`: nothing wrong found";
+    Ok = 0, "done; for `check` and `scrub`: nothing wrong found";
     Unexpected = 1, "something that should not happen";
     Usage = 2, "the command line is wrong";
     WrongKey = 3, "the passphrase or key file does not open the vault";
@@ -37,8 +37,8 @@ exits! {
     Mountpoint = 6, "the mountpoint is missing, no directory, not empty, taken, or overlaps the vault";
     NotEmpty = 7, "`init`: the directory is not empty";
     Damaged = 8, "the vault is damaged so that it cannot be opened";
-    Findings = 9, "`check`: damage was found, and is listed (with `--repair`: not all of it was mended)";
-    CouldNotLook = 10, "`check`: the vault could not be read, so nothing is known";
+    Findings = 9, "`check`, `scrub`: damage was found, and is listed (with `--repair`: not all of it was mended)";
+    CouldNotLook = 10, "`check`, `scrub`: the vault could not be read, so nothing is known";
     Busy = 11, "`umount`: something still uses the mount (EBUSY); it stays mounted";
     FlushFailed = 12, "data could not be brought to rest";
     Io = 13, "a file or directory could not be read or written";

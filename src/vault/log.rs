@@ -108,8 +108,7 @@ impl Log {
         while !self.ended {
             self.turn();
         }
-        // Workers must not wait for us: take what comes until all are gone.
-        while self.ends.sealed.recv_timeout(Duration::from_millis(200)).is_ok() || !self.shared.closing.load(SeqCst) {}
+        // Workers find the queue's end gone, and wait for nobody.
     }
 
     /// One turn; what goes wrong in it makes the log begin anew. Says whether there was something to do.

@@ -51,6 +51,7 @@ pub use open::{LOCK, Locked, lock, open};
 pub use options::{CreateOptions, Gauges, OpenOptions, Usage};
 pub use pin::PinStore;
 pub use place::{EmergencyDir, Reach};
+pub use root::NAMES as ROOTS;
 pub use shared::SyncReply;
 pub use state::{Held as HeldState, State};
 pub use stats::{Line, Stats};
