@@ -89,8 +89,10 @@ impl Locked {
     pub fn open(self, unlock: &Unlock, options: &OpenOptions, world: Arc<dyn World>) -> Result<Arc<Vault>, OpenFault> {
         let opened = self.headers.open(unlock)?;
         self.headers.mend(&*self.backing, &opened);
-        let remembered = if self.looking { self.remembered.read_only() } else { self.remembered };
-        let pins = Pins::read(remembered, &opened.master, opened.header.vault);
+        let vault = opened.header.vault;
+        let remembered = self.remembered.and_in(options.emergency.as_ref(), vault);
+        let remembered = if self.looking { remembered.read_only() } else { remembered };
+        let pins = Pins::read(remembered, &opened.master, vault);
         bring_up(self.backing, self.lock, pins, opened.header, opened.master, options, world)
     }
 }
