@@ -24,8 +24,12 @@ use strongroom::fs::{
 use strongroom::seal::{HeaderFault, Unlock};
 use strongroom::vault::{self, CreateOptions, OpenFault, OpenOptions};
 
-const FROZEN: [(&str, SuiteId, Compression); 2] =
-    [("v1-aes", SuiteId::Aes256Gcm, Compression::Zstd), ("v1-chacha", SuiteId::ChaCha20Poly1305, Compression::Lz4)];
+const FROZEN: [(&str, SuiteId, Compression); 4] = [
+    ("v1-aes", SuiteId::Aes256Gcm, Compression::Zstd),
+    ("v1-chacha", SuiteId::ChaCha20Poly1305, Compression::Lz4),
+    ("v2-aes", SuiteId::Aes256Gcm, Compression::Zstd),
+    ("v2-chacha", SuiteId::ChaCha20Poly1305, Compression::Lz4),
+];
 
 /// What lies in each: path, mode, links, owner, group, size, blocks of 512 bytes, seconds of mtime and btime.
 const LISTING: &str = "\
@@ -267,6 +271,8 @@ fn make_the_vaults() {
         fs.write(odd, 0, b"odd", how).unwrap();
         fs.vault().close().unwrap();
         fs::remove_file(dir.join("lock")).unwrap();
+        // Room for a full disk: nothing of the vault.
+        let _ = fs::remove_file(dir.join("reserve"));
     }
 }
 
@@ -301,7 +307,10 @@ fn the_frozen_vaults_stay_small_and_hold_what_format_md_says() {
             all.sort();
             all
         };
-        assert_eq!(names(""), ["index", "root.a", "root.b", "segments", "vault.toml"]);
+        let mut expected = vec!["index", "root.a", "root.b", "segments", "vault.toml"];
+        // The header's copy came with format 2.
+        expected.extend(Some("vault.toml.copy").filter(|_| !name.starts_with("v1")));
+        assert_eq!(names(""), expected);
         assert_eq!(names("segments"), ["0000000000000001", "0000000000000002"]);
         assert_eq!(names("index"), ["0000000000000001"]);
         let len = |path: &str| fs::metadata(dir.join(path)).unwrap().len();
@@ -312,13 +321,17 @@ fn the_frozen_vaults_stay_small_and_hold_what_format_md_says() {
     }
 }
 
-/// A copy whose header has the first `from` turned into `to`.
+/// A copy whose header is edited, and the header's copy with it, which would serve in its place.
 fn with_header(name: &str, edit: impl Fn(String) -> String) -> tempfile::TempDir {
     let dir = copied(name);
-    let path = dir.path().join("vault.toml");
-    let (old, new) = (fs::read_to_string(&path).unwrap(), edit(fs::read_to_string(&path).unwrap()));
-    assert_ne!(old, new);
-    fs::write(path, new).unwrap();
+    for file in ["vault.toml", "vault.toml.copy"] {
+        let path = dir.path().join(file);
+        if path.exists() {
+            let (old, new) = (fs::read_to_string(&path).unwrap(), edit(fs::read_to_string(&path).unwrap()));
+            assert_ne!(old, new);
+            fs::write(path, new).unwrap();
+        }
+    }
     dir
 }
 
