@@ -18,7 +18,7 @@ use crate::format::frame::Kind;
 use crate::format::inode::NameEntry;
 use crate::format::key::{self, is_derived};
 use crate::format::record::{Commit, Counters, Record};
-use crate::format::segment::{LogPosition, SegmentInfo};
+use crate::format::segment::{LogPosition, SegmentInfo, Start};
 use crate::format::wire::Reader;
 use crate::index::Index;
 use crate::seal::{Chain, MasterKey};
@@ -268,8 +268,8 @@ fn last_commits(
         let mut plain = Vec::new();
         let group = walk.next(master).map_err(unreadable)?;
         let start = group.and_then(|g| g.frames.first().copied()).filter(|f| f.entry.kind == Kind::Start);
-        let after = start.and_then(|f| walk.open(&f, &mut plain).ok()).and_then(|()| LogPosition::decode(&plain).ok());
-        last[i - 1] = last[i].min(after.map_or(CommitSeq(u64::MAX), |a| a.seq));
+        let start = start.and_then(|f| walk.open(&f, &mut plain).ok()).and_then(|()| Start::decode(&plain).ok());
+        last[i - 1] = last[i].min(start.map_or(CommitSeq(u64::MAX), |s| s.after.seq));
     }
     Ok(last)
 }
@@ -327,16 +327,16 @@ impl Tail<'_> {
         Ok(())
     }
 
-    /// A segment begins.
+    /// A segment begins: in the same lease, under a new one, or anew after a failure, which is like a new lease.
     fn start(&mut self, walk: &mut Walk, group: &WalkedGroup, frame: &WalkedFrame) -> Result<(), OpenFault> {
         let mut plain = Vec::new();
-        let opened = walk.open(frame, &mut plain).ok().and_then(|()| LogPosition::decode(&plain).ok());
+        let opened = walk.open(frame, &mut plain).ok().and_then(|()| Start::decode(&plain).ok());
         let (epoch, old) = (group.header.epoch, self.epoch);
         self.epoch = epoch;
-        if epoch == old {
+        if epoch == old && !opened.is_some_and(|s| s.restarts) {
             return Ok(());
         }
-        self.begin_lease(opened, group)
+        self.begin_lease(opened.map(|s| s.after), group)
     }
 
     /// A new lease begins with this group. What the old one left after its last commit is dropped, but for what the new one
