@@ -99,14 +99,9 @@ fn delete(dir: &Path, taken: &mut Vec<Taken>, keep: impl Fn(usize) -> bool) {
 }
 
 fn room_comes(dir: &Path, id: u64, len: u64) {
-    let mut last = String::new();
     let begun = std::time::Instant::now();
-    loop {
-        match put(dir, id, len) {
-            Ok(()) => return,
-            Err(e) => last = e.to_string(),
-        }
-        assert!(begun.elapsed() < ROOM, "no room {ROOM:?} after it was made: {last}");
+    while let Err(e) = put(dir, id, len) {
+        assert!(begun.elapsed() < ROOM, "no room {ROOM:?} after it was made: {e}");
         std::thread::sleep(Duration::from_millis(100));
     }
 }

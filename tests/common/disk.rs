@@ -55,7 +55,7 @@ impl Disk {
         self.detach();
     }
 
-    /// Bytes that root could still write.
+    /// Bytes that can still be written: what ext4 keeps for itself does not count.
     pub fn free_bytes(&self) -> u64 {
         let at = CString::new(self.at.as_os_str().as_bytes()).unwrap();
         let mut s = std::mem::MaybeUninit::<libc::statvfs>::uninit();
@@ -63,7 +63,7 @@ impl Disk {
         assert_eq!(unsafe { libc::statvfs(at.as_ptr(), s.as_mut_ptr()) }, 0);
         // SAFETY: the call succeeded, so it is filled.
         let s = unsafe { s.assume_init() };
-        s.f_bfree * s.f_frsize
+        s.f_bavail * s.f_frsize
     }
 
     /// Takes all but about `leave_bytes` for a file that is nobody's business; with 0, to the last block.
