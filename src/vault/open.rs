@@ -89,7 +89,14 @@ impl Locked {
     pub fn open(self, unlock: &Unlock, options: &OpenOptions, world: Arc<dyn World>) -> Result<Arc<Vault>, OpenFault> {
         let opened = self.headers.open(unlock)?;
         self.headers.mend(&*self.backing, &opened);
-        let remembered = if self.looking { self.remembered.read_only() } else { self.remembered };
+        let mut remembered = self.remembered;
+        // The emergency directory is outside the vault, too.
+        if let Some(emergency) = options.emergency.as_ref().filter(|_| !self.looking)
+            && let Ok(away) = (emergency.reach)(opened.header.vault)
+        {
+            remembered.pins.push(PinStore::alone(away, emergency.path.clone()));
+        }
+        let remembered = if self.looking { remembered.read_only() } else { remembered };
         let pins = Pins::read(remembered, &opened.master, opened.header.vault);
         bring_up(self.backing, self.lock, pins, opened.header, opened.master, options, world)
     }
