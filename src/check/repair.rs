@@ -83,10 +83,9 @@ pub fn rebuild(
     read_data: Share,
     progress: &dyn Fn(u64, u64),
 ) -> Result<Vec<Finding>, OpenFault> {
-    let backing = Arc::clone(locked.backing());
     let options = OpenOptions { rebuild_index: true, read_only: true, ..options() };
     let vault = locked.open(unlock, &options, Arc::clone(world))?;
-    let (findings, _) = look(&vault, &*backing, read_data, progress)?;
+    let (findings, _) = look(&vault, read_data, progress)?;
     vault.close().map_err(could_not_look)?;
     Ok(findings)
 }
@@ -164,7 +163,7 @@ impl Repair<'_> {
     }
 
     fn look(&self, vault: &Vault, share: Share) -> Result<(Vec<Finding>, super::nodes::Nodes), OpenFault> {
-        let (mut findings, nodes) = look(vault, &*self.backing, share, self.progress)?;
+        let (mut findings, nodes) = look(vault, share, self.progress)?;
         // Said when it was opened.
         findings.retain(|f| !matches!(f, Finding::IndexLost { .. } | Finding::RecordsLost { .. }));
         Ok((findings, nodes))

@@ -9,10 +9,8 @@ use super::mounts;
 use super::options::Emergency;
 use super::print;
 use crate::backing::{Backing, DirBacking};
-use crate::base::world::World;
 use crate::fs;
-use crate::seal::Unlock;
-use crate::vault::{EmergencyDir, Locked, OpenFault, OpenOptions, Vault, VaultFault};
+use crate::vault::{EmergencyDir, OpenOptions, Vault, VaultFault};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::Path;
@@ -60,22 +58,13 @@ fn dir(path: &Path) -> EmergencyDir {
     EmergencyDir { path: path.to_string_lossy().into_owned(), reach: Arc::new(reach) }
 }
 
-/// Opens a vault; if it needs an emergency directory that nobody named and that is where it was, with that.
-pub fn open(
-    locked: Locked,
-    unlock: &Unlock,
-    mut options: OpenOptions,
-    world: &Arc<dyn World>,
-    lock_again: impl FnOnce() -> Result<Locked, Failure>,
-) -> Result<Result<Arc<Vault>, OpenFault>, Failure> {
-    match locked.open(unlock, &options, Arc::clone(world)) {
-        Err(OpenFault::EmergencyNeeded { path }) if options.emergency.is_none() && Path::new(&path).is_dir() => {
-            log::warn!("the vault was last used with the emergency directory {path}: it is used again");
-            options.emergency = Some(dir(Path::new(&path)));
-            Ok(lock_again()?.open(unlock, &options, Arc::clone(world)))
-        }
-        other => Ok(other),
-    }
+/// The emergency directory that a vault remembers, if it is there: nobody need name it again.
+pub fn find(path: &str) -> Option<EmergencyDir> {
+    let path = Path::new(path);
+    path.is_dir().then(|| {
+        log::warn!("the vault was last used with the emergency directory {}: it is used again", path.display());
+        dir(path)
+    })
 }
 
 /// What the end of a vault came to, said and as a code.

@@ -87,6 +87,9 @@ pub struct Args {
     /// Threads that compress and encrypt [default: one per core]
     #[arg(long, value_name = "N", value_parser = options::workers)]
     workers: Option<usize>,
+    /// Most that a scrub reads in a second, in MiB; 0 for no limit [default: 64]
+    #[arg(long, value_name = "MIB", value_parser = options::mib)]
+    scrub_rate: Option<u64>,
     /// Mount an older copy of the vault although a newer one was known, if it is of this generation
     #[arg(long, value_name = "GEN", value_parser = options::generation)]
     accept_rollback: Option<Generation>,
@@ -167,6 +170,7 @@ fn options(args: &Args) -> Result<Options, Failure> {
     options.workers = args.workers.or(options.workers);
     options.emergency = args.emergency_dir.clone().or(options.emergency);
     options.verify_open_percent = args.verify_open.or(options.verify_open_percent);
+    options.scrub_rate_bytes = args.scrub_rate.or(options.scrub_rate_bytes);
     options.accept_rollback = args.accept_rollback.or(options.accept_rollback);
     Ok(options)
 }
@@ -295,23 +299,22 @@ fn open(plan: &Plan, unlock: Unlock) -> Result<Arc<Vault>, Failure> {
     options.workers = said.workers.unwrap_or(options.workers);
     options.verify_open_percent = said.verify_open_percent.unwrap_or(options.verify_open_percent);
     emergency::choose(said.emergency.as_ref(), &plan.vault, &mut options)?;
+    options.scrub_rate_bytes = said.scrub_rate_bytes.unwrap_or(options.scrub_rate_bytes);
     let begun = world.elapsed();
     let is_mounted = || mounts::strongrooms().is_ok_and(|all| all.iter().any(|m| m.source == plan.vault));
-    let lock = || loop {
+    let locked = loop {
         match vault::lock(Arc::clone(&backing)) {
-            Ok(locked) => return Ok(locked),
+            Ok(locked) => break locked,
             Err(OpenFault::InUse { holder }) if world.elapsed() - begun < patience(&holder, is_mounted) => {
                 thread::sleep(Duration::from_millis(50));
             }
             Err(fault) => return Err(Failure::open(&plan.vault, &fault)),
         }
     };
-    let locked = lock()?;
     // After the wait for the lock, so once; before the vault starts its threads, so that it may fork.
     let unlock = derive::master_key(&plan.vault, locked.headers(), unlock)?;
-    let remembered = |locked: vault::Locked| locked.remembered(pins::stores(), said.accept_rollback);
-    let opened = emergency::open(remembered(locked), &unlock, options, &world, || Ok(remembered(lock()?)))?;
-    opened.map_err(|fault| Failure::open(&plan.vault, &fault))
+    let locked = locked.remembered(pins::stores(), said.accept_rollback).finding(emergency::find);
+    locked.open(&unlock, &options, world).map_err(|fault| Failure::open(&plan.vault, &fault))
 }
 
 /// Read-ahead of the mount in KiB: one request of the largest size.

@@ -47,14 +47,11 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
     let world: Arc<dyn World> = Arc::new(RealWorld::default());
     let mut options = OpenOptions::default();
     emergency::choose(args.emergency_dir.as_ref(), &path, &mut options)?;
-    let lock = || {
-        let locked = vault::lock(Arc::clone(&backing)).map_err(|fault| Failure::open(&path, &fault))?;
-        Ok(locked.remembered(pins::stores(), args.accept_rollback))
-    };
-    let locked = lock()?;
+    let refused = |fault| Failure::open(&path, &fault);
+    let locked = vault::lock(backing).map_err(refused)?;
     let unlock = derive::master_key(&path, locked.headers(), unlock)?;
-    let vault =
-        emergency::open(locked, &unlock, options, &world, lock)?.map_err(|fault| Failure::open(&path, &fault))?;
+    let locked = locked.remembered(pins::stores(), args.accept_rollback).finding(emergency::find);
+    let vault = locked.open(&unlock, &options, Arc::clone(&world)).map_err(refused)?;
     let progress = Progress::new("bringing home");
     let until = world.elapsed() + PATIENCE;
     while vault.is_away() && (vault.state() == State::Recovering || world.elapsed() < until) {

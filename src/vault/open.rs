@@ -5,7 +5,7 @@
 //! On failure: an `OpenFault` that says in a sentence why not; nothing was changed that would matter.
 
 use super::pin::{PinStore, Pins, Remembered};
-use super::place::{Everywhere, Place, Places, remove_if_there};
+use super::place::{EmergencyDir, Everywhere, Place, Places, remove_if_there};
 use super::recover::{From, Recovered, recover};
 use super::reserve::RESERVE;
 use super::shared::Shares;
@@ -13,7 +13,7 @@ use super::start::start;
 use super::writer::is_full;
 use super::{HeaderTexts, OpenFault, OpenOptions, Vault, apply, header_file, root};
 use crate::backing::{Backing, ShadowBacking, read_file};
-use crate::base::id::{Epoch, Generation, SegmentId};
+use crate::base::id::{Epoch, Generation, SegmentId, VaultId};
 use crate::base::limits::BUDGET_BYTES_MIN;
 use crate::base::world::World;
 use crate::format::record::Counters;
@@ -35,9 +35,13 @@ pub struct Locked {
     headers: HeaderTexts,
     lock: Box<dyn Send + Sync>,
     remembered: Remembered,
+    find: Option<Find>,
     /// Nothing of it is to be changed: not the pins either.
     looking: bool,
 }
+
+/// Gives the emergency directory that lies at a path, if there is one.
+pub type Find = fn(&str) -> Option<EmergencyDir>;
 
 /// Opens a vault for use.
 pub fn open(
@@ -59,7 +63,7 @@ pub fn lock(backing: Arc<dyn Backing>) -> Result<Locked, OpenFault> {
         }
         other => other?,
     };
-    Ok(Locked { backing, headers, lock, remembered: Remembered::default(), looking: false })
+    Ok(Locked { backing, headers, lock, remembered: Remembered::default(), find: None, looking: false })
 }
 
 impl Locked {
@@ -85,21 +89,38 @@ impl Locked {
         Locked { remembered: Remembered { pins, accepted }, ..self }
     }
 
+    /// The same vault; if it needs the emergency directory that it was last used with, and none is named, it is looked for.
+    #[must_use]
+    pub fn finding(self, find: Find) -> Locked {
+        Locked { find: Some(find), ..self }
+    }
+
     /// Opens it for use.
     pub fn open(self, unlock: &Unlock, options: &OpenOptions, world: Arc<dyn World>) -> Result<Arc<Vault>, OpenFault> {
         let opened = self.headers.open(unlock)?;
         self.headers.mend(&*self.backing, &opened);
-        let mut remembered = self.remembered;
-        // The emergency directory is outside the vault, too.
-        if let Some(emergency) = options.emergency.as_ref().filter(|_| !self.looking)
-            && let Ok(away) = (emergency.reach)(opened.header.vault)
+        let vault = opened.header.vault;
+        let mut options = options.clone();
+        if options.emergency.is_none()
+            && !options.without_emergency
+            && let Some(path) = needed(&*self.backing, &opened.master, vault)?
         {
-            remembered.pins.push(PinStore::alone(away, emergency.path.clone()));
+            options.emergency = self.find.and_then(|find| find(&path));
         }
+        if self.looking {
+            options.emergency = options.emergency.map(EmergencyDir::shadow);
+        }
+        let remembered = self.remembered.and_in(options.emergency.as_ref(), vault);
         let remembered = if self.looking { remembered.read_only() } else { remembered };
-        let pins = Pins::read(remembered, &opened.master, opened.header.vault);
-        bring_up(self.backing, self.lock, pins, opened.header, opened.master, options, world)
+        let pins = Pins::read(remembered, &opened.master, vault);
+        bring_up(self.backing, self.lock, pins, opened.header, opened.master, &options, world)
     }
+}
+
+/// The path of the emergency directory that a vault may need: it was armed, and the vault was not closed with all at home.
+fn needed(backing: &dyn Backing, master: &MasterKey, vault: VaultId) -> io::Result<Option<String>> {
+    let root = root::read(backing, master, vault)?;
+    Ok(root.filter(|r| !r.clean && !r.emergency.is_empty()).map(|r| r.emergency))
 }
 
 /// Everything after the key.

@@ -5,7 +5,7 @@
 //! one directory (`Everywhere`). Called by: `open`, `segments`, `recover` (reading), `writer`, `home` (writing).
 //! On failure: the `io::Error` as it came; an emergency directory that is not there is looked for again at each use.
 
-use crate::backing::{AlignedBuf, Backing, BackingFile, Cache, Open, Space};
+use crate::backing::{AlignedBuf, Backing, BackingFile, Cache, Open, ShadowBacking, Space};
 use crate::base::id::VaultId;
 use crate::base::limits::BLOCK_BYTES;
 use crate::base::lock::Held;
@@ -22,6 +22,16 @@ pub struct EmergencyDir {
     pub path: String,
     /// How to get at it.
     pub reach: Reach,
+}
+
+impl EmergencyDir {
+    /// The same, to be looked at: what would be written there stays in memory.
+    #[must_use]
+    pub fn shadow(self) -> EmergencyDir {
+        let reach = self.reach;
+        let reach = move |vault| reach(vault).map(|real| Arc::new(ShadowBacking::new(real)) as Arc<dyn Backing>);
+        EmergencyDir { path: self.path, reach: Arc::new(reach) }
+    }
 }
 
 impl std::fmt::Debug for EmergencyDir {

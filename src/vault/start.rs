@@ -11,6 +11,7 @@ use super::open::Parts;
 use super::place::Everywhere;
 use super::recover::Recovered;
 use super::reserve::Reserve;
+use super::scrub::Scrub;
 use super::sealer::{Cursor, Worker};
 use super::segments::Segments;
 use super::shared::{Progress, Shared};
@@ -201,7 +202,8 @@ pub(super) fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sy
         }
     };
     let (running, lock) = (Mutex::new(Some(running)), Mutex::new(Some(lock)));
-    Ok(Arc::new(Vault { shared, running, lock, workers, suite, index_lost, lost_records: found.lost_records }))
+    let (lost_records, scrub) = (found.lost_records, Arc::new(Scrub::new(options.scrub_rate_bytes)));
+    Ok(Arc::new(Vault { shared, running, lock, workers, suite, index_lost, lost_records, scrub }))
 }
 
 fn spawn(shared: &Arc<Shared>, name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, OpenFault> {
