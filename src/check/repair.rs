@@ -11,7 +11,6 @@ use super::finding::Finding;
 use super::mender::{Mender, Owner, phase};
 use super::share::Share;
 use super::{could_not_look, derived, look};
-use crate::backing::Backing;
 use crate::base::world::World;
 use crate::seal::Unlock;
 use crate::vault::{Locked, OpenFault, OpenOptions, Vault};
@@ -40,7 +39,6 @@ pub struct Repaired {
 
 /// A repair under way.
 struct Repair<'a> {
-    backing: Arc<dyn Backing>,
     again: &'a dyn Fn() -> Result<Locked, OpenFault>,
     unlock: &'a Unlock,
     world: &'a Arc<dyn World>,
@@ -62,9 +60,8 @@ pub fn repair(
     read_data: Share,
     progress: &dyn Fn(u64, u64),
 ) -> Result<Repaired, OpenFault> {
-    let backing = Arc::clone(locked.backing());
     let (first, done) = (Vec::new(), Repaired::default());
-    let mut repair = Repair { backing, again, unlock, world, owner, read_data, progress, first, done };
+    let mut repair = Repair { again, unlock, world, owner, read_data, progress, first, done };
     for file in locked.spoiled_copies(unlock)? {
         repair.note(Finding::CopySpoiled { file }, "restored from its copy");
     }

@@ -450,6 +450,8 @@ impl Vault {
             Ok(()) => self.say("closed"),
             Err(fault) => self.say(&format!("failed: {fault}")),
         }
+        // The database writes when it is dropped, and this value may outlive the lock.
+        s.index.put_away();
         self.lock.held().take();
         closed
     }
