@@ -8,7 +8,7 @@
 //! On failure: why the vault could not be opened, or went on failing; what was mended until then stays mended.
 
 use super::finding::Finding;
-use super::mender::{Mender, Owner, phase};
+use super::mender::{Mender, Owner, PHASE_LAST, phase};
 use super::share::Share;
 use super::{could_not_look, derived, look};
 use crate::base::world::World;
@@ -177,14 +177,19 @@ impl Repair<'_> {
                 }
                 continue;
             }
-            let Some(now) = findings.iter().filter_map(phase).min() else { break };
-            let todo: Vec<&Finding> = findings.iter().filter(|f| phase(f) == Some(now)).collect();
-            let mut mender = Mender::new(vault, &nodes, self.owner, &todo).map_err(could_not_look)?;
             let mut any = false;
-            for finding in todo {
-                if let Some(did) = mender.mend(finding).map_err(could_not_look)? {
-                    any = true;
-                    self.done.mended.push(Mended { finding: finding.clone(), did });
+            for now in 0..=PHASE_LAST {
+                let todo: Vec<&Finding> = findings.iter().filter(|f| phase(f) == Some(now)).collect();
+                let mut mender = Mender::new(vault, &nodes, self.owner, &todo).map_err(could_not_look)?;
+                for finding in todo {
+                    if let Some(did) = mender.mend(finding).map_err(could_not_look)? {
+                        any = true;
+                        self.done.mended.push(Mended { finding: finding.clone(), did });
+                    }
+                }
+                // What comes later may look otherwise after this.
+                if any {
+                    break;
                 }
             }
             // What is punched and counted by it is in the index before anyone looks again.

@@ -36,6 +36,8 @@ pub struct Locked {
     lock: Box<dyn Send + Sync>,
     remembered: Remembered,
     find: Option<Find>,
+    /// The emergency directory, unless the options name one; and whether to do without one.
+    emergency: (Option<EmergencyDir>, bool),
     /// Nothing of it is to be changed: not the pins either.
     looking: bool,
 }
@@ -63,7 +65,8 @@ pub fn lock(backing: Arc<dyn Backing>) -> Result<Locked, OpenFault> {
         }
         other => other?,
     };
-    Ok(Locked { backing, headers, lock, remembered: Remembered::default(), find: None, looking: false })
+    let remembered = Remembered::default();
+    Ok(Locked { backing, headers, lock, remembered, find: None, emergency: (None, false), looking: false })
 }
 
 impl Locked {
@@ -95,12 +98,21 @@ impl Locked {
         Locked { find: Some(find), ..self }
     }
 
+    /// The same vault, with an emergency directory, or without the one that it may need.
+    #[must_use]
+    pub fn beside(self, emergency: Option<EmergencyDir>, without: bool) -> Locked {
+        Locked { emergency: (emergency, without), ..self }
+    }
+
     /// Opens it for use.
     pub fn open(self, unlock: &Unlock, options: &OpenOptions, world: Arc<dyn World>) -> Result<Arc<Vault>, OpenFault> {
+        let mut options = options.clone();
+        options.emergency = options.emergency.or(self.emergency.0);
+        options.without_emergency |= self.emergency.1;
+        options.leave_away |= self.looking;
         let opened = self.headers.open(unlock)?;
         self.headers.mend(&*self.backing, &opened);
         let vault = opened.header.vault;
-        let mut options = options.clone();
         if options.emergency.is_none()
             && !options.without_emergency
             && let Some(path) = needed(&*self.backing, &opened.master, vault)?

@@ -66,6 +66,8 @@ pub struct OpenOptions {
     pub rebuild_index: bool,
     /// Where both roots are lost, make one from the log: for whoever was asked to mend.
     pub rebuild_roots: bool,
+    /// Bring nothing home from the emergency directory: what a look writes stays in memory, and segments are many and large.
+    pub leave_away: bool,
 }
 
 impl Default for OpenOptions {
@@ -86,6 +88,7 @@ impl Default for OpenOptions {
             salvage: false,
             rebuild_index: false,
             rebuild_roots: false,
+            leave_away: false,
         }
     }
 }

@@ -25,11 +25,21 @@ pub struct EmergencyDir {
 }
 
 impl EmergencyDir {
-    /// The same, to be looked at: what would be written there stays in memory.
+    /// The same directory, whose changes stay in memory.
     #[must_use]
     pub fn shadow(self) -> EmergencyDir {
-        let reach = self.reach;
-        let reach = move |vault| reach(vault).map(|real| Arc::new(ShadowBacking::new(real)) as Arc<dyn Backing>);
+        let under = self.reach;
+        // One shadow for all who reach it, so that they see each other's changes.
+        let made: Mutex<Option<Arc<dyn Backing>>> = Mutex::new(None);
+        let reach = move |vault| -> io::Result<Arc<dyn Backing>> {
+            let mut made = made.held();
+            if let Some(known) = &*made {
+                return Ok(Arc::clone(known));
+            }
+            let new: Arc<dyn Backing> = Arc::new(ShadowBacking::new(under(vault)?));
+            *made = Some(Arc::clone(&new));
+            Ok(new)
+        };
         EmergencyDir { path: self.path, reach: Arc::new(reach) }
     }
 }

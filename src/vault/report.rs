@@ -7,12 +7,9 @@ use super::place::Place;
 use super::state::{Held as HeldState, State};
 use super::totals::{self, Totals};
 use super::{Gauges, Usage, Vault, VaultFault, reserve_bytes};
-use crate::backing::{Cache, Open};
 use crate::base::choice::Verify;
-use crate::base::id::{Ino, SegmentId};
+use crate::base::id::Ino;
 use crate::base::lock::Held;
-use crate::segment::path;
-use std::io;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 
 impl Vault {
@@ -100,11 +97,6 @@ impl Vault {
             ("flush_deadline_seconds", s.flush_deadline.as_secs_f64().to_string()),
             ("pins", s.pins.shown()),
         ]
-    }
-
-    /// Length of a segment's file, wherever it lies.
-    pub fn segment_len_bytes(&self, id: SegmentId) -> io::Result<u64> {
-        self.shared.segments.everywhere.open(&path(id), Open::Read, Cache::Buffered)?.len()
     }
 
     /// What a read-back reads, in words.

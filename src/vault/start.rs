@@ -78,6 +78,7 @@ pub(super) fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sy
         flush_deadline: options.flush_deadline,
         flush_interval: options.flush_interval,
         read_only: options.read_only,
+        leave_away: options.leave_away,
         shares,
         quota_bytes: header.quota_bytes,
         quota_inodes: header.quota_inodes,
