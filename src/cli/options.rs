@@ -227,7 +227,7 @@ mod tests {
         let o = read(&[
             "allow_other,fsname=X,ro,nodev,nosuid,noexec,noatime,nodiratime,sync,dirsync,default_permissions",
             "show-storage,budget=64M,compression=zstd,verify=cache,flush-interval=2.5,workers=3",
-            "password-file=/p,key-file=/k,accept-rollback=17",
+            "password-file=/p,key-file=/k,accept-rollback=17,emergency-dir=/e,flush-deadline=7,verify-open=5%",
         ])
         .unwrap();
         assert!(o.allow_other && o.read_only && o.default_permissions && o.show_storage);
