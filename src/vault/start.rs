@@ -130,6 +130,7 @@ pub(super) fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sy
         away: false.into(),
         home_wanted: false.into(),
         bring_home: false.into(),
+        home_below: first.0.into(),
         prepared: 0.into(),
         failed: Mutex::default(),
         is_failed: false.into(),
