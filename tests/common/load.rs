@@ -131,7 +131,11 @@ fn write(dir: &Path, id: u64, done: &Achieved, stop: &AtomicBool, rng: &mut Rng)
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
             _ => {}
         }
-        if rng.below(2) == 0 { file.sync_all()? } else { file.sync_data()? };
+        if rng.below(2) == 0 {
+            file.sync_all()?
+        } else {
+            file.sync_data()?
+        };
         done.acknowledged.store(at, SeqCst);
         done.marks.store(mark, SeqCst);
     }
