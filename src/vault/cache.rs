@@ -6,10 +6,11 @@
 
 use crate::base::id::SegmentId;
 use crate::base::lock::Held;
+use crate::base::sync::{Condvar, Mutex, PoisonError};
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 use std::collections::HashSet;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::Arc;
 
 /// A frame's place: segment and position.
 pub type FrameKey = (SegmentId, u64);
