@@ -18,6 +18,7 @@ use strongroom::format::pin::Pin;
 use strongroom::format::record::{Commit, Counters, Record};
 use strongroom::format::root::Root;
 use strongroom::format::segment::{Covered, LogPosition, SegmentInfo};
+use strongroom::format::setting::ScrubMark;
 use strongroom::format::wire::{Reader, Write as _};
 
 /// One change of some bytes.
@@ -65,7 +66,7 @@ fn changed(mut bytes: Vec<u8>, changes: &[Change]) -> Vec<u8> {
 type Again = fn(&[u8]) -> Option<Vec<u8>>;
 
 /// Every decoder that takes a whole value.
-const WHOLE: [(&str, Again); 10] = [
+const WHOLE: [(&str, Again); 11] = [
     ("extent", |b| Extent::decode(b).ok().map(|v| v.encode())),
     ("root", |b| Root::decode(b).ok().map(|v| v.encode())),
     ("log position", |b| LogPosition::decode(b).ok().map(|v| v.encode().to_vec())),
@@ -74,6 +75,7 @@ const WHOLE: [(&str, Again); 10] = [
     ("inode", |b| Inode::decode(b).ok().map(|v| v.encode())),
     ("name entry", |b| NameEntry::decode(b).ok().map(|v| v.encode())),
     ("cookie entry", |b| CookieEntry::decode(b).ok().map(|v| v.encode())),
+    ("scrub mark", |b| ScrubMark::decode(b).ok().map(|v| v.encode())),
     ("commit", |b| Commit::decode(b).ok().map(|v| v.encode())),
     ("records", |b| {
         let (mut r, mut out) = (Reader::new(b), Vec::new());
@@ -314,6 +316,12 @@ fn valid() -> impl Strategy<Value = Vec<u8>> {
             name
         }
         .encode()),
+        (any::<bool>(), number(), number(), number(), any::<i64>()).prop_map(
+            |(under_way, ino, n, damaged, finished_s)| {
+                let (ino, offset_bytes, done_bytes) = (Ino(ino), n, n / 2);
+                ScrubMark { under_way, ino, offset_bytes, done_bytes, damaged, finished_s }.encode()
+            }
+        ),
         (number(), any::<[u8; 16]>(), number(), number()).prop_map(|(epoch, salt, data_bytes, live_bytes)| {
             SegmentInfo { epoch: Epoch(epoch), salt, data_bytes, live_bytes }.encode()
         }),

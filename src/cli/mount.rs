@@ -81,6 +81,9 @@ pub struct Args {
     /// Threads that compress and encrypt [default: one per core]
     #[arg(long, value_name = "N", value_parser = options::workers)]
     workers: Option<usize>,
+    /// Most that a scrub reads in a second, in MiB; 0 for no limit [default: 64]
+    #[arg(long, value_name = "MIB", value_parser = options::mib)]
+    scrub_rate: Option<u64>,
     /// Mount an older copy of the vault although a newer one was known, if it is of this generation
     #[arg(long, value_name = "GEN", value_parser = options::generation)]
     accept_rollback: Option<Generation>,
@@ -159,6 +162,7 @@ fn options(args: &Args) -> Result<Options, Failure> {
     options.verify = args.verify.or(options.verify);
     options.flush_interval = args.flush_interval.or(options.flush_interval);
     options.workers = args.workers.or(options.workers);
+    options.scrub_rate_bytes = args.scrub_rate.or(options.scrub_rate_bytes);
     options.accept_rollback = args.accept_rollback.or(options.accept_rollback);
     Ok(options)
 }
@@ -285,6 +289,7 @@ fn open(plan: &Plan, unlock: Unlock) -> Result<Arc<Vault>, Failure> {
     options.verify = said.verify.unwrap_or(options.verify);
     options.flush_interval = said.flush_interval.unwrap_or(options.flush_interval);
     options.workers = said.workers.unwrap_or(options.workers);
+    options.scrub_rate_bytes = said.scrub_rate_bytes.unwrap_or(options.scrub_rate_bytes);
     let begun = world.elapsed();
     let is_mounted = || mounts::strongrooms().is_ok_and(|all| all.iter().any(|m| m.source == plan.vault));
     let locked = loop {

@@ -39,6 +39,8 @@ pub struct Options {
     pub flush_interval: Option<Duration>,
     /// Sealing threads.
     pub workers: Option<usize>,
+    /// Most that a scrub reads in a second.
+    pub scrub_rate_bytes: Option<u64>,
     /// The passphrase's file.
     pub password_file: Option<PathBuf>,
     /// The key file.
@@ -118,6 +120,7 @@ impl Options {
             "verify" => self.verify = Some(Verify::from_str(value).map_err(Refused::Wrong)?),
             "flush-interval" => self.flush_interval = Some(seconds(value).map_err(Refused::Wrong)?),
             "workers" => self.workers = Some(workers(value).map_err(Refused::Wrong)?),
+            "scrub-rate" => self.scrub_rate_bytes = Some(mib(value).map_err(Refused::Wrong)?),
             "accept-rollback" => self.accept_rollback = Some(generation(value).map_err(Refused::Wrong)?),
             "password-file" => self.password_file = Some(value.into()),
             "key-file" => self.key_file = Some(value.into()),
@@ -158,6 +161,14 @@ pub fn workers(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(n @ 1..=256) => Ok(n),
         _ => Err(format!("'{text}' is not a number of workers from 1 to 256")),
+    }
+}
+
+/// Reads a rate in MiB a second; gives bytes.
+pub fn mib(text: &str) -> Result<u64, String> {
+    match text.parse::<u32>() {
+        Ok(n) => Ok(u64::from(n) << 20),
+        Err(_) => Err(format!("'{text}' is not a number of MiB")),
     }
 }
 
@@ -229,6 +240,7 @@ mod tests {
             "flush-interval=0",
             "flush-interval=-1",
             "workers=0",
+            "scrub-rate=fast",
             "accept-rollback=-1",
         ] {
             let failure = read(&[word]).unwrap_err();

@@ -86,6 +86,7 @@ impl FileSystem {
             "version" => {
                 format!("strongroom {}\nformat {}\n", env!("CARGO_PKG_VERSION"), crate::format::FORMAT_VERSION)
             }
+            "scrub" => self.scrub()?,
             _ => return Err(FsFault::NoEntry),
         })
     }
@@ -110,6 +111,25 @@ impl FileSystem {
             ("used_inodes", usage.inodes.to_string()),
             ("quota_inodes", quota(usage.quota_inodes)),
         ]))
+    }
+
+    fn scrub(&self) -> Result<String, FsFault> {
+        let r = self.vault.scrub_report()?;
+        let mut text = table(&[
+            ("state", r.state.word().to_owned()),
+            ("position", format!("inode {} byte {}", r.mark.ino, r.mark.offset_bytes)),
+            ("done_bytes", r.mark.done_bytes.to_string()),
+            ("total_bytes", r.total_bytes.to_string()),
+            ("rate_bytes", r.rate_bytes.to_string()),
+            ("damaged", r.mark.damaged.to_string()),
+            ("finished", r.finished().map_or("never".to_owned(), stamp)),
+        ]);
+        for h in &r.hurt {
+            let named = h.path.as_ref().map(|path| format!("{} ", path.escape_ascii()));
+            let (named, ino, from, to) = (named.unwrap_or_default(), h.ino, h.from_bytes, h.to_bytes);
+            text.push_str(&format!("finding {named}(inode {ino}): bytes {from} to {to} do not read\n"));
+        }
+        Ok(text)
     }
 
     fn status(&self) -> Result<String, FsFault> {

@@ -30,6 +30,7 @@ mod read;
 mod recover;
 mod reserve;
 mod root;
+mod scrub;
 mod sealer;
 mod segments;
 mod shared;
@@ -54,6 +55,7 @@ pub use options::{CreateOptions, Gauges, OpenOptions, Usage};
 pub use pin::PinStore;
 pub use place::{EmergencyDir, Reach};
 pub use root::NAMES as ROOTS;
+pub use scrub::{Hurt, ScrubReport, ScrubState};
 pub use shared::SyncReply;
 pub use state::{Held as HeldState, State};
 pub use stats::{Line, Stats};
@@ -96,6 +98,7 @@ pub struct Vault {
     suite: SuiteId,
     index_lost: Option<String>,
     lost_records: u64,
+    scrub: Arc<scrub::Scrub>,
 }
 
 /// Epoch and salt of a segment: from the index, or from the segment that is being written.
@@ -464,9 +467,30 @@ impl Vault {
         Ok(())
     }
 
+    /// Begins to read all data in the background, or goes on with it; at most so many bytes a second, 0 for no limit.
+    pub fn scrub(&self, rate_bytes: Option<u64>) -> Result<(), VaultFault> {
+        self.shared.progress.check()?;
+        if self.running.held().is_none() {
+            return Err(VaultFault::Closed);
+        }
+        self.scrub.begin(&self.shared, rate_bytes)
+    }
+
+    /// Stops that reading for now.
+    pub fn scrub_pause(&self) {
+        self.scrub.stop();
+    }
+
+    /// How that reading is doing.
+    pub fn scrub_report(&self) -> Result<ScrubReport, VaultFault> {
+        self.scrub.report(&self.shared)
+    }
+
     /// Flushes, stores a last checkpoint, stops the threads and lets go of the lock. A second call does nothing.
     pub fn close(&self) -> Result<(), VaultFault> {
         let Some(running) = self.running.held().take() else { return Ok(()) };
+        // Its last act is an operation.
+        self.scrub.stop();
         let s = &self.shared;
         self.say("closing");
         *s.closing_since.held() = Some(s.world.elapsed());

@@ -5,7 +5,7 @@
 //! On failure: an `OpenFault` that says in a sentence why not; nothing was changed that would matter.
 
 use super::pin::{PinStore, Pins, Remembered};
-use super::place::{Everywhere, Place, Places, remove_if_there};
+use super::place::{EmergencyDir, Everywhere, Place, Places, remove_if_there};
 use super::recover::{From, Recovered, recover};
 use super::reserve::RESERVE;
 use super::shared::Shares;
@@ -35,6 +35,8 @@ pub struct Locked {
     headers: HeaderTexts,
     lock: Box<dyn Send + Sync>,
     remembered: Remembered,
+    /// The emergency directory, unless the options name one; and whether to do without one.
+    emergency: (Option<EmergencyDir>, bool),
     /// Nothing of it is to be changed: not the pins either.
     looking: bool,
 }
@@ -59,7 +61,8 @@ pub fn lock(backing: Arc<dyn Backing>) -> Result<Locked, OpenFault> {
         }
         other => other?,
     };
-    Ok(Locked { backing, headers, lock, remembered: Remembered::default(), looking: false })
+    let remembered = Remembered::default();
+    Ok(Locked { backing, headers, lock, remembered, emergency: (None, false), looking: false })
 }
 
 impl Locked {
@@ -85,12 +88,28 @@ impl Locked {
         Locked { remembered: Remembered { pins, accepted }, ..self }
     }
 
+    /// The same vault, with an emergency directory, or without the one that it may need.
+    #[must_use]
+    pub fn beside(self, emergency: Option<EmergencyDir>, without: bool) -> Locked {
+        Locked { emergency: (emergency, without), ..self }
+    }
+
     /// Opens it for use.
     pub fn open(self, unlock: &Unlock, options: &OpenOptions, world: Arc<dyn World>) -> Result<Arc<Vault>, OpenFault> {
+        let mut options = options.clone();
+        options.emergency = options.emergency.or(self.emergency.0);
+        options.without_emergency |= self.emergency.1;
+        options.leave_away |= self.looking;
+        if self.looking {
+            options.emergency = options.emergency.map(EmergencyDir::shadow);
+        }
+        let options = &options;
         let opened = self.headers.open(unlock)?;
         self.headers.mend(&*self.backing, &opened);
-        let remembered = if self.looking { self.remembered.read_only() } else { self.remembered };
-        let pins = Pins::read(remembered, &opened.master, opened.header.vault);
+        let vault = opened.header.vault;
+        let remembered = self.remembered.and_in(options.emergency.as_ref(), vault);
+        let remembered = if self.looking { remembered.read_only() } else { remembered };
+        let pins = Pins::read(remembered, &opened.master, vault);
         bring_up(self.backing, self.lock, pins, opened.header, opened.master, options, world)
     }
 }

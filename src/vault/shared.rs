@@ -87,6 +87,8 @@ pub struct Shared {
     /// A flush that takes longer makes the log go on in the emergency directory, if there is one.
     pub flush_deadline: Duration,
     pub read_only: bool,
+    /// Bring nothing home.
+    pub leave_away: bool,
     pub shares: Shares,
     pub quota_bytes: Option<u64>,
     pub quota_inodes: Option<u64>,

@@ -12,6 +12,7 @@ use super::place::Everywhere;
 use super::progress::Progress;
 use super::recover::Recovered;
 use super::reserve::Reserve;
+use super::scrub::Scrub;
 use super::sealer::{Cursor, Worker};
 use super::segments::Segments;
 use super::shared::Shared;
@@ -77,6 +78,7 @@ pub(super) fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sy
         flush_deadline: options.flush_deadline,
         flush_interval: options.flush_interval,
         read_only: options.read_only,
+        leave_away: options.leave_away,
         shares,
         quota_bytes: header.quota_bytes,
         quota_inodes: header.quota_inodes,
@@ -197,7 +199,8 @@ pub(super) fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sy
         }
     };
     let (running, lock) = (Mutex::new(Some(running)), Mutex::new(Some(lock)));
-    Ok(Arc::new(Vault { shared, running, lock, workers, suite, index_lost, lost_records: found.lost_records }))
+    let (lost_records, scrub) = (found.lost_records, Arc::new(Scrub::new(options.scrub_rate_bytes)));
+    Ok(Arc::new(Vault { shared, running, lock, workers, suite, index_lost, lost_records, scrub }))
 }
 
 fn spawn(shared: &Arc<Shared>, name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, OpenFault> {

@@ -8,7 +8,9 @@ use crate::vault::cache::{FrameCache, FrameKey, Plain};
 use shuttle::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use shuttle::thread;
 use std::sync::Arc;
-use strongroom::base::id::SegmentId;
+use strongroom::base::choice::Codec;
+use strongroom::base::id::{Ino, SegmentId, Slot};
+use strongroom::segment::FrameAt;
 
 pub const ALL: &[Harness] = &[
     Harness {
@@ -26,7 +28,11 @@ pub const ALL: &[Harness] = &[
 const FRAMES: usize = 3;
 
 fn key(n: usize) -> FrameKey {
-    (SegmentId(1), n as u64)
+    let (position_bytes, offset_bytes) = (n as u64 * 4096, 0);
+    let (slot, codec) = (Slot(n as u32), Codec::Raw);
+    let (sealed_len_bytes, plain_len_bytes) = (25, 9);
+    let at = FrameAt { position_bytes, sealed_len_bytes, slot, codec, plain_len_bytes, ino: Ino(2), offset_bytes };
+    FrameKey::of(SegmentId(1), &at)
 }
 
 #[derive(Default)]

@@ -23,6 +23,9 @@ mod base {
 mod format {
     pub use strongroom::format::extent;
 }
+mod segment {
+    pub use strongroom::segment::FrameAt;
+}
 #[path = "../../src/buffer/mod.rs"]
 mod buffer;
 #[path = "."]
