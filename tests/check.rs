@@ -15,7 +15,7 @@ use damage::*;
 use rng::Rng;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use strongroom::backing::{Backing, Cache, MemoryBacking, Open, read_file};
+use strongroom::backing::{Backing, Cache, Fate, MemoryBacking, Open, read_file};
 use strongroom::base::id::{Ino, ROOT_INO};
 use strongroom::check::{Finding, Owner, Repaired, Share, check, rebuild, repair};
 use strongroom::format::inode::Inode;
@@ -293,6 +293,40 @@ fn damages_that_meet_are_mended_too() {
         });
         if let Err(why) = wrong_with_repair(&disk) {
             panic!("seed {seed}, with {planted:#?}: {why}");
+        }
+    }
+}
+
+/// The power is cut in the middle of repairs, at calls of the disk here and there: the next repair ends what the first began.
+#[test]
+fn a_repair_that_is_cut_off_is_done_again() {
+    let cuts_each: u64 = std::env::var("STRONGROOM_REPAIR_CUTS").ok().map_or(1, |n| n.parse().unwrap());
+    let whole = readable(&copy(&healthy().disk));
+    let mut rng = Rng(17);
+    for Damage { want, plant, .. } in damages(healthy()) {
+        // Ten thousand entries more take their time.
+        if want[0].kind() == "more" {
+            continue;
+        }
+        let disk = damaged(plant);
+        disk.record();
+        let Repaired { left, .. } = repaired(&disk);
+        let calls = disk.calls();
+        for _ in 0..cuts_each {
+            let cut = rng.below(calls as u64 + 1) as usize;
+            let mut coins = Rng(rng.next());
+            let image = disk.image_after(cut, &mut |_| match coins.below(3) {
+                0 => Fate::Lost,
+                1 => Fate::Kept,
+                _ => Fate::Torn { unit_bytes: 512, coins: coins.next() },
+            });
+            let again = wrong_with_repair(&image).unwrap_or_else(|why| panic!("{want:?}, cut at {cut}: {why}"));
+            assert!(again.len() <= left.len(), "{want:?}, cut at {cut} of {calls}: {again:?} is lost, and was not");
+            for (ino, is) in readable(&image) {
+                let Some((_, was)) = whole.iter().find(|(i, _)| *i == ino) else { continue };
+                let wrong = is.iter().zip(was).position(|(a, b)| a != b);
+                assert_eq!(wrong, None, "{want:?}, cut at {cut}: inode {ino} reads otherwise than it was written");
+            }
         }
     }
 }

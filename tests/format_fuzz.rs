@@ -17,7 +17,7 @@ use strongroom::format::key;
 use strongroom::format::pin::Pin;
 use strongroom::format::record::{Commit, Counters, Record};
 use strongroom::format::root::Root;
-use strongroom::format::segment::{Covered, LogPosition, SegmentInfo};
+use strongroom::format::segment::{Covered, LogPosition, SegmentInfo, Start};
 use strongroom::format::setting::ScrubMark;
 use strongroom::format::wire::{Reader, Write as _};
 
@@ -110,6 +110,14 @@ fn judge(bytes: &[u8]) {
         let mut out = Vec::new();
         out.varint(n);
         assert_eq!(out, bytes[..bytes.len() - r.rest().len()], "varint");
+    }
+    if let Ok(start) = Start::decode(bytes) {
+        // Format 1 had the position alone.
+        let first = start.after.encode() == bytes;
+        assert!(first && !start.restarts || start.encode() == bytes, "start");
+    }
+    if let Ok(root) = Root::decode_1(bytes) {
+        assert!(bytes.len() == 73 && root.emergency.is_empty(), "root of version 1");
     }
     // With any claim of what the frames add up to.
     for sum in [0, 16, bytes.len(), 1 << 20] {
@@ -218,6 +226,10 @@ fn position() -> impl Strategy<Value = LogPosition> {
     (number(), any::<[u8; 32]>()).prop_map(|(seq, chain)| LogPosition { seq: CommitSeq(seq), chain })
 }
 
+fn start() -> impl Strategy<Value = Vec<u8>> {
+    (position(), any::<bool>()).prop_map(|(after, restarts)| Start { after, restarts }.encode())
+}
+
 fn counters() -> impl Strategy<Value = Counters> {
     (number(), number(), number()).prop_map(|(next_ino, next_cookie, inodes)| Counters {
         next_ino,
@@ -306,6 +318,7 @@ fn valid() -> impl Strategy<Value = Vec<u8>> {
         commit(),
         root().prop_map(|v| v.encode()),
         position().prop_map(|v| v.encode().to_vec()),
+        start(),
         (position(), counters(), number())
             .prop_map(|(position, counters, s)| { Covered { position, counters, replay_from: SegmentId(s) }.encode() }),
         inode().prop_map(|v| v.encode()),

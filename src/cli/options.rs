@@ -37,6 +37,10 @@ pub struct Options {
     pub verify: Option<Verify>,
     /// The age at which bytes are flushed.
     pub flush_interval: Option<Duration>,
+    /// The emergency directory.
+    pub emergency: Option<Emergency>,
+    /// The share of what is read back that is opened, too.
+    pub verify_open_percent: Option<u32>,
     /// Sealing threads.
     pub workers: Option<usize>,
     /// Most that a scrub reads in a second.
@@ -119,6 +123,8 @@ impl Options {
             "compression" => self.compression = Some(Compression::from_str(value).map_err(Refused::Wrong)?),
             "verify" => self.verify = Some(Verify::from_str(value).map_err(Refused::Wrong)?),
             "flush-interval" => self.flush_interval = Some(seconds(value).map_err(Refused::Wrong)?),
+            "emergency-dir" => self.emergency = Some(emergency(value).map_err(Refused::Wrong)?),
+            "verify-open" => self.verify_open_percent = Some(percent(value).map_err(Refused::Wrong)?),
             "workers" => self.workers = Some(workers(value).map_err(Refused::Wrong)?),
             "scrub-rate" => self.scrub_rate_bytes = Some(mib(value).map_err(Refused::Wrong)?),
             "accept-rollback" => self.accept_rollback = Some(generation(value).map_err(Refused::Wrong)?),
@@ -154,6 +160,32 @@ pub fn seconds(text: &str) -> Result<Duration, String> {
     let number: f64 = text.parse().ok().filter(|_| plain).ok_or_else(wrong)?;
     let duration = Duration::try_from_secs_f64(number).map_err(|_| wrong())?;
     if duration.is_zero() || duration > FLUSH_INTERVAL_MAX { Err(wrong()) } else { Ok(duration) }
+}
+
+/// Where the log goes on when the backing directory fails.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Emergency {
+    /// In this directory.
+    Dir(PathBuf),
+    /// Nowhere, though the vault was used with one.
+    None,
+}
+
+/// Reads the name of an emergency directory, or `none`.
+pub fn emergency(text: &str) -> Result<Emergency, String> {
+    match text {
+        "none" => Ok(Emergency::None),
+        path if path.starts_with('/') => Ok(Emergency::Dir(path.into())),
+        path => Err(format!("'{path}' is neither an absolute path nor none")),
+    }
+}
+
+/// Reads a whole number of percent, with or without its sign.
+pub fn percent(text: &str) -> Result<u32, String> {
+    match text.strip_suffix('%').unwrap_or(text).parse() {
+        Ok(n @ 0..=100) => Ok(n),
+        _ => Err(format!("'{text}' is not a whole number of percent from 0 to 100")),
+    }
 }
 
 /// Reads a number of threads.

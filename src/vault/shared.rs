@@ -81,6 +81,8 @@ pub struct Shared {
     pub segments: Segments,
     pub compression: Compression,
     pub verify: Verify,
+    /// Whether the segment being written is open for direct I/O.
+    pub direct: AtomicBool,
     /// Of a hundred groups read back, so many are also opened and compared with the plaintext.
     pub verify_open_percent: u32,
     pub flush_interval: Duration,

@@ -74,6 +74,7 @@ pub(super) fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sy
         index,
         compression: options.compression.unwrap_or(header.compression),
         verify: options.verify,
+        direct: true.into(),
         verify_open_percent: options.verify_open_percent.min(100),
         flush_deadline: options.flush_deadline,
         flush_interval: options.flush_interval,
