@@ -1,0 +1,346 @@
+//! One world, from its seed to its verdict.
+//!
+//! Method: a player does the steps on the vault and on the reference and notes when each began and what was acknowledged.
+//! Then the power is cut after every call of the disk: the vault must open, hold one allowed state, whole, survive a check, and go on
+//! working, through a second cut too.
+
+use super::judge::{Fates, History};
+use super::place::{Manner, NoPlace, Place, unlock};
+use super::program::{Dice, Habits, Step};
+use super::tree::Tree;
+use super::world::Simulated;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Duration;
+use strongroom::backing::{Backing, Cuts, MemoryBacking, mix};
+use strongroom::base::choice::{Compression, SuiteId, Verify};
+use strongroom::base::id::Ino;
+use strongroom::base::world::World as Clock;
+use strongroom::check::check;
+
+/// Does steps on a vault and on the reference.
+pub struct Player {
+    pub disk: MemoryBacking,
+    pub world: Arc<Simulated>,
+    manner: Manner,
+    place: Option<Place>,
+    pub tree: Tree,
+    held: Option<Ino>,
+    pub history: History,
+    /// Whether the disk has faults, so that errors are not the vault's.
+    pub faulty: bool,
+}
+
+impl Player {
+    /// Goes on in an open vault that holds this tree.
+    pub fn new(disk: &MemoryBacking, world: &Arc<Simulated>, manner: Manner, place: Place, mut tree: Tree) -> Player {
+        place.show_times(&mut tree);
+        let mut history = History::default();
+        history.push(&tree, 0, "the beginning".to_owned());
+        let (disk, world) = (disk.clone(), world.clone());
+        Player { disk, world, manner, place: Some(place), tree, held: None, history, faulty: false }
+    }
+
+    pub fn place(&self) -> &Place {
+        self.place.as_ref().expect("the vault is open between steps")
+    }
+
+    pub fn held(&self) -> Option<Ino> {
+        self.held
+    }
+
+    /// Does one step; `Err` says what the vault did wrong.
+    pub fn step(&mut self, step: &Step) -> Result<(), String> {
+        let newest = self.history.newest();
+        let synced = match step {
+            Step::Fsync => self.place().fs.sync_wait().map_err(|e| format!("fsync: {e:?}")),
+            Step::Checkpoint => self.place().vault.checkpoint().map_err(|e| format!("checkpoint: {e}")),
+            Step::Reopen => self.reopen(),
+            Step::SyncSoon => {
+                let (acknowledged, disk) = (self.history.acknowledged.clone(), self.disk.clone());
+                self.place().fs.sync(Box::new(move |result| {
+                    if result.is_ok() {
+                        acknowledged.lock().unwrap().push((newest, disk.calls()));
+                    }
+                }));
+                return Ok(());
+            }
+            Step::Wait(time) => {
+                self.world.pass(*time);
+                return Ok(());
+            }
+            _ => return self.change(step),
+        };
+        match synced {
+            Ok(()) => self.history.acknowledge(newest, self.disk.calls()),
+            Err(_) if self.faulty && self.place.is_some() => {}
+            Err(e) => return Err(e),
+        }
+        Ok(())
+    }
+
+    fn change(&mut self, step: &Step) -> Result<(), String> {
+        let begun = self.disk.calls();
+        let did = self.place().perform(step, &self.tree, self.held);
+        let mut tree = self.tree.clone();
+        let made = did.unwrap_or(None);
+        if self.faulty && did.is_err_and(|e| [libc::EIO, libc::ENOSPC, libc::EROFS].contains(&e)) {
+            // Refused, and so left undone.
+            return Ok(());
+        }
+        let should = match did {
+            // What was not made has no number; only the refusal counts.
+            Err(_) if matches!(step, Step::Create(_) | Step::Mkdir(_) | Step::Symlink(..)) => {
+                tree.step(step, Some(Ino(u64::MAX)), self.held)
+            }
+            _ => tree.step(step, made, self.held),
+        };
+        let did = did.map(|_| ());
+        if did != should {
+            return Err(format!("{step:?} gave {did:?}, and should give {should:?}"));
+        }
+        if did.is_ok() {
+            match step {
+                Step::Hold(_) => self.held = made,
+                Step::Release => self.held = None,
+                _ => {}
+            }
+            tree.bury(self.held);
+            self.place().show_times(&mut tree);
+            self.tree = tree;
+            if step.changes() {
+                self.history.push(&self.tree, begun, format!("{step:?}"));
+            }
+        }
+        Ok(())
+    }
+
+    fn reopen(&mut self) -> Result<(), String> {
+        let place = self.place.take().expect("the vault is open between steps");
+        if let Some(ino) = self.held.take() {
+            place.fs.forget(ino, 1);
+            self.tree.bury(None);
+        }
+        place.close()?;
+        self.history.acknowledge(self.history.newest(), self.disk.calls());
+        let place = Place::open(&self.disk, &self.world, &self.manner).map_err(|e| format!("{e:?}"))?;
+        let found = place.observe()?;
+        self.place = Some(place);
+        self.same(&found)
+    }
+
+    /// Compares all that there is with the reference.
+    pub fn compare(&self) -> Result<(), String> {
+        self.same(&self.place().observe()?)
+    }
+
+    fn same(&self, found: &Tree) -> Result<(), String> {
+        if found.hash() == self.tree.hash() {
+            return Ok(());
+        }
+        Err(format!("with no power cut, the tree is not as it should be:{}", self.tree.differences(found)))
+    }
+
+    /// Closes the vault, and acknowledges all if that went well.
+    pub fn close(&mut self) -> Result<(), String> {
+        let Some(place) = self.place.take() else { return Ok(()) };
+        match place.close() {
+            Ok(()) => self.history.acknowledge(self.history.newest(), self.disk.calls()),
+            Err(_) if self.faulty => {}
+            Err(e) => return Err(e),
+        }
+        Ok(())
+    }
+}
+
+/// A run to be cut.
+pub struct World {
+    pub seed: u64,
+    pub manner: Manner,
+    pub history: History,
+    /// Calls after which the vault had been made.
+    pub made_at: usize,
+    pub cuts: Cuts,
+}
+
+/// What is planted in a world that must be caught.
+pub type Plant<'a> = &'a dyn Fn(&MemoryBacking, &mut Manner);
+
+/// Nothing.
+pub fn sound(_: &MemoryBacking, _: &mut Manner) {}
+
+/// The manner of a seed.
+fn manner(dice: &mut Dice) -> Manner {
+    Manner {
+        suite: *dice.pick(&[SuiteId::Aes256Gcm, SuiteId::ChaCha20Poly1305]),
+        compression: *dice.pick(&[Compression::Auto, Compression::Lz4, Compression::None]),
+        verify: Verify::Device,
+    }
+}
+
+/// Plays the world of a seed; `plant` hurts disk or vault once the vault is made.
+pub fn play(seed: u64, plant: Plant<'_>) -> Result<World, String> {
+    let mut dice = Dice(mix(seed));
+    let disk = MemoryBacking::default();
+    let world = Arc::new(Simulated::new(seed));
+    let mut manner = manner(&mut dice);
+    // In some worlds the power is cut while the vault is being made.
+    let from_nothing = dice.one_in(8);
+    if from_nothing {
+        disk.record();
+    }
+    manner.create(&disk, &world).map_err(|e| e.to_string())?;
+    let made_at = disk.calls();
+    if !from_nothing {
+        disk.record();
+    }
+    plant(&disk, &mut manner);
+    let place = Place::open(&disk, &world, &manner).map_err(|e| format!("{e:?}"))?;
+    let mut player = Player::new(&disk, &world, manner, place, Tree::new());
+    let habits = Habits::of(&mut dice);
+    for _ in 0..4 + dice.below(24) {
+        world.pass(Duration::from_millis(dice.below(20)));
+        let step = habits.step(&mut dice, &player.tree, player.held());
+        player.step(&step)?;
+    }
+    player.compare()?;
+    if dice.one_in(2) {
+        player.close()?;
+    }
+    let cuts = disk.cuts();
+    let history = player.history.clone();
+    let made_at = if from_nothing { made_at } else { 0 };
+    Ok(World { seed, manner, history, made_at, cuts })
+}
+
+/// What is done at each cut beside opening and comparing: one cut in so many.
+#[derive(Debug, Clone, Copy)]
+pub struct Depth {
+    pub check_one_in: u64,
+    pub go_on_one_in: u64,
+}
+
+pub const USUAL: Depth = Depth { check_one_in: 16, go_on_one_in: 16 };
+
+/// A cut that the vault did not survive.
+#[derive(Debug)]
+pub struct Failure {
+    pub seed: u64,
+    pub cut: usize,
+    pub fate: u64,
+    pub why: String,
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Failure { seed, cut, fate, why } = self;
+        write!(
+            f,
+            "seed {seed}, cut {cut}, fate {fate}: {why}\n    again: STRONGROOM_SIM_SEED={seed} STRONGROOM_SIM_CUT={cut} \
+             STRONGROOM_SIM_FATE={fate} cargo test --test simulation one_world_again -- --nocapture --ignored"
+        )
+    }
+}
+
+/// Turns a panic into words.
+pub fn caught<T>(body: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        let text = text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
+        Err(format!("panic: {}", text.unwrap_or_default()))
+    })
+}
+
+impl World {
+    /// Cuts the power here and judges what is left.
+    pub fn judge(&self, fate: u64, depth: Depth) -> Result<(), Failure> {
+        let cut = self.cuts.cut();
+        let number = mix(self.seed ^ mix(cut as u64) ^ fate.rotate_left(48));
+        let image = self.cuts.image(&mut |u| Fates(number).of(u, cut));
+        let judged = caught(|| {
+            let mut dice = Dice(mix(number));
+            let begin = Before { history: &self.history, cut, made: cut >= self.made_at };
+            begin.survive(&image, self.manner, &mut dice, depth, 2)
+        });
+        judged.map_err(|why| Failure { seed: self.seed, cut, fate, why })
+    }
+
+    /// Cuts after every call, with so many fates each; gives how many cuts that were.
+    pub fn judge_all(&mut self, fates: u64, depth: Depth) -> Result<u64, Failure> {
+        let mut done = 0;
+        loop {
+            for fate in 0..fates {
+                self.judge(fate, depth)?;
+                done += 1;
+            }
+            if !self.cuts.advance() {
+                return Ok(done);
+            }
+        }
+    }
+}
+
+/// What went before a cut.
+struct Before<'a> {
+    history: &'a History,
+    cut: usize,
+    made: bool,
+}
+
+impl Before<'_> {
+    /// The vault of an image opens, holds what it may hold, and, where chance says so, goes on.
+    fn survive(
+        &self,
+        image: &MemoryBacking,
+        manner: Manner,
+        dice: &mut Dice,
+        depth: Depth,
+        lives: u32,
+    ) -> Result<(), String> {
+        let world = Arc::new(Simulated::new(dice.next()));
+        let goes_on = lives > 0 && dice.one_in(depth.go_on_one_in);
+        if goes_on {
+            image.record();
+        }
+        let place = match Place::open(image, &world, &manner) {
+            Ok(place) => place,
+            Err(NoPlace::NotAVault) if !self.made => return Ok(()),
+            Err(e) => return Err(format!("{e:?}")),
+        };
+        let found = place.observe()?;
+        let state = self.history.judge(&found, self.cut)?;
+        if !goes_on {
+            drop(place);
+        } else {
+            let mut player = Player::new(image, &world, manner, place, found);
+            player.history.acknowledge(0, 0);
+            let habits = Habits::of(dice);
+            world.pass(Duration::from_secs(60));
+            for _ in 0..dice.below(8) {
+                let step = habits.step(dice, &player.tree, player.held());
+                player.step(&step).map_err(|e| format!("going on from state {state}: {e}"))?;
+            }
+            player.step(&Step::Fsync)?;
+            player.step(&Step::Reopen)?;
+            player.close()?;
+            // And the power is cut again, in the midst of opening perhaps.
+            let mut cuts = image.cuts();
+            let cut = dice.below(cuts.calls().len() as u64 + 1) as usize;
+            while cuts.cut() < cut && cuts.advance() {}
+            let fates = Fates(dice.next());
+            let again = cuts.image(&mut |u| fates.of(u, cut));
+            let before = Before { history: &player.history, cut, made: true };
+            let survived = before.survive(&again, manner, dice, depth, lives - 1);
+            survived.map_err(|e| format!("cut again at {cut} after going on from state {state}: {e}"))?;
+        }
+        if dice.one_in(depth.check_one_in) {
+            let backing: Arc<dyn Backing> = Arc::new(image.clone());
+            let clock: Arc<dyn Clock> = world;
+            let findings = check(&backing, &unlock(), &clock, true, &|_, _| {}).map_err(|e| format!("check: {e}"))?;
+            if !findings.is_empty() {
+                return Err(format!("check found {findings:?}"));
+            }
+        }
+        Ok(())
+    }
+}

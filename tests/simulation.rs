@@ -1,0 +1,149 @@
+//! Method: one seed is one world: a random program on the filesystem and on a reference, on a disk that loses, tears or keeps
+//! each unsynced change as the seed says. The power is cut after every call of the disk, index included; the vault is opened, compared,
+//! checked, and goes on, through a second cut.
+//! Promise: it always opens, by itself; what it holds is one state of the reference, whole, not older than the last
+//! acknowledged sync; `check` finds nothing.
+//! `STRONGROOM_SIM_CUTS=n` makes so many cuts, `STRONGROOM_SIM_WORLDS=n` at most so many worlds, from `STRONGROOM_SIM_SEED=s` on,
+//! with `STRONGROOM_SIM_FATES=n` fates for each cut; a failure prints the one line that shows it again.
+
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test may")]
+
+mod sim;
+
+use sim::from_environment;
+use sim::place::Manner;
+use sim::run::{Plant, USUAL, World, caught, play, sound};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::time::Instant;
+use strongroom::backing::{Effect, Fault, Kind, MemoryBacking, SYNCS};
+use strongroom::base::choice::Verify;
+
+/// Plays a world and cuts it everywhere; gives the cuts made.
+fn cut_everywhere(seed: u64, plant: Plant<'_>, fates: u64) -> Result<u64, String> {
+    let mut world = caught(|| play(seed, plant)).map_err(|e| format!("seed {seed}, before any cut: {e}"))?;
+    world.judge_all(fates, USUAL).map_err(|e| e.to_string())
+}
+
+/// Cuts worlds on every core until there were enough cuts; gives how many of both, and what failed first.
+fn soak(first: u64, worlds_max: u64, cuts_min: u64, fates: u64) -> (u64, u64, Option<String>) {
+    let (next, cuts, worlds) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
+    let (stop, failed) = (AtomicBool::new(false), Mutex::new(None));
+    let threads = std::thread::available_parallelism().map_or(2, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                while !stop.load(SeqCst) && cuts.load(SeqCst) < cuts_min {
+                    let n = next.fetch_add(1, SeqCst);
+                    if n >= worlds_max {
+                        return;
+                    }
+                    match cut_everywhere(first + n, &sound, fates) {
+                        Ok(done) => {
+                            cuts.fetch_add(done, SeqCst);
+                            worlds.fetch_add(1, SeqCst);
+                        }
+                        Err(why) => {
+                            eprintln!("{why}");
+                            failed.lock().unwrap().get_or_insert(why);
+                            stop.store(true, SeqCst);
+                        }
+                    }
+                }
+            });
+        }
+    });
+    (worlds.into_inner(), cuts.into_inner(), failed.into_inner().unwrap())
+}
+
+#[test]
+fn every_power_cut_leaves_a_vault_that_opens_with_one_allowed_state() {
+    let first = from_environment("STRONGROOM_SIM_SEED").unwrap_or(1);
+    let worlds_max = from_environment("STRONGROOM_SIM_WORLDS").unwrap_or(u64::MAX);
+    let cuts_min = from_environment("STRONGROOM_SIM_CUTS").unwrap_or(20_000);
+    let fates = from_environment("STRONGROOM_SIM_FATES").unwrap_or(1);
+    let began = Instant::now();
+    let (worlds, cuts, failed) = soak(first, worlds_max, cuts_min, fates);
+    eprintln!("{cuts} power cuts in {worlds} worlds, seeds from {first}, in {:.0} s", began.elapsed().as_secs_f64());
+    assert_eq!(failed, None);
+    assert!(worlds >= 1 && cuts >= worlds);
+}
+
+#[test]
+#[ignore = "shows one failure again: STRONGROOM_SIM_SEED, and if it is known _CUT and _FATE"]
+fn one_world_again() {
+    let seed = from_environment("STRONGROOM_SIM_SEED").expect("STRONGROOM_SIM_SEED says which");
+    let mut world: World = play(seed, &sound).unwrap();
+    for (i, state) in world.history.states.iter().enumerate() {
+        eprintln!("state {i}, begun at call {}: {}", state.begun, state.said);
+    }
+    eprintln!("acknowledged (state, call): {:?}", world.history.acknowledged.lock().unwrap());
+    for (i, call) in world.cuts.calls().iter().enumerate() {
+        eprintln!("call {i}: {call}");
+    }
+    match from_environment("STRONGROOM_SIM_CUT") {
+        None => assert!(world.judge_all(1, USUAL).map_err(|e| eprintln!("{e}")).is_ok()),
+        Some(cut) => {
+            while (world.cuts.cut() as u64) < cut && world.cuts.advance() {}
+            let fate = from_environment("STRONGROOM_SIM_FATE").unwrap_or(0);
+            let judged = world.judge(fate, USUAL);
+            assert!(judged.map_err(|e| eprintln!("{e}")).is_ok());
+        }
+    }
+}
+
+/// Worlds until the harness notices what was planted; the seed and what it saw.
+fn worlds_until_caught(plant: Plant<'_>) -> (u64, String) {
+    let most = from_environment("STRONGROOM_SIM_WORLDS").unwrap_or(1000);
+    let caught = (1..=most).find_map(|seed| cut_everywhere(seed, plant, 1).err().map(|why| (seed, why)));
+    caught.unwrap_or_else(|| panic!("{most} worlds passed, and none showed what was planted"))
+}
+
+/// What a vault on a disk that breaks its word comes to: what was acknowledged is gone, or does not read, or cannot be found.
+const LOST: [&str; 4] = ["was acknowledged", "does not open", "none of the states", "Damaged {"];
+
+/// The harness notices the planted fault, and for the reason that it should.
+fn is_caught(name: &str, plant: Plant<'_>) {
+    let (worlds, why) = worlds_until_caught(plant);
+    eprintln!("{name}: caught in world {worlds}: {}", why.lines().next().unwrap_or_default());
+    assert!(LOST.iter().any(|sign| why.contains(sign)), "{why}");
+}
+
+#[test]
+fn a_disk_that_lies_about_every_sync_is_caught() {
+    is_caught("every sync lies", &|disk, _| disk.lie_about_sync());
+}
+
+#[test]
+fn a_disk_that_lies_about_segments_only_is_caught() {
+    let plant = |disk: &MemoryBacking, _: &mut Manner| {
+        disk.plant(Fault::of(&[Kind::SyncData], Effect::Lie).on("segments/"));
+    };
+    is_caught("syncs of segments lie", &plant);
+}
+
+#[test]
+fn a_disk_that_lies_about_index_and_roots_only_is_caught() {
+    let plant = |disk: &MemoryBacking, _: &mut Manner| {
+        disk.plant(Fault::of(SYNCS, Effect::Lie).on("index"));
+        disk.plant(Fault::of(SYNCS, Effect::Lie).on("root"));
+    };
+    is_caught("syncs of index and roots lie", &plant);
+}
+
+#[test]
+fn a_disk_that_lies_about_directories_is_caught() {
+    let plant = |disk: &MemoryBacking, _: &mut Manner| {
+        disk.plant(Fault::of(&[Kind::SyncDir], Effect::Lie));
+    };
+    is_caught("syncs of directories lie", &plant);
+}
+
+#[test]
+fn writes_that_are_spoiled_and_not_verified_are_caught() {
+    let plant = |disk: &MemoryBacking, manner: &mut Manner| {
+        manner.verify = Verify::Off;
+        disk.plant(Fault::of(&[Kind::Write], Effect::Spoil).on("segments/").after(3).times(1));
+    };
+    is_caught("spoiled, unverified writes", &plant);
+}
