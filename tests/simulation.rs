@@ -12,7 +12,7 @@ mod sim;
 
 use sim::from_environment;
 use sim::place::Manner;
-use sim::run::{Plant, USUAL, World, caught, play, sound};
+use sim::run::{Plant, USUAL, World, caught, play, play_on_failing_disk, sound};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::time::Instant;
@@ -25,8 +25,20 @@ fn cut_everywhere(seed: u64, plant: Plant<'_>, fates: u64) -> Result<u64, String
     world.judge_all(fates, USUAL).map_err(|e| e.to_string())
 }
 
+/// The same on a disk that fails now and then.
+fn cut_everywhere_on_failing_disk(seed: u64, fates: u64) -> Result<u64, String> {
+    let world = caught(|| play_on_failing_disk(seed));
+    let mut world = world.map_err(|e| format!("seed {seed} on a failing disk, before any cut: {e}"))?;
+    world.judge_all(fates, USUAL).map_err(|e| format!("on a failing disk, {e}"))
+}
+
 /// Cuts worlds on every core until there were enough cuts; gives how many of both, and what failed first.
-fn soak(first: u64, worlds_max: u64, cuts_min: u64, fates: u64) -> (u64, u64, Option<String>) {
+fn soak(
+    first: u64,
+    worlds_max: u64,
+    cuts_min: u64,
+    cut_one: &(dyn Fn(u64) -> Result<u64, String> + Sync),
+) -> (u64, u64, Option<String>) {
     let (next, cuts, worlds) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
     let (stop, failed) = (AtomicBool::new(false), Mutex::new(None));
     let threads = std::thread::available_parallelism().map_or(2, usize::from);
@@ -38,7 +50,7 @@ fn soak(first: u64, worlds_max: u64, cuts_min: u64, fates: u64) -> (u64, u64, Op
                     if n >= worlds_max {
                         return;
                     }
-                    match cut_everywhere(first + n, &sound, fates) {
+                    match cut_one(first + n) {
                         Ok(done) => {
                             cuts.fetch_add(done, SeqCst);
                             worlds.fetch_add(1, SeqCst);
@@ -56,17 +68,27 @@ fn soak(first: u64, worlds_max: u64, cuts_min: u64, fates: u64) -> (u64, u64, Op
     (worlds.into_inner(), cuts.into_inner(), failed.into_inner().unwrap())
 }
 
-#[test]
-fn every_power_cut_leaves_a_vault_that_opens_with_one_allowed_state() {
+fn soak_and_say(what: &str, cuts_usual: u64, cut_one: &(dyn Fn(u64, u64) -> Result<u64, String> + Sync)) {
     let first = from_environment("STRONGROOM_SIM_SEED").unwrap_or(1);
     let worlds_max = from_environment("STRONGROOM_SIM_WORLDS").unwrap_or(u64::MAX);
-    let cuts_min = from_environment("STRONGROOM_SIM_CUTS").unwrap_or(20_000);
+    let cuts_min = from_environment("STRONGROOM_SIM_CUTS").unwrap_or(cuts_usual);
     let fates = from_environment("STRONGROOM_SIM_FATES").unwrap_or(1);
     let began = Instant::now();
-    let (worlds, cuts, failed) = soak(first, worlds_max, cuts_min, fates);
-    eprintln!("{cuts} power cuts in {worlds} worlds, seeds from {first}, in {:.0} s", began.elapsed().as_secs_f64());
+    let (worlds, cuts, failed) = soak(first, worlds_max, cuts_min, &|seed| cut_one(seed, fates));
+    let seconds = began.elapsed().as_secs_f64();
+    eprintln!("{cuts} power cuts in {worlds} worlds{what}, seeds from {first}, in {seconds:.0} s");
     assert_eq!(failed, None);
     assert!(worlds >= 1 && cuts >= worlds);
+}
+
+#[test]
+fn every_power_cut_leaves_a_vault_that_opens_with_one_allowed_state() {
+    soak_and_say("", 20_000, &|seed, fates| cut_everywhere(seed, &sound, fates));
+}
+
+#[test]
+fn what_was_acknowledged_on_a_failing_disk_survives_every_power_cut() {
+    soak_and_say(" on failing disks", 5_000, &cut_everywhere_on_failing_disk);
 }
 
 #[test]

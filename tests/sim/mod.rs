@@ -9,6 +9,7 @@
 
 pub mod judge;
 pub mod place;
+pub mod player;
 pub mod program;
 pub mod run;
 pub mod tree;

@@ -1,157 +1,21 @@
 //! One world, from its seed to its verdict.
 //!
-//! Method: a player does the steps on the vault and on the reference and notes when each began and what was acknowledged.
-//! Then the power is cut after every call of the disk: the vault must open, hold one allowed state, whole, survive a check, and go on
-//! working, through a second cut too.
+//! Method: a player does the steps of a random program. Then the power is cut after every call of the disk: the vault must
+//! open, hold one allowed state, whole, survive a check, and go on working, through a second cut too.
 
 use super::judge::{Fates, History};
 use super::place::{Manner, NoPlace, Place, unlock};
+use super::player::Player;
 use super::program::{Dice, Habits, Step};
 use super::tree::Tree;
 use super::world::Simulated;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
-use strongroom::backing::{Backing, Cuts, MemoryBacking, mix};
+use strongroom::backing::{Backing, Cuts, Effect, Fault, Kind, MUTATING, MemoryBacking, SYNCS, mix};
 use strongroom::base::choice::{Compression, SuiteId, Verify};
-use strongroom::base::id::Ino;
 use strongroom::base::world::World as Clock;
 use strongroom::check::check;
-
-/// Does steps on a vault and on the reference.
-pub struct Player {
-    pub disk: MemoryBacking,
-    pub world: Arc<Simulated>,
-    manner: Manner,
-    place: Option<Place>,
-    pub tree: Tree,
-    held: Option<Ino>,
-    pub history: History,
-    /// Whether the disk has faults, so that errors are not the vault's.
-    pub faulty: bool,
-}
-
-impl Player {
-    /// Goes on in an open vault that holds this tree.
-    pub fn new(disk: &MemoryBacking, world: &Arc<Simulated>, manner: Manner, place: Place, mut tree: Tree) -> Player {
-        place.show_times(&mut tree);
-        let mut history = History::default();
-        history.push(&tree, 0, "the beginning".to_owned());
-        let (disk, world) = (disk.clone(), world.clone());
-        Player { disk, world, manner, place: Some(place), tree, held: None, history, faulty: false }
-    }
-
-    pub fn place(&self) -> &Place {
-        self.place.as_ref().expect("the vault is open between steps")
-    }
-
-    pub fn held(&self) -> Option<Ino> {
-        self.held
-    }
-
-    /// Does one step; `Err` says what the vault did wrong.
-    pub fn step(&mut self, step: &Step) -> Result<(), String> {
-        let newest = self.history.newest();
-        let synced = match step {
-            Step::Fsync => self.place().fs.sync_wait().map_err(|e| format!("fsync: {e:?}")),
-            Step::Checkpoint => self.place().vault.checkpoint().map_err(|e| format!("checkpoint: {e}")),
-            Step::Reopen => self.reopen(),
-            Step::SyncSoon => {
-                let (acknowledged, disk) = (self.history.acknowledged.clone(), self.disk.clone());
-                self.place().fs.sync(Box::new(move |result| {
-                    if result.is_ok() {
-                        acknowledged.lock().unwrap().push((newest, disk.calls()));
-                    }
-                }));
-                return Ok(());
-            }
-            Step::Wait(time) => {
-                self.world.pass(*time);
-                return Ok(());
-            }
-            _ => return self.change(step),
-        };
-        match synced {
-            Ok(()) => self.history.acknowledge(newest, self.disk.calls()),
-            Err(_) if self.faulty && self.place.is_some() => {}
-            Err(e) => return Err(e),
-        }
-        Ok(())
-    }
-
-    fn change(&mut self, step: &Step) -> Result<(), String> {
-        let begun = self.disk.calls();
-        let did = self.place().perform(step, &self.tree, self.held);
-        let mut tree = self.tree.clone();
-        let made = did.unwrap_or(None);
-        if self.faulty && did.is_err_and(|e| [libc::EIO, libc::ENOSPC, libc::EROFS].contains(&e)) {
-            // Refused, and so left undone.
-            return Ok(());
-        }
-        let should = match did {
-            // What was not made has no number; only the refusal counts.
-            Err(_) if matches!(step, Step::Create(_) | Step::Mkdir(_) | Step::Symlink(..)) => {
-                tree.step(step, Some(Ino(u64::MAX)), self.held)
-            }
-            _ => tree.step(step, made, self.held),
-        };
-        let did = did.map(|_| ());
-        if did != should {
-            return Err(format!("{step:?} gave {did:?}, and should give {should:?}"));
-        }
-        if did.is_ok() {
-            match step {
-                Step::Hold(_) => self.held = made,
-                Step::Release => self.held = None,
-                _ => {}
-            }
-            tree.bury(self.held);
-            self.place().show_times(&mut tree);
-            self.tree = tree;
-            if step.changes() {
-                self.history.push(&self.tree, begun, format!("{step:?}"));
-            }
-        }
-        Ok(())
-    }
-
-    fn reopen(&mut self) -> Result<(), String> {
-        let place = self.place.take().expect("the vault is open between steps");
-        if let Some(ino) = self.held.take() {
-            place.fs.forget(ino, 1);
-            self.tree.bury(None);
-        }
-        place.close()?;
-        self.history.acknowledge(self.history.newest(), self.disk.calls());
-        let place = Place::open(&self.disk, &self.world, &self.manner).map_err(|e| format!("{e:?}"))?;
-        let found = place.observe()?;
-        self.place = Some(place);
-        self.same(&found)
-    }
-
-    /// Compares all that there is with the reference.
-    pub fn compare(&self) -> Result<(), String> {
-        self.same(&self.place().observe()?)
-    }
-
-    fn same(&self, found: &Tree) -> Result<(), String> {
-        if found.hash() == self.tree.hash() {
-            return Ok(());
-        }
-        Err(format!("with no power cut, the tree is not as it should be:{}", self.tree.differences(found)))
-    }
-
-    /// Closes the vault, and acknowledges all if that went well.
-    pub fn close(&mut self) -> Result<(), String> {
-        let Some(place) = self.place.take() else { return Ok(()) };
-        match place.close() {
-            Ok(()) => self.history.acknowledge(self.history.newest(), self.disk.calls()),
-            Err(_) if self.faulty => {}
-            Err(e) => return Err(e),
-        }
-        Ok(())
-    }
-}
 
 /// A run to be cut.
 pub struct World {
@@ -211,6 +75,59 @@ pub fn play(seed: u64, plant: Plant<'_>) -> Result<World, String> {
     let history = player.history.clone();
     let made_at = if from_nothing { made_at } else { 0 };
     Ok(World { seed, manner, history, made_at, cuts })
+}
+
+/// A disk error of some kind, from some call on, for some time.
+fn any_fault(dice: &mut Dice) -> Fault {
+    let errno = *dice.pick(&[libc::EIO, libc::ENOSPC, libc::EROFS]);
+    let place = *dice.pick(&["", "segments/", "segments/", "index/", "root"]);
+    let fault = match dice.below(12) {
+        0 => Fault::of(&[], Effect::Error(errno)),
+        1 | 2 => Fault::of(MUTATING, Effect::Error(errno)),
+        3 | 4 => Fault::of(&[Kind::Write], Effect::Error(errno)),
+        5 => Fault::of(&[Kind::SyncData], Effect::Error(errno)),
+        6 => Fault::of(SYNCS, Effect::Error(errno)),
+        7 => Fault::of(&[Kind::Create, Kind::Preallocate], Effect::Error(errno)),
+        8 => Fault::of(&[Kind::Write], Effect::Short { bytes: dice.below(9000) as usize, errno }),
+        // Only what is verified can be trusted on a disk that stores other bytes than it was given.
+        9 | 10 => return Fault::of(&[Kind::Write], Effect::Spoil).on("segments/").times(1 + dice.below(3)),
+        _ => {
+            let by_bytes = 4096 * (1 + dice.below(300) as i64);
+            return Fault::of(&[Kind::Write], Effect::Astray { by_bytes }).on("segments/").times(1 + dice.below(3));
+        }
+    };
+    fault.on(place).after(dice.below(6)).times(*dice.pick(&[1, 2, 10, u64::MAX]))
+}
+
+/// Plays a world whose disk fails now and then, and is well again at the end; gives what it said when it had healed.
+pub fn play_on_failing_disk(seed: u64) -> Result<World, String> {
+    let mut dice = Dice(mix(seed ^ 0xfa17));
+    let disk = MemoryBacking::default();
+    let world = Arc::new(Simulated::new(seed));
+    let manner = manner(&mut dice);
+    manner.create(&disk, &world).map_err(|e| e.to_string())?;
+    disk.record();
+    let place = Place::open(&disk, &world, &manner).map_err(|e| format!("{e:?}"))?;
+    let mut player = Player::new(&disk, &world, manner, place, Tree::new());
+    player.faulty = true;
+    let habits = Habits::of(&mut dice);
+    let mut failing = false;
+    for _ in 0..8 + dice.below(24) {
+        world.pass(Duration::from_millis(dice.below(20)));
+        if failing && dice.one_in(5) {
+            disk.lift_all();
+            failing = false;
+        } else if !failing && dice.one_in(5) {
+            disk.plant(any_fault(&mut dice));
+            failing = true;
+        }
+        let step = habits.step(&mut dice, &player.tree, player.held());
+        player.step(&step)?;
+    }
+    disk.lift_all();
+    player.close()?;
+    let history = player.history.clone();
+    Ok(World { seed, manner, history, made_at: 0, cuts: disk.cuts() })
 }
 
 /// What is done at each cut beside opening and comparing: one cut in so many.
