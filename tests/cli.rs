@@ -23,6 +23,7 @@ const NOT_A_VAULT: i32 = 4;
 const IN_USE: i32 = 5;
 const MOUNTPOINT: i32 = 6;
 const NOT_EMPTY: i32 = 7;
+const FINDINGS: i32 = 9;
 const BUSY: i32 = 11;
 const FLUSH_FAILED: i32 = 12;
 const NO_KEY: i32 = 15;
@@ -225,6 +226,31 @@ fn what_was_written_is_there_after_the_round_trip() {
     ok(&desk.mount());
     assert_eq!(fs::read(desk.mnt().join("d/body")).unwrap(), body);
     ok(&desk.run(&["umount", "mnt"]));
+}
+
+#[test]
+fn check_reads_a_share_and_refuses_what_is_none() {
+    let desk = Desk::new();
+    ok(&desk.mount());
+    fs::write(desk.mnt().join("x"), vec![7; 100_000]).unwrap();
+    ok(&desk.run(&["umount", "mnt"]));
+    let check = |share: &str| desk.run(&["check", "--json", share, "--password-file", "pass", "vault"]);
+    for (share, said) in [("--read-data", "all"), ("--read-data=2/3", "2/3"), ("--read-data=50%", "50%")] {
+        let checked = check(share);
+        ok(&checked);
+        assert_eq!((&json(&checked)["share"], &json(&checked)["read_data"]), (&said.into(), &true.into()));
+    }
+    for share in ["4/3", "0%", "some", ""] {
+        ends_with(&check(&format!("--read-data={share}")), USAGE, share);
+    }
+    fs::remove_dir_all(desk.path("vault/index")).unwrap();
+    fs::create_dir(desk.path("vault/index")).unwrap();
+    let checked = check("--read-data");
+    assert_eq!(checked.status.code(), Some(FINDINGS));
+    let finding = &json(&checked)["findings"][0];
+    assert_eq!(finding["kind"], "index-lost");
+    assert_eq!(finding["path"], serde_json::Value::Null);
+    assert!(finding["mend"].as_str().unwrap().starts_with("strongroom check --rebuild /"), "{finding}");
 }
 
 #[test]

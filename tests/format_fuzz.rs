@@ -92,6 +92,9 @@ fn judge(bytes: &[u8]) {
     }
     if let Ok(header) = group::Header::decode(bytes) {
         assert_eq!(header.encode(), bytes[..HEADER_BYTES], "group header");
+        let directory = header.directory();
+        assert!(HEADER_BYTES <= directory.start && directory.end == header.table_start(), "group header");
+        assert!(header.table_start() <= header.len_bytes as usize && header.len_bytes <= 1 << 20, "group header");
     }
     if let Ok((kind, n, rest)) = key::split(bytes) {
         assert_eq!([&key::prefix(kind, n)[..], rest].concat(), bytes, "key");
@@ -241,11 +244,14 @@ fn inode() -> impl Strategy<Value = Inode> {
 
 fn group_header() -> impl Strategy<Value = group::Header> {
     let lens = (17u32..5000, 0u32..1_000_000);
-    (number(), number(), any::<u32>(), lens, any::<u32>(), any::<[u8; 16]>()).prop_map(
-        |(segment, epoch, group, (directory_len_bytes, frames), body_crc, salt)| {
+    let version = prop::sample::select(vec![group::GROUP_VERSION_1, group::GROUP_VERSION]);
+    (version, number(), number(), any::<u32>(), lens, any::<u32>(), any::<[u8; 16]>()).prop_map(
+        |(version, segment, epoch, group, (directory_len_bytes, frames), body_crc, salt)| {
             let (segment, epoch) = (SegmentId(segment), Epoch(epoch));
-            let len_bytes = HEADER_BYTES as u32 + frames + directory_len_bytes;
-            group::Header { segment, epoch, group, len_bytes, directory_len_bytes, body_crc, salt }
+            let before = HEADER_BYTES as u32 + frames + directory_len_bytes;
+            let table = if version == group::GROUP_VERSION { group::table_len_bytes(before as usize) } else { 0 };
+            let len_bytes = before + table as u32;
+            group::Header { version, segment, epoch, group, len_bytes, directory_len_bytes, body_crc, salt }
         },
     )
 }
@@ -264,15 +270,15 @@ fn vault_toml() -> impl Strategy<Value = Vec<u8>> {
     let suite = prop_oneof![Just(SuiteId::Aes256Gcm), Just(SuiteId::ChaCha20Poly1305)];
     let compression = prop::sample::select(Compression::ALL);
     let top = (any::<[u8; 16]>(), suite, compression, quota(), quota(), any::<i64>(), any::<[u8; 32]>());
-    (top, vec(slot, 1..4)).prop_map(
-        |((vault, suite, compression, quota_bytes, quota_inodes, created_s, mac), slots)| {
+    (1u16..=2, top, vec(slot, 1..4)).prop_map(
+        |(format, (vault, suite, compression, quota_bytes, quota_inodes, created_s, mac), slots)| {
             let slots =
                 slots.into_iter().zip(1..).map(|((kind, label, created_s, (salt, nonce, commitment), w), id)| {
                     KeySlot { id, kind, label, created_s, salt, nonce, commitment, wrapped: [w; 48] }
                 });
             let vault = VaultId(vault);
             let slots = slots.collect();
-            let header = Header { vault, suite, compression, quota_bytes, quota_inodes, created_s, slots };
+            let header = Header { format, vault, suite, compression, quota_bytes, quota_inodes, created_s, slots };
             header.to_text(&mac).expect("valid values can be written")
         },
     )

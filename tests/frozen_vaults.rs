@@ -3,8 +3,8 @@
 //! Promise: a vault that was ever written by a released format opens for ever; what must be refused is refused, with the
 //! right words; what is damaged is an error where it is damaged and nowhere else, never other bytes.
 //!
-//! A new format adds a folder made by `make_the_vaults` (`cargo test --test frozen_vaults -- --ignored`, which never
-//! replaces one that exists) and leaves the old ones as they are.
+//! A new format adds its folders to `FROZEN`, made by `make_the_vaults` (`cargo test --test frozen_vaults -- --ignored`,
+//! which never replaces one that exists), and leaves the old ones as they are.
 #![allow(clippy::unwrap_used)] // tests may
 
 use std::fmt::Write as _;
@@ -322,11 +322,51 @@ fn with_header(name: &str, edit: impl Fn(String) -> String) -> tempfile::TempDir
     dir
 }
 
+/// A header's text with another format in it.
+fn format_of(text: &str, format: u16) -> String {
+    let (first, rest) = text.split_once('\n').unwrap();
+    assert!(first == "format = 1" || first == "format = 2", "{first}");
+    format!("format = {format}\n{rest}")
+}
+
+#[test]
+fn a_vault_of_an_older_format_becomes_one_of_ours_before_anything_else_is_written() {
+    for (name, ..) in FROZEN {
+        let dir = copied(name);
+        let header = || fs::read_to_string(dir.path().join("vault.toml")).unwrap();
+        let before = header();
+        let fs = opened(dir.path()).unwrap();
+        assert!(header().starts_with("format = 2\n"), "an older strongroom must refuse what follows");
+        assert_eq!(header() == before, !name.starts_with("v1"), "it is rewritten once");
+        let ino = fs.mknod(&Caller::default(), ROOT_INO, b"new", 0o644, 0).unwrap().ino;
+        fs.write(ino, 0, &noise(4, 50_000), WriteHow::default()).unwrap();
+        fs.vault().close().unwrap();
+        drop(fs);
+        // Groups of both formats are replayed.
+        fs::remove_dir_all(dir.path().join("index")).unwrap();
+        fs::create_dir(dir.path().join("index")).unwrap();
+        let fs = opened(dir.path()).unwrap();
+        assert!(read(&fs, find(&fs, "new").ino).unwrap() == noise(4, 50_000));
+        fs.unlink(ROOT_INO, b"new").unwrap();
+        assert!(read(&fs, find(&fs, "docs/words.txt").ino).unwrap() == words());
+        assert!(read(&fs, find(&fs, "random.bin").ino).unwrap() == noise(1, 40_960));
+        assert!(fs.vault().stats().errors().is_empty());
+    }
+}
+
+#[test]
+fn the_format_in_the_header_is_authenticated() {
+    for (name, ..) in FROZEN {
+        let dir = with_header(name, |t| format_of(&t, if t.starts_with("format = 1") { 2 } else { 1 }));
+        assert!(matches!(fault(dir.path()), OpenFault::Header(HeaderFault::Tampered)));
+    }
+}
+
 #[test]
 fn a_header_of_the_future_is_refused_before_anything_else_is_looked_at() {
     for (name, ..) in FROZEN {
-        let dir = with_header(name, |t| t.replace("format = 1", "format = 2\nsurprise = 'yes'"));
-        assert!(matches!(fault(dir.path()), OpenFault::Header(HeaderFault::UnknownFeature(f)) if f == "format 2"));
+        let dir = with_header(name, |t| format_of(&t, 3) + "\nsurprise = 'yes'\n");
+        assert!(matches!(fault(dir.path()), OpenFault::Header(HeaderFault::UnknownFeature(f)) if f == "format 3"));
         let dir = with_header(name, |t| t.replace("features = []", "features = ['holes']"));
         assert!(matches!(fault(dir.path()), OpenFault::Header(HeaderFault::UnknownFeature(f)) if f == "holes"));
     }

@@ -7,13 +7,13 @@
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
 use std::sync::Arc;
-use strongroom::backing::{Backing, Cache, MemoryBacking, Open};
+use strongroom::backing::{Backing, Cache, Fate, MemoryBacking, Open, read_file};
 use strongroom::base::id::Ino;
 use strongroom::base::secret::Passphrase;
 use strongroom::base::world::{RealWorld, World};
 use strongroom::format::key;
 use strongroom::seal::Unlock;
-use strongroom::vault::{CreateOptions, OpenFault, OpenOptions, Vault, create, open};
+use strongroom::vault::{CreateOptions, HEADER, HEADER_COPY, LOCK, OpenFault, OpenOptions, Vault, create, open};
 
 const ROOTS: [&str; 2] = ["root.a", "root.b"];
 
@@ -120,4 +120,72 @@ fn without_roots_the_vault_is_refused_by_name_and_mended_when_asked() {
             check_all(&opened(&disk), 4);
         }
     }
+}
+
+/// What a file may be overwritten with.
+const RUBBLE: [&[u8]; 4] = [b"", b"format = 1\n", &[0xff; 600], &[b'#'; 100_000]];
+
+#[test]
+fn either_header_is_enough_and_comes_back() {
+    for name in [HEADER, HEADER_COPY] {
+        let disk = built(2, false);
+        let good = read_file(&disk, HEADER, 1 << 16).unwrap();
+        assert_eq!(read_file(&disk, HEADER_COPY, 1 << 16).unwrap(), good);
+        let mut changed = good.clone();
+        let digit = String::from_utf8(good.clone()).unwrap().find("created = ").unwrap() + 10;
+        changed[digit] ^= 1;
+        for damage in RUBBLE.iter().copied().chain([&changed[..], &good[..good.len() / 2]]).map(Some).chain([None]) {
+            match damage {
+                Some(bytes) => overwrite(&disk, name, bytes),
+                None => disk.remove(name).unwrap(),
+            }
+            check_all(&opened(&disk), 2);
+            let after = disk.crash(|_, _| false);
+            for name in [HEADER, HEADER_COPY] {
+                assert!(read_file(&after, name, 1 << 16).unwrap() == good, "{name} did not come back");
+            }
+        }
+    }
+    let disk = built(1, false);
+    disk.remove(HEADER).unwrap();
+    disk.remove(HEADER_COPY).unwrap();
+    assert!(matches!(try_open(&disk, &OpenOptions::default()), Err(OpenFault::NotAVault)));
+}
+
+#[test]
+fn what_is_in_the_lock_file_does_not_matter() {
+    let disk = built(2, true);
+    for bytes in RUBBLE {
+        disk.remove(LOCK).ok();
+        let file = disk.open(LOCK, Open::Create, Cache::Buffered).unwrap();
+        file.write_all_at(bytes, 0).unwrap();
+        check_all(&opened(&disk), 2);
+    }
+    disk.remove(LOCK).unwrap();
+    check_all(&opened(&disk), 2);
+}
+
+#[test]
+fn a_half_made_vault_is_no_vault() {
+    let disk = MemoryBacking::default();
+    disk.record();
+    let backing: Arc<dyn Backing> = Arc::new(disk.clone());
+    create(&backing, &unlock(), &CreateOptions::default(), &world()).unwrap();
+    let (mut cuts, mut whole) = (disk.cuts(), 0);
+    loop {
+        for coins in 0..6 {
+            let after = cuts.image(&mut |_| Fate::Torn { unit_bytes: 512, coins });
+            match try_open(&after, &OpenOptions::default()) {
+                Ok(vault) => {
+                    whole += 1;
+                    vault.close().unwrap();
+                }
+                Err(fault) => assert!(matches!(fault, OpenFault::NotAVault), "cut {}: {fault}", cuts.cut()),
+            }
+        }
+        if !cuts.advance() {
+            break;
+        }
+    }
+    assert!(whole >= 6, "at least after the last call it is a vault");
 }

@@ -6,10 +6,12 @@
 mod aligned;
 mod dir;
 mod memory;
+mod shadow;
 
 pub use aligned::AlignedBuf;
 pub use dir::DirBacking;
 pub use memory::{Call, Cuts, Effect, Fate, Fault, Kind, MUTATING, MemoryBacking, SYNCS, Unsynced, mix};
+pub use shadow::ShadowBacking;
 
 use std::io;
 use std::sync::Arc;

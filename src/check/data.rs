@@ -264,8 +264,8 @@ impl Survey<'_> {
         })
     }
 
-    /// Reads every byte that is not a hole.
-    pub fn read_all(&mut self) -> Result<(), VaultFault> {
+    /// Reads the chosen share of the bytes that are not holes.
+    pub fn read_data(&mut self) -> Result<(), VaultFault> {
         let mut file: Option<Arc<FileBuffer>> = None;
         let mut next_step = 0;
         self.each(key::EXTENT, |s, number, rest, value| {
@@ -284,10 +284,14 @@ impl Survey<'_> {
             };
             let end = (offset + u64::from(extent.len_bytes)).min(size);
             for step in (offset / STEP_BYTES).max(next_step)..end.div_ceil(STEP_BYTES) {
-                s.read_step(file, step * STEP_BYTES, ((step + 1) * STEP_BYTES).min(size));
+                if s.chosen.has(ino, step) {
+                    s.read_step(file, step * STEP_BYTES, ((step + 1) * STEP_BYTES).min(size));
+                }
                 next_step = step + 1;
             }
-            s.read(u64::from(extent.len_bytes));
+            if s.chosen.has(ino, offset / STEP_BYTES) {
+                s.read(u64::from(extent.len_bytes));
+            }
             Ok(())
         })
     }

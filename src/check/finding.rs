@@ -30,6 +30,8 @@ impl Place {
 pub enum Finding {
     /// The index could be read only in part: what lies behind was not looked at.
     IndexUnreadable { why: String },
+    /// The index is gone or cannot be trusted; everything in it can be had from the log.
+    IndexLost { why: String },
     /// A key or value of the index that makes no sense.
     StrayEntry { key: Vec<u8>, why: &'static str },
     /// There are inodes, but no root directory.
@@ -111,8 +113,15 @@ pub enum Finding {
 }
 
 impl Finding {
-    /// The inode or directory it is about.
-    pub(super) fn place(&mut self) -> Option<&mut Place> {
+    /// The inode or directory it is about, if it is about one.
+    #[must_use]
+    pub fn place(&self) -> Option<Place> {
+        // One list of variants for both.
+        self.clone().place_mut().cloned()
+    }
+
+    /// The same, to name it.
+    pub(super) fn place_mut(&mut self) -> Option<&mut Place> {
         use Finding::*;
         match self {
             InodeMalformed { at, .. }
@@ -143,6 +152,7 @@ impl Finding {
             | ListingMalformed { dir, .. }
             | ListedWithoutName { dir, .. } => Some(dir),
             IndexUnreadable { .. }
+            | IndexLost { .. }
             | StrayEntry { .. }
             | NoRoot
             | WithoutInode { .. }
@@ -160,7 +170,7 @@ impl Finding {
 }
 
 /// Bytes of a name as text on one line: what is not a printable character is escaped.
-struct Text<'a>(&'a [u8]);
+pub(super) struct Text<'a>(pub &'a [u8]);
 
 impl fmt::Display for Text<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -215,6 +225,7 @@ impl fmt::Display for Finding {
         use Finding::*;
         match self {
             IndexUnreadable { why } => write!(f, "the index could be read only in part: {why}"),
+            IndexLost { why } => write!(f, "the index must be rebuilt from the log, as the next mount does: {why}"),
             StrayEntry { key, why } => write!(f, "the index entry with key {} makes no sense: {why}", Hex(key)),
             NoRoot => f.write_str("the root directory is not there"),
             InodeMalformed { at, why } => write!(f, "{at}: its attributes make no sense: {why}"),

@@ -1,25 +1,31 @@
-//! Looks a whole vault over and lists what is wrong: names, inodes, extents, segments, and every byte if asked to.
+//! Looks a whole vault over and lists what is wrong: names, inodes, extents, segments, and as much of the data as asked.
 //!
-//! Promise: nothing is changed but what any mount changes (the lease, the recovered tail, the checkpoint). An empty list
-//! means that everything looked at agrees with everything else. What is *found* is a `Finding`; that it could not *look*
-//! is an error. Memory: some 60 bytes per inode, a little per segment, and at most `FINDINGS_MAX` findings.
+//! Promise: looking changes nothing but the `lock` file: the vault is opened in a shadow of its directory, where the lease, the
+//! recovered tail and the checkpoint that any mount writes stay in memory. An empty list means that everything looked at
+//! agrees with everything else. What is *found* is a `Finding`; that it could not *look* is an error. Memory: some 60
+//! bytes per inode, a little per segment, at most `FINDINGS_MAX` findings, and what recovery writes: little, unless the
+//! index is lost, for then it is rebuilt in memory.
 //! How: one pass over each kind of key, in pages; what one kind says of another is compared when both have been seen.
 //! Called by: `cli::check`, tests. Takes: the vault's lock, as a mount does.
 //! On failure: why the vault did not open, or the backing directory's error.
 
+mod advice;
 mod data;
 mod finding;
 mod names;
 mod nodes;
 mod places;
+mod share;
 mod survey;
 
 pub use finding::{Finding, Place};
+pub use share::Share;
 
 use crate::backing::Backing;
 use crate::base::world::World;
 use crate::seal::Unlock;
-use crate::vault::{Locked, OpenFault, OpenOptions, VaultFault, lock};
+use crate::vault::{Locked, OpenFault, OpenOptions, Vault, VaultFault, lock};
+use nodes::Nodes;
 use std::io;
 use std::sync::Arc;
 use survey::Survey;
@@ -27,17 +33,17 @@ use survey::Survey;
 /// Findings listed; the rest is counted. A vault with more damage than this is not understood line by line.
 const FINDINGS_MAX: usize = 10_000;
 
-/// Looks a vault over, with `read_data` down to every byte of every file.
+/// Looks a vault over, with `read_data` down to the bytes of every file, or a share of them.
 ///
 /// `progress` is told bytes read of bytes in all; without `read_data` index entries seen, of nobody knows how many (0).
 pub fn check(
     backing: &Arc<dyn Backing>,
     unlock: &Unlock,
     world: &Arc<dyn World>,
-    read_data: bool,
+    read_data: impl Into<Share>,
     progress: &dyn Fn(u64, u64),
 ) -> Result<Vec<Finding>, OpenFault> {
-    check_locked(lock(Arc::clone(backing))?, unlock, world, read_data, progress)
+    check_locked(lock(Arc::clone(backing))?, unlock, world, read_data.into(), progress)
 }
 
 /// The same for a vault whose lock is held already.
@@ -45,22 +51,37 @@ pub fn check_locked(
     locked: Locked,
     unlock: &Unlock,
     world: &Arc<dyn World>,
-    read_data: bool,
+    read_data: Share,
     progress: &dyn Fn(u64, u64),
 ) -> Result<Vec<Finding>, OpenFault> {
+    let locked = locked.shadow();
     let backing = Arc::clone(locked.backing());
     let options = OpenOptions { workers: 1, read_only: true, ..OpenOptions::default() };
     let vault = locked.open(unlock, &options, Arc::clone(world))?;
-    let mut survey = Survey::new(&vault, &*backing, progress);
-    let looked = survey.run(read_data);
-    let mut findings = survey.finish();
+    let (findings, _) = look(&vault, &*backing, read_data, progress)?;
+    vault.close().map_err(could_not_look)?;
+    Ok(findings)
+}
+
+/// Looks an open vault over.
+fn look(
+    vault: &Vault,
+    backing: &dyn Backing,
+    read_data: Share,
+    progress: &dyn Fn(u64, u64),
+) -> Result<(Vec<Finding>, Nodes), OpenFault> {
+    let mut survey = Survey::new(vault, backing, read_data, progress);
+    if let Some(why) = vault.index_lost() {
+        survey.found(Finding::IndexLost { why: why.to_owned() });
+    }
+    let looked = survey.run();
+    let (mut findings, nodes) = survey.finish();
     match looked {
         // The rest of the index is out of reach; what was found until then holds.
         Err(VaultFault::Index(why)) => findings.push(Finding::IndexUnreadable { why: why.to_string() }),
         other => other.map_err(could_not_look)?,
     }
-    vault.close().map_err(could_not_look)?;
-    Ok(findings)
+    Ok((findings, nodes))
 }
 
 fn could_not_look(fault: VaultFault) -> OpenFault {

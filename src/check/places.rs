@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 /// Fills in the paths.
 pub fn name_places(vault: &Vault, nodes: &Nodes, findings: &mut [Finding]) {
     let mut wanted: BTreeMap<Ino, BTreeSet<Ino>> = BTreeMap::new();
-    for place in findings.iter_mut().filter_map(Finding::place) {
+    for place in findings.iter_mut().filter_map(Finding::place_mut) {
         let mut at = place.ino;
         // Up to the root, or to where someone has been before.
         while let Some(home) = home(nodes, at) {
@@ -37,7 +37,7 @@ pub fn name_places(vault: &Vault, nodes: &Nodes, findings: &mut [Finding]) {
             Ok::<(), VaultFault>(())
         });
     }
-    for place in findings.iter_mut().filter_map(Finding::place) {
+    for place in findings.iter_mut().filter_map(Finding::place_mut) {
         place.path = path(nodes, &names, place.ino);
     }
 }

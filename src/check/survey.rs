@@ -5,6 +5,7 @@
 
 use super::finding::{Finding, Place};
 use super::nodes::{DIRECTORY, Node, Nodes};
+use super::share::{Chosen, Share};
 use super::{FINDINGS_MAX, places};
 use crate::backing::Backing;
 use crate::base::id::{Ino, ROOT_INO};
@@ -35,6 +36,7 @@ pub struct Survey<'a> {
     pub vault: &'a Vault,
     pub backing: &'a dyn Backing,
     pub nodes: Nodes,
+    pub chosen: Chosen,
     progress: &'a dyn Fn(u64, u64),
     /// Bytes to read, if data is to be read.
     total_bytes: Option<u64>,
@@ -46,15 +48,17 @@ pub struct Survey<'a> {
 
 impl<'a> Survey<'a> {
     /// Nothing looked at yet.
-    pub fn new(vault: &'a Vault, backing: &'a dyn Backing, progress: &'a dyn Fn(u64, u64)) -> Survey<'a> {
+    pub fn new(vault: &'a Vault, backing: &'a dyn Backing, share: Share, progress: &'a dyn Fn(u64, u64)) -> Survey<'a> {
         let (nodes, total_bytes, findings) = (Nodes::default(), None, Vec::new());
-        Survey { vault, backing, nodes, progress, total_bytes, read_bytes: 0, entries: 0, findings, more: 0 }
+        let chosen = Chosen::new(share, vault.world());
+        Survey { vault, backing, nodes, chosen, progress, total_bytes, read_bytes: 0, entries: 0, findings, more: 0 }
     }
 
     /// Looks at everything.
-    pub fn run(&mut self, read_data: bool) -> Result<(), VaultFault> {
+    pub fn run(&mut self) -> Result<(), VaultFault> {
         let usage = self.vault.usage()?;
-        self.total_bytes = read_data.then_some(usage.bytes);
+        let share = self.chosen.share();
+        self.total_bytes = (share != Share::Nothing).then_some(share.of_bytes(usage.bytes));
         self.strays()?;
         self.inodes()?;
         if usage.inodes != self.nodes.count() as u64 {
@@ -65,19 +69,19 @@ impl<'a> Survey<'a> {
         self.tree();
         let segments = self.extents()?;
         self.segments(segments)?;
-        if read_data {
-            self.read_all()?;
+        if share != Share::Nothing {
+            self.read_data()?;
         }
         Ok(())
     }
 
-    /// All findings, with their paths.
-    pub fn finish(mut self) -> Vec<Finding> {
+    /// All findings, with their paths, and what is known of the inodes.
+    pub fn finish(mut self) -> (Vec<Finding>, Nodes) {
         places::name_places(self.vault, &self.nodes, &mut self.findings);
         if self.more > 0 {
             self.findings.push(Finding::More { count: self.more });
         }
-        self.findings
+        (self.findings, self.nodes)
     }
 
     /// Notes a finding.

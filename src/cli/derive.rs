@@ -12,6 +12,7 @@ use super::exit::{Exit, Failure};
 use super::key;
 use crate::base::secret::Secret;
 use crate::seal::{self, MasterKey, SlotKind, Unlock};
+use crate::vault::HeaderTexts;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -21,15 +22,14 @@ use zeroize::Zeroizing;
 /// Most that is read of an answer: a code, then a key or a sentence with a path in it.
 const ANSWER_BYTES_MAX: usize = 16 << 10;
 
-/// The master key that `unlock` opens `header` for; the passphrase or key file is wiped.
-pub fn master_key(vault: &Path, header: &[u8], unlock: Unlock) -> Result<Unlock, Failure> {
+/// The master key that `unlock` opens the header or its copy for; the passphrase or key file is wiped.
+pub fn master_key(vault: &Path, headers: &HeaderTexts, unlock: Unlock) -> Result<Unlock, Failure> {
     let refused = |fault: seal::HeaderFault| Failure::open(vault, &fault.into());
-    let slots = seal::read_header(header).map_err(refused)?.slots;
-    let costs = slots.iter().filter_map(|slot| match slot.kind {
+    let costs = headers.all_shown().flat_map(|header| header.slots).filter_map(|slot| match slot.kind {
         SlotKind::Passphrase { memory_kib, .. } => Some(memory_kib),
         SlotKind::KeyFile => None,
     });
-    let work = || seal::unlock(header, &unlock).map_err(refused);
+    let work = || headers.open(&unlock).map(|opened| opened.master).map_err(refused);
     let master = match (&unlock, costs.max()) {
         (Unlock::Passphrase(_), Some(memory_kib)) => in_child(work).unwrap_or_else(|lost| {
             let (at, need_mib) = (vault.display(), memory_kib.div_ceil(1024));

@@ -112,7 +112,7 @@ fn make_dir(path: &Path) -> Result<bool, Failure> {
 fn refuse_full(path: &Path) -> Result<(), Failure> {
     let at = path.display();
     // Asked first: a directory lists its names in any order, and "not empty" would be the lesser truth.
-    if path.join(mounts::VAULT_FILE).is_file() {
+    if mounts::is_vault(path) {
         return Err(Failure::new(Exit::NotEmpty, format!("{at} is a vault already")));
     }
     for entry in std::fs::read_dir(path).map_err(|e| Failure::io(path, &e))? {

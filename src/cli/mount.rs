@@ -128,9 +128,9 @@ fn plan(args: &Args) -> Result<Plan, Failure> {
         }
         _ => Failure::io(&args.vault, &e),
     })?;
-    if !vault.join(mounts::VAULT_FILE).is_file() {
+    if !mounts::is_vault(&vault) {
         let at = vault.display();
-        return Err(Failure::new(Exit::NotAVault, format!("{at} is not a vault: it has no {}", mounts::VAULT_FILE)));
+        return Err(Failure::new(Exit::NotAVault, format!("{at} is not a vault: it has no {}", crate::vault::HEADER)));
     }
     let mountpoint = usable_mountpoint(&args.mountpoint, &vault)?;
     let mut key = args.key.clone();
@@ -292,7 +292,7 @@ fn open(plan: &Plan, unlock: Unlock) -> Result<Arc<Vault>, Failure> {
         }
     };
     // After the wait for the lock, so once; before the vault starts its threads, so that it may fork.
-    let unlock = derive::master_key(&plan.vault, locked.header(), unlock)?;
+    let unlock = derive::master_key(&plan.vault, locked.headers(), unlock)?;
     locked.open(&unlock, &options, world).map_err(|fault| Failure::open(&plan.vault, &fault))
 }
 

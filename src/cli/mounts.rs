@@ -4,6 +4,7 @@
 //! Called by: `mount`, `umount`, `status`. On failure: `/proc` is named.
 
 use super::exit::Failure;
+use crate::vault::{HEADER, HEADER_COPY};
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::Read;
@@ -11,8 +12,6 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 const MOUNTINFO: &str = "/proc/self/mountinfo";
-/// The file that makes a directory a vault.
-pub const VAULT_FILE: &str = "vault.toml";
 
 /// One mounted filesystem.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,8 +38,13 @@ impl Mount {
 
     /// The vault it shows, if its name tells.
     pub fn vault(&self) -> Option<&Path> {
-        (self.source.is_absolute() && self.source.join(VAULT_FILE).is_file()).then_some(&self.source)
+        (self.source.is_absolute() && is_vault(&self.source)).then_some(&self.source)
     }
+}
+
+/// Whether a directory is a vault: it has a header, or at least its copy.
+pub fn is_vault(path: &Path) -> bool {
+    [HEADER, HEADER_COPY].iter().any(|name| path.join(name).is_file())
 }
 
 /// Every mount of ours.

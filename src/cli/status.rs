@@ -6,19 +6,17 @@
 use super::exit::{Exit, Failure};
 use super::mounts::{self, Mount};
 use super::{print, size};
-use crate::backing::{self, Backing, DirBacking};
+use crate::backing::{Backing, DirBacking};
 use crate::base::lock::Held;
 use crate::base::world::Time;
-use crate::seal::{self, Header};
+use crate::seal::Header;
+use crate::vault::{HEADER, HeaderTexts, OpenFault};
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-
-/// Larger than any header.
-const HEADER_BYTES_MAX: usize = 1 << 20;
 
 /// Show how a mount or a vault is doing; without an argument, list the mounts.
 #[derive(Debug, clap::Args)]
@@ -37,7 +35,7 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
     if mounts::at(&path)?.is_some() || path.join(".storage/version").is_file() {
         return of_mount(&path, args.json);
     }
-    if path.join(mounts::VAULT_FILE).is_file() {
+    if mounts::is_vault(&path) {
         return of_vault(&path, args.json);
     }
     let at = path.display();
@@ -46,9 +44,9 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
 
 /// The header of a vault, as anybody can read it.
 pub fn header(backing: &dyn Backing, path: &Path) -> Result<Header, Failure> {
-    let text = backing::read_file(backing, mounts::VAULT_FILE, HEADER_BYTES_MAX)
-        .map_err(|e| Failure::io(&path.join(mounts::VAULT_FILE), &e))?;
-    seal::read_header(&text).map_err(|fault| Failure::new(Exit::Damaged, format!("{}: {fault}", path.display())))
+    let texts = HeaderTexts::read(backing).map_err(|e| Failure::io(&path.join(HEADER), &e))?;
+    let texts = texts.ok_or_else(|| Failure::open(path, &OpenFault::NotAVault))?;
+    texts.shown().map_err(|fault| Failure::new(Exit::Damaged, format!("{}: {fault}", path.display())))
 }
 
 fn list(json: bool) -> Result<Exit, Failure> {

@@ -1,33 +1,44 @@
-//! A group: the frames that go to disk in one write, with their encrypted directory (format.md §3).
+//! A group: the frames that go to disk in one write, with their encrypted directory and the table of their blocks'
+//! checksums (format.md §3).
 //!
 //! Promise: a header that decodes was written as a header (magic and CRC), and its lengths lie within a group's bounds;
-//! a directory that decodes accounts for every byte between header and directory. Called by: `segment`.
+//! a directory that decodes accounts for every byte between header and directory; a table has one entry for each block.
+//! Called by: `segment`. On failure: `Malformed`, which names the field.
 
 use super::frame::Kind;
 use super::wire::{Malformed, Reader, Write, malformed};
 use crate::base::choice::Codec;
 use crate::base::id::{Epoch, Ino, SegmentId, Slot};
-use crate::base::limits::{GROUP_BYTES_MAX, TAG_BYTES};
+use crate::base::limits::{BLOCK_BYTES, GROUP_BYTES_MAX, TAG_BYTES};
+use std::ops::Range;
 
 /// Length of the header, which is in the clear.
 pub const HEADER_BYTES: usize = 64;
 /// First bytes of a group.
 pub const MAGIC: [u8; 4] = *b"SRG1";
+/// The version that is written: with a table of the blocks' checksums.
+pub const GROUP_VERSION: u16 = 2;
+/// The version before: one checksum over the whole body, which a punched hole breaks.
+pub const GROUP_VERSION_1: u16 = 1;
+/// Bytes of one entry of the table.
+pub const TABLE_ENTRY_BYTES: usize = 4;
 
 /// The clear header of a group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Header {
+    /// `GROUP_VERSION` or `GROUP_VERSION_1`.
+    pub version: u16,
     /// The segment it belongs to; a recycled file's old groups name another.
     pub segment: SegmentId,
     /// The lease it was written under.
     pub epoch: Epoch,
     /// Its number in the segment, from 0; also the nonce of its directory.
     pub group: u32,
-    /// Bytes from the header's first to the directory's last; padding to a block follows.
+    /// Bytes from the header's first to the table's last (in version 1: to the directory's); padding to a block follows.
     pub len_bytes: u32,
-    /// Sealed bytes of the directory, the last ones of the group.
+    /// Sealed bytes of the directory, the last ones before the table.
     pub directory_len_bytes: u32,
-    /// CRC-32 of everything after the header, started from the CRC-32 of the salt.
+    /// CRC-32 of the table (in version 1: of everything after the header), begun from the CRC-32 of the salt.
     pub body_crc: u32,
     /// The segment's salt, again in each group: one bad sector must not cost a segment.
     pub salt: [u8; 16],
@@ -39,7 +50,7 @@ impl Header {
     pub fn encode(&self) -> [u8; HEADER_BYTES] {
         let mut b = [0; HEADER_BYTES];
         b[0..4].copy_from_slice(&MAGIC);
-        b[4..6].copy_from_slice(&super::FORMAT_VERSION.to_le_bytes());
+        b[4..6].copy_from_slice(&self.version.to_le_bytes());
         b[8..16].copy_from_slice(&self.segment.0.to_le_bytes());
         b[16..24].copy_from_slice(&self.epoch.0.to_le_bytes());
         b[24..28].copy_from_slice(&self.group.to_le_bytes());
@@ -59,13 +70,15 @@ impl Header {
         if r.array::<4>("group magic")? != MAGIC {
             return malformed("group magic");
         }
-        if r.u16("group version")? != super::FORMAT_VERSION {
+        let version = r.u16("group version")?;
+        if version != GROUP_VERSION && version != GROUP_VERSION_1 {
             return malformed("group version");
         }
         if r.u16("group reserved")? != 0 {
             return malformed("group reserved");
         }
         let header = Header {
+            version,
             segment: SegmentId(r.u64("group segment")?),
             epoch: Epoch(r.u64("group epoch")?),
             group: r.u32("group number")?,
@@ -81,10 +94,33 @@ impl Header {
             return malformed("group header checksum");
         }
         let (len, directory) = (header.len_bytes as usize, header.directory_len_bytes as usize);
-        if len > GROUP_BYTES_MAX || directory <= TAG_BYTES || len < HEADER_BYTES + directory {
+        if len > GROUP_BYTES_MAX || directory <= TAG_BYTES || len < HEADER_BYTES + directory + header.table_len_bytes()
+        {
             return malformed("group length");
         }
         Ok(header)
+    }
+
+    /// Blocks that the group touches; each but in version 1 has an entry in the table.
+    #[must_use]
+    pub fn blocks(&self) -> usize {
+        (self.len_bytes as usize).div_ceil(BLOCK_BYTES)
+    }
+
+    fn table_len_bytes(&self) -> usize {
+        if self.version == GROUP_VERSION_1 { 0 } else { self.blocks() * TABLE_ENTRY_BYTES }
+    }
+
+    /// Where the table begins in the group, and the directory ends.
+    #[must_use]
+    pub fn table_start(&self) -> usize {
+        self.len_bytes as usize - self.table_len_bytes()
+    }
+
+    /// Where the directory lies in the group.
+    #[must_use]
+    pub fn directory(&self) -> Range<usize> {
+        self.table_start() - self.directory_len_bytes as usize..self.table_start()
     }
 
     /// What the directory's encryption binds beside its address: the header's fields that it follows from.
@@ -98,6 +134,32 @@ impl Header {
 #[must_use]
 pub fn crc_seed(salt: &[u8; 16]) -> u32 {
     crc32fast::hash(salt)
+}
+
+/// The table's length for a group whose header, frames and directory have so many bytes: one entry for each block that
+/// they and the table touch.
+#[must_use]
+pub fn table_len_bytes(before_bytes: usize) -> usize {
+    before_bytes.div_ceil(BLOCK_BYTES - TABLE_ENTRY_BYTES) * TABLE_ENTRY_BYTES
+}
+
+/// The checksum of a block of a group: of those of its bytes that lie behind the header and before the table, begun from
+/// the CRC-32 of the salt (which is what a block without such bytes has). `group` begins at the header.
+#[must_use]
+pub fn block_crc(group: &[u8], block: usize, table_start: usize, seed: u32) -> u32 {
+    let from = (block * BLOCK_BYTES).max(HEADER_BYTES).min(table_start);
+    let to = ((block + 1) * BLOCK_BYTES).min(table_start);
+    let mut crc = crc32fast::Hasher::new_with_initial(seed);
+    crc.update(&group[from..to.max(from)]);
+    crc.finalize()
+}
+
+/// The checksum of a table, which the header holds.
+#[must_use]
+pub fn table_crc(table: &[u8], seed: u32) -> u32 {
+    let mut crc = crc32fast::Hasher::new_with_initial(seed);
+    crc.update(table);
+    crc.finalize()
 }
 
 /// One frame in a group's directory; frames lie one after the other behind the header, in this order.
@@ -184,8 +246,12 @@ pub fn decode_directory(bytes: &[u8], frames_len_bytes: usize) -> Result<Vec<Ent
 mod tests {
     use super::*;
 
+    const GOLDEN_TABLE: [u32; 3] = [0x815c_d4f6, 0x753c_6d57, 0x7ab7_4b2c];
+    const GOLDEN_TABLE_CRC: u32 = 0xbb09_c7fe;
+
     fn header() -> Header {
         Header {
+            version: GROUP_VERSION,
             segment: SegmentId(7),
             epoch: Epoch(2),
             group: 3,
@@ -201,11 +267,49 @@ mod tests {
         let bytes = header().encode();
         assert_eq!(
             bytes[..60],
-            *b"SRG1\x01\0\0\0\x07\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\x03\0\0\0\xf4\x01\0\0\x28\0\0\0\x04\x03\x02\x01\
+            *b"SRG1\x02\0\0\0\x07\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\x03\0\0\0\xf4\x01\0\0\x28\0\0\0\x04\x03\x02\x01\
                0123456789abcdef\0\0\0\0",
             "on-disk bytes changed: bump FORMAT_VERSION and add a vault to tests/vaults/"
         );
         assert_eq!(Header::decode(&bytes), Ok(header()));
+        assert_eq!((header().directory(), header().table_start(), header().blocks()), (456..496, 496, 1));
+    }
+
+    #[test]
+    fn golden_group_header_of_version_1() {
+        let header = Header { version: GROUP_VERSION_1, ..header() };
+        let bytes = header.encode();
+        assert_eq!(bytes[..8], *b"SRG1\x01\0\0\0", "old vaults must open for ever");
+        assert_eq!(Header::decode(&bytes), Ok(header));
+        assert_eq!((header.directory(), header.table_start()), (460..500, 500));
+        for version in [0, 3] {
+            let bytes = Header { version, ..header }.encode();
+            assert_eq!(Header::decode(&bytes), malformed("group version"));
+        }
+    }
+
+    #[test]
+    fn golden_table() {
+        // 64 of header, 8,200 of frames and directory, an entry for each of three blocks.
+        let before = HEADER_BYTES + 8200;
+        assert_eq!(table_len_bytes(before), 12);
+        let group: Vec<u8> = (0..before).map(|i| i as u8).collect();
+        let seed = crc_seed(b"0123456789abcdef");
+        let table: Vec<u32> = (0..3).map(|block| block_crc(&group, block, before, seed)).collect();
+        assert_eq!(table, GOLDEN_TABLE, "on-disk bytes changed: bump FORMAT_VERSION and add a vault to tests/vaults/");
+        let bytes: Vec<u8> = table.iter().flat_map(|crc| crc.to_le_bytes()).collect();
+        assert_eq!(table_crc(&bytes, seed), GOLDEN_TABLE_CRC);
+        // A block with nothing before the table has the seed's own value.
+        assert_eq!((seed, block_crc(&group[..4092], 1, 4092, seed)), (crc32fast::hash(b"0123456789abcdef"), seed));
+    }
+
+    #[test]
+    fn the_table_has_an_entry_for_each_block_that_the_group_with_it_touches() {
+        for before in (HEADER_BYTES + 17..20_000).chain(GROUP_BYTES_MAX - 5000..GROUP_BYTES_MAX) {
+            let len_bytes = (before + table_len_bytes(before)) as u32;
+            let header = Header { len_bytes, directory_len_bytes: 17, ..header() };
+            assert_eq!(header.table_start(), before, "the reader finds the table where the writer began it");
+        }
     }
 
     #[test]

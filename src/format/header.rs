@@ -4,8 +4,8 @@
 //! trusted before `seal` has checked its authentication code over `Header::canonical`.
 //! Called by: `seal`. On failure: a `HeaderText` fault with one sentence for a person.
 
-use super::FORMAT_VERSION;
 use super::wire::Write;
+use super::{FORMAT_VERSION, FORMAT_VERSION_OLDEST};
 use crate::base::choice::{Compression, SuiteId};
 use crate::base::id::VaultId;
 use serde::{Deserialize, Serialize};
@@ -66,6 +66,8 @@ pub struct KeySlot {
 /// The values of a `vault.toml`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Header {
+    /// The format of what lies in the vault: from `FORMAT_VERSION_OLDEST` to `FORMAT_VERSION`.
+    pub format: u16,
     /// The vault.
     pub vault: VaultId,
     /// Its cipher.
@@ -161,7 +163,8 @@ impl Header {
         let Ok(text) = std::str::from_utf8(text) else { return malformed("vault.toml is not UTF-8 text") };
         let wrong = |e: toml::de::Error| HeaderText::Malformed(format!("vault.toml: {}", e.message()));
         let preview: Preview = toml::from_str(text).map_err(wrong)?;
-        if preview.format != i64::from(FORMAT_VERSION) {
+        let known = i64::from(FORMAT_VERSION_OLDEST)..=i64::from(FORMAT_VERSION);
+        if !known.contains(&preview.format) {
             return Err(HeaderText::UnknownFeature(format!("format {}", preview.format)));
         }
         if let Some(feature) = preview.features.into_iter().next() {
@@ -178,6 +181,7 @@ impl Header {
             }
         }
         let header = Header {
+            format: text.format,
             vault: VaultId(unhex(&text.vault, "vault")?),
             suite: text.suite.parse().map_err(HeaderText::Malformed)?,
             compression: text.compression.parse().map_err(HeaderText::Malformed)?,
@@ -192,7 +196,7 @@ impl Header {
     /// The text, carrying the authentication code.
     pub fn to_text(&self, mac: &[u8; 32]) -> Result<Vec<u8>, HeaderText> {
         let text = Text {
-            format: FORMAT_VERSION,
+            format: self.format,
             vault: hex(&self.vault.0),
             suite: self.suite.to_string(),
             compression: self.compression.to_string(),
@@ -215,7 +219,7 @@ impl Header {
     #[must_use]
     pub fn canonical(&self) -> Vec<u8> {
         let mut b = b"SRH1".to_vec();
-        b.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
+        b.extend_from_slice(&self.format.to_le_bytes());
         b.extend_from_slice(&self.vault.0);
         b.push(suite_number(self.suite));
         b.push(match self.compression {
@@ -335,8 +339,10 @@ mod tests {
         for text in [&b""[..], b"\xff", b"format = 1", b"format = 'one'", &[b'#'; HEADER_BYTES_MAX + 1]] {
             assert!(matches!(Header::parse(text), Err(HeaderText::Malformed(_))));
         }
-        let future = b"format = 2\nsurprise = 1";
-        assert_eq!(Header::parse(future), Err(HeaderText::UnknownFeature("format 2".into())));
+        for (number, what) in [("0", "format 0"), ("3", "format 3"), ("-1", "format -1")] {
+            let future = format!("format = {number}\nsurprise = 1");
+            assert_eq!(Header::parse(future.as_bytes()), Err(HeaderText::UnknownFeature(what.into())));
+        }
         let far = b"format = 70000";
         assert_eq!(Header::parse(far), Err(HeaderText::UnknownFeature("format 70000".into())));
         let feature = b"format = 1\nfeatures = ['holes']\nholes = 1";
@@ -345,7 +351,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn any_text_is_a_header_or_a_refusal(text in "(format = 1\n)?([a-z_]+ = ([0-9]{1,20}|\"[0-9a-f]{0,40}\"|\\[\\])\n|\\[\\[slot\\]\\]\n|\\PC){0,20}") {
+        fn any_text_is_a_header_or_a_refusal(text in "(format = [12]\n)?([a-z_]+ = ([0-9]{1,20}|\"[0-9a-f]{0,40}\"|\\[\\])\n|\\[\\[slot\\]\\]\n|\\PC){0,20}") {
             let _ = Header::parse(text.as_bytes());
         }
     }

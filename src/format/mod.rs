@@ -16,5 +16,7 @@ pub mod wire;
 
 pub use wire::Malformed;
 
-/// The on-disk format this version writes, and the only one it reads.
-pub const FORMAT_VERSION: u16 = 1;
+/// The format that this version writes; `vault.toml` names it. What it names for itself is older than the vault, never newer.
+pub const FORMAT_VERSION: u16 = 2;
+/// The oldest format that is read. A vault of it is made one of `FORMAT_VERSION` when it is opened for use.
+pub const FORMAT_VERSION_OLDEST: u16 = 1;

@@ -9,6 +9,7 @@ use super::slot::{Unlock, add_slot, check_cost, unwrap_master};
 use crate::base::choice::{Compression, SuiteId};
 use crate::base::id::VaultId;
 use crate::base::world::World;
+use crate::format::FORMAT_VERSION;
 use crate::format::header::{Header, HeaderText};
 use aws_lc_rs::hmac;
 use std::fmt;
@@ -87,6 +88,7 @@ impl From<HeaderText> for HeaderFault {
 pub fn create_header(world: &dyn World, new: &NewVault, unlock: &Unlock) -> Result<(Vec<u8>, MasterKey), HeaderFault> {
     let master = MasterKey::generate(world);
     let mut header = Header {
+        format: FORMAT_VERSION,
         vault: new.vault,
         suite: new.suite,
         compression: new.compression,
@@ -116,11 +118,6 @@ pub fn open_header(text: &[u8], unlock: &Unlock) -> Result<(Header, MasterKey), 
         Err(_) if matches!(unlock, Unlock::Master(_)) => Err(HeaderFault::WrongKey),
         Err(_) => Err(HeaderFault::Tampered),
     }
-}
-
-/// The master key alone, for `Unlock::Master`: where the header is opened need not be where the key is derived.
-pub fn unlock(text: &[u8], unlock: &Unlock) -> Result<MasterKey, HeaderFault> {
-    open_header(text, unlock).map(|(_, master)| master)
 }
 
 /// Reads a `vault.toml` without a key. Nothing in it is authenticated: for showing only.
@@ -188,14 +185,19 @@ mod tests {
         text.replacen(from, to, 1).into_bytes()
     }
 
-    const GOLDEN_PASSPHRASE: &str = r#"format = 1
+    /// The codes that the two below had in format 1.
+    const FORMAT_1_MACS: [&str; 2] = [
+        "0cbf247427bf51ce83d16508d7079d45c91a0567e448cdec5b9c6d0e627fd3fa",
+        "b424dcb4886b17d5150134fd250312f3bf4f1941ca897c91557fc8132b085c9c",
+    ];
+    const GOLDEN_PASSPHRASE: &str = r#"format = 2
 vault = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
 suite = "aes-256-gcm"
 compression = "auto"
 quota_bytes = 1099511627776
 created = 1800000000
 features = []
-mac = "0cbf247427bf51ce83d16508d7079d45c91a0567e448cdec5b9c6d0e627fd3fa"
+mac = "1b29892cd1c10239147060e392e312d47dc5c6b3905755ad5909a45d699f9849"
 
 [[slot]]
 id = 1
@@ -210,14 +212,14 @@ nonce = "303132333435363738393a3b3c3d3e3f4041424344454647"
 commitment = "79f556706a94fd38702aa322f886a9577e0844465d37879b601669bbcbd43d50"
 wrapped = "5c9ef38a4617a59b9174d530b469c25f0c7b2316c3fd29213e63a371c73b105cf6f3e856427add80aaea45aa8139d0e1"
 "#;
-    const GOLDEN_KEY_FILE: &str = r#"format = 1
+    const GOLDEN_KEY_FILE: &str = r#"format = 2
 vault = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
 suite = "aes-256-gcm"
 compression = "auto"
 quota_bytes = 1099511627776
 created = 1800000000
 features = []
-mac = "b424dcb4886b17d5150134fd250312f3bf4f1941ca897c91557fc8132b085c9c"
+mac = "d19ac7143107bff233f5b6ab449194e1f2e44ef61c96a0592372bd243bc6069b"
 
 [[slot]]
 id = 1
@@ -249,6 +251,26 @@ wrapped = "e248bfb61634256b10bf1674a535822bcda37ac1de3fd18d646a535985b9cd5384380
     }
 
     #[test]
+    fn a_header_of_format_1_opens_and_becomes_one_of_format_2() {
+        let both = [(passphrase("correct horse"), GOLDEN_PASSPHRASE), (key_file(), GOLDEN_KEY_FILE)];
+        for ((unlock, golden), old_mac) in both.into_iter().zip(FORMAT_1_MACS) {
+            let at = golden.find("mac = \"").unwrap() + 7;
+            let claimed = edited(golden.as_bytes(), "format = 2", "format = 1");
+            assert_eq!(
+                open_header(&claimed, &unlock).unwrap_err(),
+                HeaderFault::Tampered,
+                "the format is authenticated"
+            );
+            let old = edited(&claimed, &golden[at..at + 64], old_mac);
+            let (mut header, master) = open_header(&old, &unlock).unwrap();
+            assert_eq!(header.format, 1);
+            assert_eq!(write_header(&header, &master).unwrap(), old, "as it was");
+            header.format = 2;
+            assert_eq!(write_header(&header, &master).unwrap(), golden.as_bytes());
+        }
+    }
+
+    #[test]
     fn a_wrong_passphrase_or_key_file_is_said_to_be_wrong() {
         let wrong = |text: &str, unlock: Unlock| open_header(text.as_bytes(), &unlock).map(|_| ()).unwrap_err();
         assert_eq!(wrong(GOLDEN_PASSPHRASE, passphrase("correct horsf")), HeaderFault::WrongKey);
@@ -265,7 +287,8 @@ wrapped = "e248bfb61634256b10bf1674a535822bcda37ac1de3fd18d646a535985b9cd5384380
     fn every_changed_field_is_refused() {
         let fields = open_header(GOLDEN_KEY_FILE.as_bytes(), &key_file()).unwrap().0;
         type Edit = fn(&mut Header);
-        let edits: [(&str, Edit); 15] = [
+        let edits: [(&str, Edit); 16] = [
+            ("format", |h| h.format = 1),
             ("vault", |h| h.vault.0[15] ^= 1),
             ("suite", |h| h.suite = SuiteId::ChaCha20Poly1305),
             ("compression", |h| h.compression = Compression::None),
@@ -336,10 +359,10 @@ wrapped = "e248bfb61634256b10bf1674a535822bcda37ac1de3fd18d646a535985b9cd5384380
             open_header(&edited(GOLDEN_KEY_FILE.as_bytes(), from, to), &key_file()).map(|_| ()).unwrap_err()
         };
         assert_eq!(fault("features = []", "features = ['x']"), HeaderFault::UnknownFeature("x".into()));
-        assert_eq!(fault("format = 1", "format = 2"), HeaderFault::UnknownFeature("format 2".into()));
+        assert_eq!(fault("format = 2", "format = 3"), HeaderFault::UnknownFeature("format 3".into()));
         assert!(matches!(fault("\"key-file\"", "\"tpm\""), HeaderFault::UnknownFeature(_)));
         for (from, to) in [
-            ("format = 1", "format = 1\nextra = 1"),
+            ("format = 2", "format = 2\nextra = 1"),
             ("[[slot]]", "[[slot]]\nextra = 1"),
             ("aes-256-gcm", "AES-256-GCM"),
             ("\"auto\"", "\"best\""),
@@ -383,7 +406,8 @@ wrapped = "e248bfb61634256b10bf1674a535822bcda37ac1de3fd18d646a535985b9cd5384380
     fn a_master_key_from_elsewhere_opens_its_own_header_only() {
         let (world, new) = (world(), new_vault());
         let (text, master) = create_header(&world, &new, &key_file()).unwrap();
-        let derived = unlock(&text, &key_file()).unwrap();
+        // Where the header is opened need not be where the key is derived.
+        let (_, derived) = open_header(&text, &key_file()).unwrap();
         assert_eq!(derived.secret().0, master.secret().0);
         let handed_over = Unlock::Master(MasterKey::from_secret(derived.secret().clone()));
         let (header, opened) = open_header(&text, &handed_over).unwrap();
@@ -392,7 +416,8 @@ wrapped = "e248bfb61634256b10bf1674a535822bcda37ac1de3fd18d646a535985b9cd5384380
         assert_eq!(open_header(&other, &handed_over).unwrap_err(), HeaderFault::WrongKey);
         let changed = edited(&text, "quota_bytes = 1", "quota_bytes = 2");
         assert_eq!(open_header(&changed, &handed_over).unwrap_err(), HeaderFault::WrongKey);
-        assert_eq!(unlock(&changed, &key_file()).unwrap_err(), HeaderFault::Tampered, "whoever has a slot's key knows");
+        let fault = open_header(&changed, &key_file()).unwrap_err();
+        assert_eq!(fault, HeaderFault::Tampered, "whoever has a slot's key knows");
         let mut header = header;
         assert!(
             add_slot(&world, &mut header, &master, &handed_over, "x", None).is_err(),

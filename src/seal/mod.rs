@@ -15,7 +15,7 @@ mod suite;
 
 pub use chain::Chain;
 pub use codec::{Compressor, decompress};
-pub use header::{HeaderFault, NewVault, create_header, open_header, read_header, unlock, write_header};
+pub use header::{HeaderFault, NewVault, create_header, open_header, read_header, write_header};
 pub use key::{MasterKey, PageKey, SegmentKey};
 pub use slot::{Unlock, add_slot};
 pub use suite::preferred_suite;

@@ -1,6 +1,6 @@
 //! Packs sealed frames into a group, ready for one disk write (format.md §3).
 //!
-//! Promise: `finish` gives a block-aligned, padded image whose header, checksum and directory describe exactly the frames
+//! Promise: `finish` gives a block-aligned, padded image whose header, checksums and directory describe exactly the frames
 //! that were added. Called by: `vault::log`. Cannot fail; whoever adds has asked `fits`.
 
 use super::SegmentContext;
@@ -9,7 +9,9 @@ use crate::base::choice::Codec;
 use crate::base::id::{Ino, Slot};
 use crate::base::limits::{GROUP_BYTES_MAX, TAG_BYTES};
 use crate::format::frame::{DIRECTORY_SLOTS, Kind};
-use crate::format::group::{Entry, HEADER_BYTES, Header, crc_seed, encode_directory};
+use crate::format::group::{
+    Entry, GROUP_VERSION, HEADER_BYTES, Header, block_crc, crc_seed, encode_directory, table_crc, table_len_bytes,
+};
 
 /// Most bytes of a directory entry (format.md §3).
 const ENTRY_BYTES_MAX: usize = 1 + 5 + 5 + 5 + 10 + 10;
@@ -20,8 +22,6 @@ pub struct SealedFrames {
     pub entries: Vec<Entry>,
     /// Their ciphertexts and tags.
     pub bytes: Vec<u8>,
-    /// CRC-32 of `bytes`, begun from nothing, to be combined.
-    pub crc: crc32fast::Hasher,
 }
 
 impl SealedFrames {
@@ -40,7 +40,8 @@ impl SealedFrames {
 pub struct GroupBuilder {
     buf: AlignedBuf,
     entries: Vec<Entry>,
-    crc: crc32fast::Hasher,
+    /// What its checksums begin from.
+    seed: u32,
 }
 
 impl GroupBuilder {
@@ -48,8 +49,7 @@ impl GroupBuilder {
     #[must_use]
     pub fn new(context: &SegmentContext, mut buf: AlignedBuf) -> Self {
         buf.set_len(HEADER_BYTES);
-        let crc = crc32fast::Hasher::new_with_initial(crc_seed(&context.salt));
-        GroupBuilder { buf, entries: Vec::new(), crc }
+        GroupBuilder { buf, entries: Vec::new(), seed: crc_seed(&context.salt) }
     }
 
     /// Whether nothing has been added.
@@ -64,11 +64,12 @@ impl GroupBuilder {
         self.buf.len()
     }
 
-    /// Whether frames of so many sealed bytes still fit, directory included.
+    /// Whether frames of so many sealed bytes still fit, directory and table included.
     #[must_use]
     pub fn fits(&self, count: usize, sealed_bytes: usize) -> bool {
         let directory = 10 + (self.entries.len() + count) * ENTRY_BYTES_MAX + TAG_BYTES;
-        self.buf.len() + sealed_bytes + directory <= GROUP_BYTES_MAX
+        let before = self.buf.len() + sealed_bytes + directory;
+        before + table_len_bytes(before) <= GROUP_BYTES_MAX
     }
 
     /// Adds frames; gives the position of the first one in the group.
@@ -76,30 +77,35 @@ impl GroupBuilder {
         let at = self.buf.len() as u64;
         self.buf.extend_from_slice(&frames.bytes);
         self.entries.extend_from_slice(&frames.entries);
-        self.crc.combine(&frames.crc);
         at
     }
 
-    /// Seals the directory, writes the header and pads to whole blocks.
+    /// Seals the directory, adds the table of the blocks' checksums, writes the header and pads to whole blocks.
     #[must_use]
     pub fn finish(mut self, context: &SegmentContext, group: u32) -> AlignedBuf {
         let mut directory = encode_directory(&self.entries);
-        let len_bytes = (self.buf.len() + directory.len() + TAG_BYTES) as u32;
+        let table_start = self.buf.len() + directory.len() + TAG_BYTES;
+        let len_bytes = (table_start + table_len_bytes(table_start)) as u32;
         let slot = Slot(DIRECTORY_SLOTS + group);
         // The offset binds the group's length.
         let at = context.address(slot, Kind::Directory, Codec::Raw, directory.len(), Ino(0), u64::from(len_bytes));
         context.key.seal(&at, &mut directory, 0);
-        self.crc.update(&directory);
         self.buf.extend_from_slice(&directory);
-        let header = Header {
+        let mut header = Header {
+            version: GROUP_VERSION,
             segment: context.id,
             epoch: context.epoch,
             group,
             len_bytes,
             directory_len_bytes: directory.len() as u32,
-            body_crc: self.crc.finalize(),
+            body_crc: 0,
             salt: context.salt,
         };
+        for block in 0..header.blocks() {
+            let crc = block_crc(&self.buf, block, table_start, self.seed);
+            self.buf.extend_from_slice(&crc.to_le_bytes());
+        }
+        header.body_crc = table_crc(&self.buf[table_start..], self.seed);
         self.buf[..HEADER_BYTES].copy_from_slice(&header.encode());
         self.buf.pad();
         self.buf

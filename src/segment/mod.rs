@@ -1,16 +1,18 @@
 //! Frames at rest: packing them into groups, reading them back, walking a segment from its start.
 //!
-//! Promise: a frame is handed up only if it opens under its own address; a group only if its header, checksum and
-//! directory hold. Called by: `vault` (log, read, recover), `check`. On failure: `Unreadable`, which says where.
+//! Promise: a frame is handed up only if it opens under its own address; a group only if its header and directory hold,
+//! with what its checksums say. Called by: `vault` (log, read, recover), `check`. On failure: `Unreadable`, which says where.
 
 mod context;
 mod group;
 mod read;
+mod shape;
 mod walk;
 
 pub use context::SegmentContext;
 pub use group::{GroupBuilder, SealedFrames};
 pub use read::{FrameAt, blocks_of, open_frames};
+pub use shape::{Body, Gap, Shape, Shapes};
 pub use walk::{Walk, WalkedFrame, WalkedGroup};
 
 use crate::base::id::SegmentId;

@@ -1,17 +1,20 @@
 //! Walks the groups of a segment from its start, as recovery and `check` do.
 //!
-//! Promise: a group is handed out only if its header and its directory hold; whether its body's checksum holds is said
-//! with it, because ranges of old groups are punched out when their data is dead. The walk ends at the first block that is
-//! no group of this segment. Called by: `vault::recover`, `check`. On failure: `Io` only; damage is an end, not an error.
+//! Promise: a group is handed out only if its header and its directory hold; what its checksums say is told with it,
+//! because ranges of old groups are punched out when their data is dead. Damage in a header or directory is a gap, which is
+//! told with the next group behind it; the walk ends where no group of this segment follows.
+//! Called by: `vault::recover`, `check`. On failure: `Io` only; damage is told or an end, not an error.
 
+use super::shape::{Body, Gap, Shape, Shapes};
 use super::{SegmentContext, Unreadable};
-use crate::backing::{AlignedBuf, BackingFile};
+use crate::backing::BackingFile;
 use crate::base::choice::{Codec, SuiteId};
 use crate::base::id::{Ino, SegmentId, Slot, VaultId};
-use crate::base::limits::{BLOCK_BYTES, GROUP_BYTES_MAX, TAG_BYTES};
+use crate::base::limits::TAG_BYTES;
 use crate::format::frame::{DIRECTORY_SLOTS, Kind};
-use crate::format::group::{Entry, HEADER_BYTES, Header, crc_seed, decode_directory};
+use crate::format::group::{Entry, HEADER_BYTES, Header, decode_directory};
 use crate::seal::{MasterKey, decompress};
+use std::ops::Range;
 use std::sync::Arc;
 
 /// A frame of a walked group.
@@ -24,6 +27,12 @@ pub struct WalkedFrame {
     start: usize,
 }
 
+impl WalkedFrame {
+    fn bytes(&self) -> Range<usize> {
+        self.start..self.start + self.entry.sealed_len_bytes as usize
+    }
+}
+
 /// A group that holds.
 pub struct WalkedGroup {
     /// Its header.
@@ -32,28 +41,36 @@ pub struct WalkedGroup {
     pub position_bytes: u64,
     /// Its frames.
     pub frames: Vec<WalkedFrame>,
-    /// Whether the checksum over its body holds.
+    /// Whether all checksums over its body hold.
     pub checksum_holds: bool,
+    /// What each of them says.
+    pub body: Body,
+    /// What is missing between it and the group handed out before.
+    pub gap_before: Option<Gap>,
+}
+
+impl WalkedGroup {
+    /// Whether all blocks that a frame of it touches hold; `None` if that cannot be said (a group of version 1).
+    #[must_use]
+    pub fn frame_holds(&self, frame: &WalkedFrame) -> Option<bool> {
+        self.body.holds(&frame.bytes())
+    }
 }
 
 /// A walk through one segment.
 pub struct Walk {
-    file: Arc<dyn BackingFile>,
+    shapes: Shapes,
     id: SegmentId,
     suite: SuiteId,
     vault: VaultId,
     context: Option<Arc<SegmentContext>>,
-    position: u64,
-    next_group: u32,
-    buf: AlignedBuf,
 }
 
 impl Walk {
     /// Begins at the segment's first group.
     #[must_use]
     pub fn new(file: Arc<dyn BackingFile>, id: SegmentId, suite: SuiteId, vault: VaultId) -> Walk {
-        let buf = AlignedBuf::with_capacity(GROUP_BYTES_MAX);
-        Walk { file, id, suite, vault, context: None, position: 0, next_group: 0, buf }
+        Walk { shapes: Shapes::new(file, id), id, suite, vault, context: None }
     }
 
     /// The segment's key, known once a group was found.
@@ -65,62 +82,39 @@ impl Walk {
     /// Where the next group would begin.
     #[must_use]
     pub fn position_bytes(&self) -> u64 {
-        self.position
+        self.shapes.position_bytes()
     }
 
     /// The next group, or `None` where the segment ends.
     pub fn next(&mut self, master: &MasterKey) -> Result<Option<WalkedGroup>, Unreadable> {
-        self.buf.set_len(BLOCK_BYTES);
-        if self.file.read_at(&mut self.buf, self.position)? < HEADER_BYTES {
-            return Ok(None);
-        }
-        let Ok(header) = Header::decode(&self.buf) else { return Ok(None) };
-        if header.segment != self.id || header.group != self.next_group {
-            return Ok(None);
-        }
-        let context = match &self.context {
-            Some(c) if c.salt != header.salt || c.epoch != header.epoch => return Ok(None),
-            Some(c) => Arc::clone(c),
-            None => {
-                let (epoch, salt) = (header.epoch, header.salt);
-                Arc::new(SegmentContext::new(master, self.suite, self.vault, epoch, self.id, salt))
-            }
-        };
-        let len = header.len_bytes as usize;
-        self.buf.set_len(len.next_multiple_of(BLOCK_BYTES));
-        if self.file.read_at(&mut self.buf, self.position)? < len {
-            return Ok(None);
-        }
-        let mut crc = crc32fast::Hasher::new_with_initial(crc_seed(&header.salt));
-        crc.update(&self.buf[HEADER_BYTES..len]);
-        let directory_at = len - header.directory_len_bytes as usize;
-        let (slot, plain_len) = (Slot(DIRECTORY_SLOTS + header.group), header.directory_len_bytes as usize - TAG_BYTES);
-        let at = context.address(slot, Kind::Directory, Codec::Raw, plain_len, Ino(0), len as u64);
-        let Ok(directory) = context.key.open(&at, &mut self.buf[directory_at..len]) else { return Ok(None) };
-        let Ok(entries) = decode_directory(directory, directory_at - HEADER_BYTES) else { return Ok(None) };
+        let (id, suite, vault, known) = (self.id, self.suite, self.vault, &mut self.context);
+        let mut entries = Vec::new();
+        let shape = self.shapes.next(|header, group| {
+            let context = known
+                .clone()
+                .unwrap_or_else(|| Arc::new(SegmentContext::new(master, suite, vault, header.epoch, id, header.salt)));
+            let Some(found) = open_directory(&context, header, group) else { return false };
+            entries = found;
+            *known = Some(context);
+            true
+        })?;
+        let Some(Shape { header, position_bytes, body, gap_before }) = shape else { return Ok(None) };
         let mut start = HEADER_BYTES;
         let frame = |entry: Entry| {
-            let f = WalkedFrame { entry, position_bytes: self.position + start as u64, start };
+            let f = WalkedFrame { entry, position_bytes: position_bytes + start as u64, start };
             start += entry.sealed_len_bytes as usize;
             f
         };
-        let group = WalkedGroup {
-            header,
-            position_bytes: self.position,
-            frames: entries.into_iter().map(frame).collect(),
-            checksum_holds: crc.finalize() == header.body_crc,
-        };
-        self.context = Some(context);
-        self.position += len.next_multiple_of(BLOCK_BYTES) as u64;
-        self.next_group += 1;
-        Ok(Some(group))
+        let frames = entries.into_iter().map(frame).collect();
+        let checksum_holds = body == Body::Holds;
+        Ok(Some(WalkedGroup { header, position_bytes, frames, checksum_holds, body, gap_before }))
     }
 
     /// The tag of a frame of the group that `next` gave last.
     #[must_use]
     pub fn tag(&self, frame: &WalkedFrame) -> [u8; TAG_BYTES] {
-        let end = frame.start + frame.entry.sealed_len_bytes as usize;
-        self.buf[end - TAG_BYTES..end].try_into().expect("a directory entry is at least a tag long")
+        let end = frame.bytes().end;
+        self.shapes.bytes()[end - TAG_BYTES..end].try_into().expect("a directory entry is at least a tag long")
     }
 
     /// Opens a frame of the group that `next` gave last; each frame once.
@@ -129,8 +123,18 @@ impl Walk {
         let damaged = |what| Unreadable::Damaged { position_bytes: frame.position_bytes, what };
         let context = self.context.as_ref().ok_or(damaged("the segment"))?;
         let at = context.address(e.slot, e.kind, e.codec, e.plain_len_bytes as usize, e.ino, e.offset_bytes);
-        let sealed = &mut self.buf[frame.start..frame.start + e.sealed_len_bytes as usize];
+        let sealed = &mut self.shapes.bytes_mut()[frame.bytes()];
         let plain = context.key.open(&at, sealed).map_err(|_| damaged("the frame's tag"))?;
         decompress(e.codec, plain, e.plain_len_bytes as usize, out).map_err(|_| damaged("the frame's compression"))
     }
+}
+
+/// Opens a group's directory in its place; `None` if it does not hold.
+fn open_directory(context: &SegmentContext, header: &Header, group: &mut [u8]) -> Option<Vec<Entry>> {
+    let directory = header.directory();
+    let (slot, plain_len) = (Slot(DIRECTORY_SLOTS + header.group), directory.len() - TAG_BYTES);
+    let at = context.address(slot, Kind::Directory, Codec::Raw, plain_len, Ino(0), u64::from(header.len_bytes));
+    let frames_len = directory.start - HEADER_BYTES;
+    let plain = context.key.open(&at, &mut group[directory]).ok()?;
+    decode_directory(plain, frames_len).ok()
 }

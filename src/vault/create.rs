@@ -3,8 +3,8 @@
 //! Promise: everything is synced before the header gets its name, so a half-made vault cannot be taken for one.
 //! Called by: `cli::init`. On failure: `NotEmpty`, or the disk's error; what was made is left for a person to look at.
 
-use super::{CreateOptions, OpenFault, root};
-use crate::backing::{Backing, replace_file};
+use super::{CreateOptions, OpenFault, header_file, root};
+use crate::backing::Backing;
 use crate::base::id::{Epoch, Generation, VaultId};
 use crate::base::world::World;
 use crate::format::root::Root;
@@ -12,8 +12,6 @@ use crate::format::segment::LogPosition;
 use crate::seal::{NewVault, Unlock, create_header, preferred_suite};
 use std::sync::Arc;
 
-/// The header's name.
-pub const HEADER: &str = "vault.toml";
 /// What a directory may hold and still count as empty: a fresh filesystem's own.
 const TOLERATED: &str = "lost+found";
 
@@ -52,6 +50,6 @@ pub fn create(
     backing.sync_dir("segments")?;
     backing.sync_dir("index")?;
     backing.sync_dir("")?;
-    replace_file(&**backing, "", HEADER, &header)?;
+    header_file::store(&**backing, &header)?;
     Ok(())
 }

@@ -13,6 +13,7 @@ mod checkpoint;
 mod create;
 mod fault;
 mod flusher;
+mod header_file;
 mod log;
 mod op;
 mod open;
@@ -27,8 +28,9 @@ mod verifier;
 mod window;
 
 pub use crate::buffer::FileBuffer;
-pub use create::{HEADER, create};
+pub use create::create;
 pub use fault::{OpenFault, VaultFault};
+pub use header_file::{HEADER, HEADER_COPY, HeaderTexts};
 pub use op::{Op, Reservation};
 pub use open::{LOCK, Locked, lock, open};
 pub use shared::SyncReply;
@@ -89,6 +91,8 @@ pub struct OpenOptions {
     pub workers: usize,
     /// Refuse every change.
     pub read_only: bool,
+    /// Leave the index aside, and make another from the log; the old one is removed when that is done.
+    pub rebuild_index: bool,
     /// Where both roots are lost, make one from the log: for whoever was asked to mend.
     pub rebuild_roots: bool,
 }
@@ -102,6 +106,7 @@ impl Default for OpenOptions {
             flush_interval: FLUSH_INTERVAL,
             workers: std::thread::available_parallelism().map_or(2, usize::from),
             read_only: false,
+            rebuild_index: false,
             rebuild_roots: false,
         }
     }
@@ -177,6 +182,7 @@ pub struct Vault {
     lock: Mutex<Option<Box<dyn Send + Sync>>>,
     workers: usize,
     suite: SuiteId,
+    index_lost: Option<String>,
 }
 
 /// Epoch and salt of a segment: from the index, or from the segment that is being written.
@@ -261,6 +267,11 @@ impl Vault {
             ("budget_bytes", s.shares.budget_bytes.to_string()),
             ("read_only", s.read_only.to_string()),
         ]
+    }
+
+    /// Why the index had to be rebuilt from the log when the vault was opened, if it had to be.
+    pub fn index_lost(&self) -> Option<&str> {
+        self.index_lost.as_deref()
     }
 
     /// Value of a key as of now.

@@ -10,34 +10,34 @@ use super::sealer::{self, Cursor};
 use super::segments::Segments;
 use super::shared::{Progress, Shared, Shares};
 use super::window::Windows;
-use super::{HEADER, OpenFault, OpenOptions, Vault, apply, cache, checkpoint, flusher, root, stats, verifier};
-use crate::backing::{Backing, read_file};
+use super::{
+    HeaderTexts, OpenFault, OpenOptions, Vault, apply, cache, checkpoint, flusher, header_file, root, stats, verifier,
+};
+use crate::backing::{Backing, ShadowBacking, read_file};
 use crate::base::id::{Epoch, Generation, SegmentId};
 use crate::base::limits::{BUDGET_BYTES_MIN, CHUNK_BYTES};
 use crate::base::lock::Held;
 use crate::base::world::World;
 use crate::buffer::{Budget, Pool};
-use crate::format::key;
 use crate::format::record::Counters;
 use crate::format::root::Root;
 use crate::format::segment::{Covered, LogPosition};
+use crate::format::{FORMAT_VERSION, key};
 use crate::index::{Index, IndexFault, RedbTable};
-use crate::seal::{Header, MasterKey, Unlock, open_header};
+use crate::seal::{Header, MasterKey, Unlock, write_header};
 use crate::segment::{SegmentContext, path};
 use std::collections::HashMap;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, RwLock};
 
-/// Largest header that is read.
-const HEADER_BYTES_MAX: usize = 64 << 10;
 /// Holds the lock of an open vault.
 pub const LOCK: &str = "lock";
 
 /// A vault that nobody else can open while this lives, and that has not been unlocked yet.
 pub struct Locked {
     backing: Arc<dyn Backing>,
-    header: Vec<u8>,
+    headers: HeaderTexts,
     lock: Box<dyn Send + Sync>,
 }
 
@@ -53,10 +53,7 @@ pub fn open(
 
 /// Takes a vault's lock: the first half of `open`, for whoever derives the key between the two.
 pub fn lock(backing: Arc<dyn Backing>) -> Result<Locked, OpenFault> {
-    let header = match read_file(&*backing, HEADER, HEADER_BYTES_MAX) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(OpenFault::NotAVault),
-        other => other?,
-    };
+    let headers = HeaderTexts::read(&*backing)?.ok_or(OpenFault::NotAVault)?;
     let lock = match backing.lock(LOCK) {
         Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
             let holder = read_file(&*backing, LOCK, 64).unwrap_or_default();
@@ -64,13 +61,13 @@ pub fn lock(backing: Arc<dyn Backing>) -> Result<Locked, OpenFault> {
         }
         other => other?,
     };
-    Ok(Locked { backing, header, lock })
+    Ok(Locked { backing, headers, lock })
 }
 
 impl Locked {
-    /// The text of the header.
-    pub fn header(&self) -> &[u8] {
-        &self.header
+    /// The texts of the header and its copy.
+    pub fn headers(&self) -> &HeaderTexts {
+        &self.headers
     }
 
     /// Where the vault lies.
@@ -78,10 +75,17 @@ impl Locked {
         &self.backing
     }
 
+    /// The same vault, to be looked at: everything that opening and closing write stays in memory.
+    #[must_use]
+    pub fn shadow(self) -> Locked {
+        Locked { backing: Arc::new(ShadowBacking::new(self.backing)), ..self }
+    }
+
     /// Opens it for use.
     pub fn open(self, unlock: &Unlock, options: &OpenOptions, world: Arc<dyn World>) -> Result<Arc<Vault>, OpenFault> {
-        let (header, master) = open_header(&self.header, unlock)?;
-        bring_up(self.backing, self.lock, header, master, options, world)
+        let opened = self.headers.open(unlock)?;
+        self.headers.mend(&*self.backing, &opened);
+        bring_up(self.backing, self.lock, opened.header, opened.master, options, world)
     }
 }
 
@@ -89,7 +93,7 @@ impl Locked {
 fn bring_up(
     backing: Arc<dyn Backing>,
     lock: Box<dyn Send + Sync>,
-    header: Header,
+    mut header: Header,
     master: MasterKey,
     options: &OpenOptions,
     world: Arc<dyn World>,
@@ -101,8 +105,16 @@ fn bring_up(
         None => return Err(OpenFault::RootsLost),
     };
     let shares = Shares::of(options.budget_bytes.max(BUDGET_BYTES_MIN));
-    let (index, from) = open_index(&backing, &master, &header, &mut root, &world, shares.index_cache_bytes)?;
-    let found = recover(&backing, &master, header.suite, vault, &index, &from)?;
+    let old_index = root.index_file;
+    let opened = open_index(&backing, &master, &header, &mut root, &world, shares.index_cache_bytes, options)?;
+    let OpenedIndex { index, from, lost: index_lost } = opened;
+    let found = recover(&backing, &master, header.suite, vault, &index, &from).inspect_err(|_| {
+        // Nothing is in it, and it must not be taken for the newest by whoever has lost the roots.
+        if old_index != root.index_file {
+            let _ = backing.remove(&index_path(root.index_file));
+        }
+    })?;
+    upgrade(&*backing, &mut header, &master)?;
     // The lease, before anything is written under it.
     root.epoch = Epoch(root.epoch.0.max(found.newest_epoch.0) + 1);
     root.generation = Generation(root.generation.0 + 1);
@@ -112,8 +124,28 @@ fn bring_up(
     for id in &found.empty_segments {
         backing.remove(&path(*id))?;
     }
+    // Only now that the log gave another: what it replaces may know of segments that are lost.
+    if old_index != root.index_file && old_index > 0 {
+        match backing.remove(&index_path(old_index)) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e.into()),
+            _ => {}
+        }
+    }
     let allocated = apply::read_u64(&index, &key::total("bytes")).map_err(|e| OpenFault::Damaged(e.to_string()))?;
-    start(Parts { backing, world, header, master, root, index, shares, found, allocated, was_clean }, options, lock)
+    let parts = Parts { backing, world, header, master, root, index, index_lost, shares, found, allocated, was_clean };
+    start(parts, options, lock)
+}
+
+/// Makes a vault of an older format one of ours, before anything is written that an older strongroom would misread: it
+/// refuses the whole vault then, in one sentence.
+fn upgrade(backing: &dyn Backing, header: &mut Header, master: &MasterKey) -> Result<(), OpenFault> {
+    if header.format == FORMAT_VERSION {
+        return Ok(());
+    }
+    log::info!("the vault is of format {}: it becomes one of format {FORMAT_VERSION}", header.format);
+    header.format = FORMAT_VERSION;
+    let text = write_header(header, master)?;
+    Ok(header_file::store(backing, &text)?)
 }
 
 struct Parts {
@@ -123,6 +155,7 @@ struct Parts {
     master: MasterKey,
     root: Root,
     index: Index,
+    index_lost: Option<String>,
     shares: Shares,
     found: Recovered,
     allocated: u64,
@@ -133,7 +166,16 @@ fn index_path(number: u64) -> String {
     format!("index/{number:016x}")
 }
 
-/// The index as it was checkpointed; or, if it cannot be trusted, an empty one and the whole log to fill it.
+/// An index, and where the log goes on from it.
+struct OpenedIndex {
+    index: Index,
+    from: From,
+    /// Why it had to be begun anew, if there was one that should have been good.
+    lost: Option<String>,
+}
+
+/// The index as it was checkpointed; or, if it cannot be trusted or is not wanted, an empty one and the whole log to fill
+/// it. The old one stays until that is done.
 fn open_index(
     backing: &Arc<dyn Backing>,
     master: &MasterKey,
@@ -141,40 +183,38 @@ fn open_index(
     root: &mut Root,
     world: &Arc<dyn World>,
     cache_bytes: usize,
-) -> Result<(Index, From), OpenFault> {
+    options: &OpenOptions,
+) -> Result<OpenedIndex, OpenFault> {
     let key = || master.pages(header.vault, "index", &[0; 16]);
-    if root.index_file > 0 {
+    let mut lost = None;
+    if root.index_file > 0 && !options.rebuild_index {
         let path = index_path(root.index_file);
-        match RedbTable::open(backing, &path, key(), Arc::clone(world), cache_bytes) {
+        let why = match RedbTable::open(backing, &path, key(), Arc::clone(world), cache_bytes) {
             Ok(table) => {
                 let index = Index::new(Box::new(table));
                 match covered(&index, root) {
-                    Ok(Some(from)) => return Ok((index, from)),
-                    Ok(None) => log::warn!("the index is older than the root: rebuilding it from the log"),
-                    Err(why) => log::warn!("the index cannot be used ({why}): rebuilding it from the log"),
+                    Ok(Some(from)) => return Ok(OpenedIndex { index, from, lost }),
+                    Ok(None) => Some("it is older than the root".to_owned()),
+                    // A crash before its first checkpoint: nothing was ever in it.
+                    Err(NotCovered::Nothing) => None,
+                    Err(NotCovered::Doubt(why)) => Some(why),
                 }
             }
             Err(IndexFault::Io(e)) => return Err(OpenFault::Backing(e)),
-            Err(IndexFault::Damaged(why)) => {
-                log::warn!("the index cannot be used ({why}): rebuilding it from the log");
-            }
-        }
+            Err(IndexFault::Damaged(why)) => Some(why),
+        };
+        let shown = why.as_deref().unwrap_or("it covers nothing yet");
+        log::warn!("the index cannot be used ({shown}): rebuilding it from the log");
+        lost = why;
     }
-    let old = root.index_file;
     root.index_file += 1;
     let path = index_path(root.index_file);
     let table = RedbTable::create(backing, &path, key(), Arc::clone(world), cache_bytes).map_err(index_fault)?;
-    if old > 0 {
-        match backing.remove(&index_path(old)) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e.into()),
-            _ => {}
-        }
-    }
     // Inode 1 is the root directory; cookies 0 to 2 mean "start", "." and "..".
     let counters = Counters { next_ino: 2, next_cookie: 3, inodes: 0 };
     let trusted = root.covered;
     let from = From { covered: LogPosition::START, replay_from: SegmentId(0), counters, trusted };
-    Ok((Index::new(Box::new(table)), from))
+    Ok(OpenedIndex { index: Index::new(Box::new(table)), from, lost })
 }
 
 fn index_fault(e: IndexFault) -> OpenFault {
@@ -184,20 +224,31 @@ fn index_fault(e: IndexFault) -> OpenFault {
     }
 }
 
+/// Why an index does not say where to go on.
+enum NotCovered {
+    Nothing,
+    Doubt(String),
+}
+
 /// What the index says it covers; `None` if the root knows of a newer checkpoint.
-fn covered(index: &Index, root: &Root) -> Result<Option<From>, String> {
-    let value = index.get(&key::total("log")).map_err(|e| e.to_string())?;
-    let Some(value) = value else { return Err("it covers nothing".to_owned()) };
-    let Covered { position, counters, replay_from } = Covered::decode(&value).map_err(|e| e.to_string())?;
+fn covered(index: &Index, root: &Root) -> Result<Option<From>, NotCovered> {
+    let value = index.get(&key::total("log")).map_err(|e| NotCovered::Doubt(e.to_string()))?;
+    let Some(value) = value else {
+        // With a checkpoint of the root's it should say so.
+        let never = root.covered == LogPosition::START;
+        return Err(if never { NotCovered::Nothing } else { NotCovered::Doubt("it covers nothing".to_owned()) });
+    };
+    let covered = Covered::decode(&value).map_err(|e| NotCovered::Doubt(e.to_string()))?;
+    let Covered { position, counters, replay_from } = covered;
     if position.seq == root.covered.seq && position != root.covered {
-        return Err("it covers another history of the same length".to_owned());
+        return Err(NotCovered::Doubt("it covers another history of the same length".to_owned()));
     }
     let from = From { covered: position, replay_from, counters, trusted: root.covered };
     Ok((position.seq >= root.covered.seq).then_some(from))
 }
 
 fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sync>) -> Result<Arc<Vault>, OpenFault> {
-    let Parts { backing, world, header, master, root, index, shares, found, allocated, was_clean } = parts;
+    let Parts { backing, world, header, master, root, index, index_lost, shares, found, allocated, was_clean } = parts;
     let (suite, vault, epoch) = (header.suite, header.vault, root.epoch);
     let fresh = {
         let (master, world) = (master.clone(), Arc::clone(&world));
@@ -323,7 +374,8 @@ fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sync>) -> Res
         house: house_thread,
         house_in,
     };
-    let vault = Vault { shared, running: Mutex::new(Some(running)), lock: Mutex::new(Some(lock)), workers, suite };
+    let (running, lock) = (Mutex::new(Some(running)), Mutex::new(Some(lock)));
+    let vault = Vault { shared, running, lock, workers, suite, index_lost };
     debug_assert!(vault.running.held().is_some());
     Ok(Arc::new(vault))
 }

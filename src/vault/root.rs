@@ -143,7 +143,7 @@ pub fn rebuild(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backing::MemoryBacking;
+    use crate::backing::{Fate, MemoryBacking};
     use crate::base::secret::Secret;
     use crate::base::world::RealWorld;
 
@@ -194,6 +194,33 @@ mod tests {
                     assert_eq!(newest(&disk), Some(4), "{name} was damaged, then {lost}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn a_power_cut_at_any_call_leaves_the_old_root_or_the_new() {
+        for damaged in [None, Some(NAMES[0]), Some(NAMES[1])] {
+            let disk = MemoryBacking::default();
+            put(&disk, 1);
+            if let Some(name) = damaged {
+                overwrite(&disk, name, &[1; 5000]);
+            }
+            disk.record();
+            put(&disk, 2);
+            let (mut cuts, mut seen) = (disk.cuts(), [0; 2]);
+            loop {
+                for coins in 0..30 {
+                    let after = cuts.image(&mut |_| Fate::Torn { unit_bytes: 512, coins });
+                    match newest(&after) {
+                        Some(generation @ 1..=2) => seen[generation as usize - 1] += 1,
+                        other => panic!("{other:?} after cut {}, {damaged:?} damaged", cuts.cut()),
+                    }
+                }
+                if !cuts.advance() {
+                    break;
+                }
+            }
+            assert!(seen[0] > 30 && seen[1] > 30, "the cuts fell on both sides: {seen:?}");
         }
     }
 

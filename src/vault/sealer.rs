@@ -207,7 +207,7 @@ fn seal_chunk(
     Sealed { turn, context, frames, set_aside, chunk: Some((chunk, run)), outstanding }
 }
 
-/// Compresses, encrypts and checksums a chunk's data as frames of one run.
+/// Compresses and encrypts a chunk's data as frames of one run.
 fn seal_data(
     context: &SegmentContext,
     compressor: &mut Compressor,
@@ -268,9 +268,7 @@ fn seal_data(
         plain_len_bytes: data.len() as u32,
         sealed_lens: entries.iter().map(|e| e.sealed_len_bytes).collect(),
     };
-    let mut crc = crc32fast::Hasher::new();
-    crc.update(&bytes);
-    (SealedFrames { entries, bytes, crc }, run)
+    (SealedFrames { entries, bytes }, run)
 }
 
 /// Compresses and encrypts records or a commit as one frame.
@@ -294,7 +292,5 @@ pub fn seal_metadata(
     stats.sealed_bytes.add(bytes.len() as u64);
     let (sealed_len_bytes, plain_len_bytes) = (bytes.len() as u32, plain.len() as u32);
     let entry = Entry { kind, codec, slot, sealed_len_bytes, plain_len_bytes, ino: Ino(0), offset_bytes: 0 };
-    let mut crc = crc32fast::Hasher::new();
-    crc.update(&bytes);
-    SealedFrames { entries: vec![entry], bytes, crc }
+    SealedFrames { entries: vec![entry], bytes }
 }

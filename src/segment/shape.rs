@@ -1,0 +1,202 @@
+//! Finds the groups of a segment by what is in the clear: headers and checksums; past damage, too.
+//!
+//! Promise: a group is handed out only if its header holds and the caller accepts it; which of its blocks do not hold is
+//! said with it. Where a group should be and is none, the segment is looked through block by block for the next one of the
+//! same segment, lease and salt: what lies between is a `Gap`, and is said with the group behind it.
+//! Called by: `walk`, and by whoever has no key. On failure: the disk's error; damage is told, or is the end.
+
+use crate::backing::{AlignedBuf, BackingFile};
+use crate::base::id::{Epoch, SegmentId};
+use crate::base::limits::{BLOCK_BYTES, GROUP_BYTES_MAX};
+use crate::format::group::{
+    GROUP_VERSION_1, HEADER_BYTES, Header, MAGIC, TABLE_ENTRY_BYTES, block_crc, crc_seed, table_crc,
+};
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Where groups should be, and none holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Gap {
+    /// Byte position of the first block that is no group's beginning.
+    pub from_bytes: u64,
+    /// Byte position of the group behind it.
+    pub to_bytes: u64,
+    /// Groups that are missing, as their numbers say.
+    pub groups_missing: u32,
+}
+
+/// What the checksums of a group say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Body {
+    /// Everything holds.
+    Holds,
+    /// Version 1: somewhere, something does not; it may be a hole that was punched.
+    Unknown,
+    /// Which blocks do not hold.
+    Blocks {
+        /// Whether the table itself does. If not, blocks named below may be well, those not named are.
+        table_holds: bool,
+        /// Blocks of nothing but zeros, counted from the group's first: holes that were punched, or never written.
+        empty: Vec<u32>,
+        /// Blocks with other bytes than were written.
+        rotten: Vec<u32>,
+    },
+}
+
+impl Body {
+    /// Whether all blocks that a range of the group's bytes touches hold; `None` if that cannot be said.
+    #[must_use]
+    pub fn holds(&self, bytes: &Range<usize>) -> Option<bool> {
+        match self {
+            Body::Holds => Some(true),
+            Body::Unknown => None,
+            Body::Blocks { empty, rotten, .. } => {
+                let blocks = bytes.start / BLOCK_BYTES..bytes.end.div_ceil(BLOCK_BYTES);
+                Some(!empty.iter().chain(rotten).any(|b| blocks.contains(&(*b as usize))))
+            }
+        }
+    }
+}
+
+/// A group whose header holds.
+pub struct Shape {
+    /// Its header.
+    pub header: Header,
+    /// Byte position in the segment.
+    pub position_bytes: u64,
+    /// What its checksums say.
+    pub body: Body,
+    /// What is missing before it.
+    pub gap_before: Option<Gap>,
+}
+
+/// A walk through one segment by its headers.
+pub struct Shapes {
+    file: Arc<dyn BackingFile>,
+    id: SegmentId,
+    /// The lease and salt that a group must have, known from the first one.
+    life: Option<(Epoch, [u8; 16])>,
+    position: u64,
+    next_group: u32,
+    /// The group that `next` gave last.
+    buf: AlignedBuf,
+}
+
+impl Shapes {
+    /// Begins at the segment's first group.
+    #[must_use]
+    pub fn new(file: Arc<dyn BackingFile>, id: SegmentId) -> Shapes {
+        let buf = AlignedBuf::with_capacity(GROUP_BYTES_MAX);
+        Shapes { file, id, life: None, position: 0, next_group: 0, buf }
+    }
+
+    /// Where the next group would begin.
+    #[must_use]
+    pub fn position_bytes(&self) -> u64 {
+        self.position
+    }
+
+    /// The bytes of the group that `next` gave last.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.buf
+    }
+
+    /// The same, for who decrypts in place.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.buf
+    }
+
+    /// The next group that `accept` takes (it sees the group's bytes and may decrypt its directory there, no more), or
+    /// `None` where the segment ends: nothing behind is a group of it.
+    pub fn next(&mut self, mut accept: impl FnMut(&Header, &mut [u8]) -> bool) -> io::Result<Option<Shape>> {
+        let (from, first) = (self.position, self.next_group);
+        if let Some(shape) = self.group_at(from, first, &mut accept)? {
+            return Ok(Some(shape));
+        }
+        let mut piece = AlignedBuf::with_capacity(GROUP_BYTES_MAX);
+        piece.set_len(GROUP_BYTES_MAX);
+        let mut at = from + BLOCK_BYTES as u64;
+        loop {
+            let got = self.file.read_at(&mut piece, at)?;
+            for (i, block) in piece[..got].chunks(BLOCK_BYTES).enumerate() {
+                // Most blocks are not, so that a long tail of zeros costs no more than reading it.
+                if !block.starts_with(&MAGIC) {
+                    continue;
+                }
+                let Ok(header) = Header::decode(block) else { continue };
+                let to = at + (i * BLOCK_BYTES) as u64;
+                let groups_missing = header.group.saturating_sub(first);
+                // Groups lie without gaps, each at least a block and at most a whole write.
+                let (least, most) = (BLOCK_BYTES as u64, GROUP_BYTES_MAX as u64);
+                let room = u64::from(groups_missing) * least..=u64::from(groups_missing) * most;
+                if groups_missing == 0 || !room.contains(&(to - from)) {
+                    continue;
+                }
+                if let Some(shape) = self.group_at(to, header.group, &mut accept)? {
+                    let gap_before = Some(Gap { from_bytes: from, to_bytes: to, groups_missing });
+                    return Ok(Some(Shape { gap_before, ..shape }));
+                }
+            }
+            if got < piece.len() {
+                return Ok(None);
+            }
+            at += got as u64;
+        }
+    }
+
+    /// The group with that number at that place, if it is one and is accepted.
+    fn group_at(
+        &mut self,
+        position: u64,
+        group: u32,
+        accept: &mut impl FnMut(&Header, &mut [u8]) -> bool,
+    ) -> io::Result<Option<Shape>> {
+        self.buf.set_len(BLOCK_BYTES);
+        if self.file.read_at(&mut self.buf, position)? < HEADER_BYTES {
+            return Ok(None);
+        }
+        let Ok(header) = Header::decode(&self.buf) else { return Ok(None) };
+        let life = (header.epoch, header.salt);
+        if header.segment != self.id || header.group != group || self.life.is_some_and(|known| known != life) {
+            return Ok(None);
+        }
+        let len = header.len_bytes as usize;
+        self.buf.set_len(len.next_multiple_of(BLOCK_BYTES));
+        if self.file.read_at(&mut self.buf, position)? < len {
+            return Ok(None);
+        }
+        // Before anything is decrypted in its place.
+        let body = body(&header, &self.buf);
+        if !accept(&header, &mut self.buf) {
+            return Ok(None);
+        }
+        self.life = Some(life);
+        self.position = position + len.next_multiple_of(BLOCK_BYTES) as u64;
+        self.next_group = group.saturating_add(1);
+        Ok(Some(Shape { header, position_bytes: position, body, gap_before: None }))
+    }
+}
+
+/// Compares a group with its checksums.
+fn body(header: &Header, group: &[u8]) -> Body {
+    let (seed, table_start) = (crc_seed(&header.salt), header.table_start());
+    if header.version == GROUP_VERSION_1 {
+        let holds = table_crc(&group[HEADER_BYTES..header.len_bytes as usize], seed) == header.body_crc;
+        return if holds { Body::Holds } else { Body::Unknown };
+    }
+    let table = &group[table_start..header.len_bytes as usize];
+    let table_holds = table_crc(table, seed) == header.body_crc;
+    let (mut empty, mut rotten) = (Vec::new(), Vec::new());
+    for (i, entry) in table.chunks(TABLE_ENTRY_BYTES).enumerate() {
+        if block_crc(group, i, table_start, seed).to_le_bytes() != *entry {
+            let block = &group[i * BLOCK_BYTES..group.len().min((i + 1) * BLOCK_BYTES)];
+            if block.iter().all(|b| *b == 0) { &mut empty } else { &mut rotten }.push(i as u32);
+        }
+    }
+    if table_holds && empty.is_empty() && rotten.is_empty() {
+        return Body::Holds;
+    }
+    Body::Blocks { table_holds, empty, rotten }
+}

@@ -1,0 +1,251 @@
+//! The header and its copy: `vault.toml` and `vault.toml.copy` (format.md §8).
+//!
+//! Promise: whenever `store` has returned, both files hold the header whole, and at every moment before one of them does.
+//! A vault opens from whichever holds, and what is missing, damaged or behind is put right from it: losing either loses
+//! nothing. Called by: `create`, `open`, whoever changes the header, `cli::status`. On failure: the disk's error, or why
+//! neither text is a header that this key opens.
+
+use crate::backing::{Backing, Cache, Open, replace_file};
+use crate::format::header::HEADER_BYTES_MAX;
+use crate::seal::{Header, HeaderFault, MasterKey, Unlock, open_header, read_header};
+use std::io;
+
+/// The header's name.
+pub const HEADER: &str = "vault.toml";
+/// The name of its copy.
+pub const HEADER_COPY: &str = "vault.toml.copy";
+
+/// Writes the header into both files, one after the other, each so that it is either the old or the new one.
+///
+/// The copy follows: it is never ahead of `vault.toml`, which counts while it holds.
+pub fn store(backing: &dyn Backing, text: &[u8]) -> io::Result<()> {
+    replace_file(backing, "", HEADER, text)?;
+    replace_file(backing, "", HEADER_COPY, text)
+}
+
+/// What the two files hold, unlocked by nobody yet.
+pub struct HeaderTexts {
+    /// As they are in the order of `NAMES`; `None` for one that is missing or cannot be read.
+    texts: [Option<Vec<u8>>; 2],
+}
+
+const NAMES: [&str; 2] = [HEADER, HEADER_COPY];
+
+/// A header that holds.
+pub struct OpenedHeader {
+    /// Its values.
+    pub header: Header,
+    /// The key that it was opened with.
+    pub master: MasterKey,
+    /// Which of the two it was.
+    from: usize,
+}
+
+impl HeaderTexts {
+    /// Reads both; `None` if neither file is there.
+    pub fn read(backing: &dyn Backing) -> io::Result<Option<HeaderTexts>> {
+        let mut unread = None;
+        let texts = NAMES.map(|name| match read_text(backing, name) {
+            Ok(text) => text,
+            Err(e) => {
+                unread = Some(e);
+                None
+            }
+        });
+        match (texts.iter().any(Option::is_some), unread) {
+            (true, _) => Ok(Some(HeaderTexts { texts })),
+            (false, Some(e)) => Err(e),
+            (false, None) => Ok(None),
+        }
+    }
+
+    /// Those that differ, the one that counts first.
+    fn each(&self) -> impl Iterator<Item = (usize, &[u8])> {
+        let [first, copy] = &self.texts;
+        let copy = copy.as_ref().filter(|copy| first.as_ref() != Some(copy));
+        let first = first.as_deref().map(|text| (0, text));
+        first.into_iter().chain(copy.map(|text| (1, &text[..])))
+    }
+
+    /// What `attempt` makes of the first text that it takes; or what it said of one that it refused.
+    fn first<T>(&self, mut attempt: impl FnMut(usize, &[u8]) -> Result<T, HeaderFault>) -> Result<T, HeaderFault> {
+        let mut refused: Option<HeaderFault> = None;
+        for (from, text) in self.each() {
+            match attempt(from, text) {
+                Ok(value) => return Ok(value),
+                // Another version left it, on purpose: an older copy must not be taken for the vault as it is now.
+                Err(newer @ HeaderFault::UnknownFeature(_)) if from == 0 => return Err(newer),
+                // Of two refusals the one that came further tells more: one text is rubble, the other wants another key.
+                Err(fault) => refused = refused.into_iter().chain([fault]).max_by_key(came_far),
+            }
+        }
+        Err(refused.unwrap_or_else(|| HeaderFault::Malformed(format!("{HEADER} cannot be read"))))
+    }
+
+    /// Unlocks and authenticates the one that holds, `vault.toml` first.
+    pub fn open(&self, unlock: &Unlock) -> Result<OpenedHeader, HeaderFault> {
+        self.first(|from, text| open_header(text, unlock).map(|(header, master)| OpenedHeader { header, master, from }))
+    }
+
+    /// The values of one that can be read, for showing: nothing in it is authenticated.
+    pub fn shown(&self) -> Result<Header, HeaderFault> {
+        self.first(|_, text| read_header(text))
+    }
+
+    /// The values of all that can be read, likewise.
+    pub fn all_shown(&self) -> impl Iterator<Item = Header> {
+        self.each().filter_map(|(_, text)| read_header(text).ok())
+    }
+
+    /// Puts the file right that does not hold what the opened one does. What cannot be mended now is the next mount's to
+    /// mend: it is said, and does not keep a vault closed that opened.
+    pub fn mend(&self, backing: &dyn Backing, opened: &OpenedHeader) {
+        let other = 1 - opened.from;
+        if self.texts[other] == self.texts[opened.from] {
+            return;
+        }
+        let Some(text) = &self.texts[opened.from] else { return };
+        if opened.from == 1 {
+            log::warn!(
+                "{HEADER} is missing or does not hold: the vault was opened from {HEADER_COPY}, and it is restored"
+            );
+        }
+        if let Err(e) = replace_file(backing, "", NAMES[other], text) {
+            log::warn!("{} could not be restored: {e}", NAMES[other]);
+        }
+    }
+}
+
+/// How far a text came before it was refused.
+fn came_far(fault: &HeaderFault) -> u8 {
+    match fault {
+        HeaderFault::Malformed(_) | HeaderFault::UnknownFeature(_) => 0,
+        HeaderFault::Weak(_) | HeaderFault::MemoryBomb(_) => 1,
+        HeaderFault::WrongKey | HeaderFault::KeyFileTooShort { .. } => 2,
+        HeaderFault::Tampered => 3,
+    }
+}
+
+/// The bytes of one file, but no more than one past the most that a header has; `None` if it is not there.
+fn read_text(backing: &dyn Backing, name: &str) -> io::Result<Option<Vec<u8>>> {
+    let file = match backing.open(name, Open::Read, Cache::Buffered) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        other => other?,
+    };
+    let mut text = vec![0; file.len()?.min(HEADER_BYTES_MAX as u64 + 1) as usize];
+    let got = file.read_at(&mut text, 0)?;
+    text.truncate(got);
+    Ok(Some(text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backing::{Fate, MemoryBacking, read_file};
+    use crate::base::choice::{Compression, SuiteId};
+    use crate::base::id::VaultId;
+    use crate::base::secret::Passphrase;
+    use crate::base::world::RealWorld;
+    use crate::seal::{NewVault, create_header};
+
+    fn key(byte: u8) -> Unlock {
+        Unlock::KeyFile(Passphrase(vec![byte; 32]))
+    }
+
+    fn header(vault: u8) -> Vec<u8> {
+        let (suite, compression) = (SuiteId::ChaCha20Poly1305, Compression::Lz4);
+        let vault = VaultId([vault; 16]);
+        let new = NewVault { vault, suite, compression, quota_bytes: None, quota_inodes: None, argon2: None };
+        create_header(&RealWorld::default(), &new, &key(7)).unwrap().0
+    }
+
+    fn put(disk: &MemoryBacking, name: &str, text: &[u8]) {
+        replace_file(disk, "", name, text).unwrap();
+    }
+
+    fn texts(disk: &MemoryBacking) -> HeaderTexts {
+        HeaderTexts::read(disk).unwrap().unwrap()
+    }
+
+    /// Opens and mends; the vault that it was, by its id's first byte.
+    fn opened(disk: &MemoryBacking) -> Result<u8, HeaderFault> {
+        let texts = texts(disk);
+        let opened = texts.open(&key(7))?;
+        texts.mend(disk, &opened);
+        let both = NAMES.map(|name| read_file(disk, name, 1 << 16).unwrap());
+        assert_eq!(both[0], both[1]);
+        Ok(opened.header.vault.0[0])
+    }
+
+    #[test]
+    fn either_file_is_enough_and_the_other_comes_back() {
+        let good = header(1);
+        let mut forged = good.clone();
+        let digit = String::from_utf8(good.clone()).unwrap().find("mac = \"").unwrap() + 7;
+        forged[digit] = if forged[digit] == b'0' { b'1' } else { b'0' };
+        let rubble: [&[u8]; 5] = [b"", &good[..100], &[0xff; 3000], &[b'#'; 70_000], &forged];
+        for name in NAMES {
+            let disk = MemoryBacking::default();
+            store(&disk, &good).unwrap();
+            disk.remove(name).unwrap();
+            assert_eq!(opened(&disk), Ok(1), "{name} missing");
+            for bytes in rubble {
+                put(&disk, name, bytes);
+                assert_eq!(opened(&disk), Ok(1), "{name} damaged");
+            }
+        }
+        let disk = MemoryBacking::default();
+        assert!(HeaderTexts::read(&disk).unwrap().is_none());
+    }
+
+    #[test]
+    fn vault_toml_counts_while_it_holds() {
+        let disk = MemoryBacking::default();
+        put(&disk, HEADER, &header(1));
+        put(&disk, HEADER_COPY, &header(2));
+        assert_eq!(opened(&disk), Ok(1));
+    }
+
+    #[test]
+    fn a_newer_vault_is_not_opened_from_an_older_copy() {
+        let disk = MemoryBacking::default();
+        let newer = String::from_utf8(header(1)).unwrap().replace("features = []", "features = ['x']");
+        put(&disk, HEADER, newer.as_bytes());
+        put(&disk, HEADER_COPY, &header(1));
+        assert_eq!(opened(&disk), Err(HeaderFault::UnknownFeature("x".to_owned())));
+    }
+
+    #[test]
+    fn of_two_refusals_the_one_that_came_further_is_said() {
+        let disk = MemoryBacking::default();
+        let fault = |disk: &MemoryBacking| texts(disk).open(&key(8)).map(|_| ()).unwrap_err();
+        store(&disk, &header(1)).unwrap();
+        for name in NAMES {
+            put(&disk, name, b"rubble");
+            assert_eq!(fault(&disk), HeaderFault::WrongKey, "{name} is rubble, but the key is what is wrong");
+            put(&disk, name, &header(1));
+        }
+        store(&disk, b"rubble").unwrap();
+        assert!(matches!(fault(&disk), HeaderFault::Malformed(_)));
+    }
+
+    #[test]
+    fn a_power_cut_while_storing_leaves_the_old_or_the_new_header() {
+        let (disk, old, new) = (MemoryBacking::default(), header(1), header(2));
+        store(&disk, &old).unwrap();
+        disk.record();
+        store(&disk, &new).unwrap();
+        let (mut cuts, mut seen) = (disk.cuts(), [0; 2]);
+        loop {
+            for coins in 0..20 {
+                let after = cuts.image(&mut |_| Fate::Torn { unit_bytes: 512, coins });
+                let found = opened(&after).expect("one of the two holds after any power cut");
+                seen[usize::from(found) - 1] += 1;
+            }
+            if !cuts.advance() {
+                break;
+            }
+        }
+        assert!(seen[0] > 20 && seen[1] > 20, "the cuts fell on both sides: {seen:?}");
+    }
+}
