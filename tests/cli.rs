@@ -28,6 +28,7 @@ const BUSY: i32 = 11;
 const FLUSH_FAILED: i32 = 12;
 const NO_KEY: i32 = 15;
 const NOT_MOUNTED: i32 = 16;
+const ROLLED_BACK: i32 = 17;
 /// Longer than anything here takes on a machine that is shared and slow.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -71,6 +72,8 @@ impl Desk {
     fn command(&self, words: &[&str]) -> Command {
         let mut command = Command::new(PROGRAM);
         command.args(words).current_dir(self.dir.path()).stdin(Stdio::null()).env_remove("CREDENTIALS_DIRECTORY");
+        // What it remembers of a vault goes when the vault does.
+        command.env("XDG_STATE_HOME", self.path("state"));
         command
     }
 
@@ -572,5 +575,82 @@ fn a_vault_that_could_not_be_closed_is_told_at_umount() {
     }
     ok(&desk.mount());
     assert_eq!(fs::read_to_string(desk.mnt().join("x")).unwrap(), "flushed", "it recovers");
+    ok(&desk.run(&["umount", "mnt"]));
+}
+
+/// A copy of a directory, as a person's backup makes it.
+fn copy_tree(from: &Path, to: &Path) {
+    let copied = Command::new("cp").arg("-a").args([from, to]).output().expect("cp runs");
+    assert!(copied.status.success(), "{}", stderr(&copied));
+}
+
+#[test]
+fn an_older_copy_in_the_vaults_place_is_refused_until_it_is_named() {
+    let desk = Desk::new();
+    let lives = |name: &str, more: &[&str]| {
+        let words = [&["mount", "--password-file", "pass"], more, &["vault", "mnt"]].concat();
+        ok(&desk.run(&words));
+        fs::write(desk.mnt().join(name), name).unwrap();
+        ok(&desk.run(&["umount", "mnt"]));
+    };
+    lives("one", &[]);
+    copy_tree(&desk.path("vault"), &desk.path("backup"));
+    lives("two", &[]);
+    fs::rename(desk.path("vault"), desk.path("newest")).unwrap();
+    copy_tree(&desk.path("backup"), &desk.path("vault"));
+
+    let refused = desk.mount();
+    ends_with(&refused, ROLLED_BACK, "an older copy of the vault");
+    let said = stderr(&refused);
+    let flag = said.split_whitespace().find(|word| word.starts_with("--accept-rollback=")).unwrap().to_owned();
+    assert!(said.contains(&desk.path("vault").display().to_string()), "it names the vault: {said}");
+    ends_with(&desk.run(&["check", "--password-file", "pass", "vault"]), ROLLED_BACK, &flag);
+    ends_with(
+        &desk.run(&["mount", "--accept-rollback=1", "--password-file", "pass", "vault", "mnt"]),
+        ROLLED_BACK,
+        &flag,
+    );
+    ok(&desk.run(&["check", &flag, "--password-file", "pass", "vault"]));
+    // Looking accepted nothing for good.
+    ends_with(&desk.mount(), ROLLED_BACK, &flag);
+    lives("three", &["-o", flag.trim_start_matches("--")]);
+    ok(&desk.mount());
+    let names = |dir: &Path| {
+        let mut all: Vec<_> =
+            fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        all.sort();
+        all
+    };
+    assert_eq!(names(&desk.mnt()), ["one", "three"]);
+    let config = fs::read_to_string(desk.mnt().join(".storage/config")).unwrap();
+    assert!(config.lines().any(|line| line.contains("pins") && line.contains("state/strongroom")), "{config}");
+    ok(&desk.run(&["umount", "mnt"]));
+    let pins = names(&desk.path("state/strongroom"));
+    assert!(pins.len() == 1 && pins[0].len() == 36 && pins[0].ends_with(".pin"), "{pins:?}");
+    let pin = desk.path("state/strongroom").join(&pins[0]);
+    assert_eq!(fs::metadata(&pin).unwrap().permissions().mode() & 0o777, 0o600);
+    // Elsewhere nobody knows of a newer one.
+    fs::remove_file(pin).unwrap();
+    ok(&desk.run(&["check", "--password-file", "pass", "newest"]));
+}
+
+#[test]
+fn a_vault_without_its_header_file_is_a_vault_still() {
+    let desk = Desk::new();
+    for damage in [None, Some("rubble")] {
+        match damage {
+            None => fs::remove_file(desk.path("vault/vault.toml")).unwrap(),
+            Some(text) => fs::write(desk.path("vault/vault.toml"), text).unwrap(),
+        }
+        ok(&desk.run(&["status", "vault"]));
+        ok(&desk.run(&["check", "--password-file", "pass", "vault"]));
+        ends_with(&desk.run(&["init", "--password-file", "pass", "vault"]), NOT_EMPTY, "is a vault already");
+        ok(&desk.mount());
+        ok(&desk.run(&["umount", "mnt"]));
+        let both = ["vault/vault.toml", "vault/vault.toml.copy"].map(|name| fs::read(desk.path(name)).unwrap());
+        assert_eq!(both[0], both[1], "it is restored");
+    }
+    fs::write(desk.path("vault/lock"), "rubble").unwrap();
+    ok(&desk.mount());
     ok(&desk.run(&["umount", "mnt"]));
 }

@@ -6,59 +6,19 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
+#[path = "common/small.rs"]
+mod small;
+
+use small::{check_all, made, opened, overwrite, try_open, unlock, world, write};
 use std::sync::Arc;
 use strongroom::backing::{Backing, Cache, Fate, MemoryBacking, Open, read_file};
-use strongroom::base::id::Ino;
-use strongroom::base::secret::Passphrase;
-use strongroom::base::world::{RealWorld, World};
-use strongroom::format::key;
-use strongroom::seal::Unlock;
-use strongroom::vault::{CreateOptions, HEADER, HEADER_COPY, LOCK, OpenFault, OpenOptions, Vault, create, open};
+use strongroom::vault::{CreateOptions, HEADER, HEADER_COPY, LOCK, OpenFault, OpenOptions, create};
 
 const ROOTS: [&str; 2] = ["root.a", "root.b"];
 
-fn unlock() -> Unlock {
-    Unlock::KeyFile(Passphrase(vec![7; 64]))
-}
-
-fn world() -> Arc<dyn World> {
-    Arc::new(RealWorld::default())
-}
-
-fn try_open(disk: &MemoryBacking, options: &OpenOptions) -> Result<Arc<Vault>, OpenFault> {
-    open(Arc::new(disk.clone()), &unlock(), options, world())
-}
-
-fn opened(disk: &MemoryBacking) -> Arc<Vault> {
-    try_open(disk, &OpenOptions::default()).unwrap()
-}
-
-fn body(ino: u64) -> Vec<u8> {
-    (0..20_000 + ino * 1000).map(|i| (i * ino / 3) as u8).collect()
-}
-
-fn write(vault: &Vault, ino: u64) {
-    let (file, data) = (vault.file(Ino(ino)), body(ino));
-    let room = vault.reserve(&file, 0, data.len() as u64).unwrap();
-    let mut op = vault.begin();
-    op.write(&file, 0, &data, room);
-    op.put(key::inode(Ino(ino)), data.len().to_le_bytes().to_vec());
-    op.commit();
-}
-
-fn check_all(vault: &Vault, files: u64) {
-    for ino in 10..10 + files {
-        let (want, mut got) = (body(ino), Vec::new());
-        vault.read(&vault.file(Ino(ino)), 0, want.len(), &mut got).unwrap();
-        assert!(got == want, "inode {ino}");
-    }
-}
-
 /// A vault of `leases` leases, each with one file; with `crash` the last of them ended by a power cut.
 fn built(leases: u64, crash: bool) -> MemoryBacking {
-    let disk = MemoryBacking::default();
-    let backing: Arc<dyn Backing> = Arc::new(disk.clone());
-    create(&backing, &unlock(), &CreateOptions::default(), &world()).unwrap();
+    let disk = made();
     for lease in 0..leases {
         let vault = opened(&disk);
         write(&vault, 10 + lease);
@@ -69,13 +29,6 @@ fn built(leases: u64, crash: bool) -> MemoryBacking {
         vault.close().unwrap();
     }
     disk.crash(|_, _| false)
-}
-
-fn overwrite(disk: &MemoryBacking, path: &str, bytes: &[u8]) {
-    let file = disk.open(path, Open::Write, Cache::Buffered).unwrap();
-    file.set_len(0).unwrap();
-    file.write_all_at(bytes, 0).unwrap();
-    file.sync_data().unwrap();
 }
 
 #[test]

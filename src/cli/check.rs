@@ -6,8 +6,9 @@
 
 use super::exit::{Exit, Failure};
 use super::print::Progress;
-use super::{derive, key, mounts, print};
+use super::{derive, key, mounts, options, pins, print};
 use crate::backing::{Backing, DirBacking};
+use crate::base::id::Generation;
 use crate::base::world::{RealWorld, World};
 use crate::check::{Finding, Share};
 use crate::vault::{self, OpenFault};
@@ -24,6 +25,9 @@ pub struct Args {
     /// Read, decrypt and verify the data, too: all of it, the n-th of t parts (2/7), or a random share (10%)
     #[arg(long, value_name = "SHARE", num_args = 0..=1, require_equals = true, default_missing_value = "all")]
     read_data: Option<String>,
+    /// Look at an older copy of the vault although a newer one was known, if it is of this generation
+    #[arg(long, value_name = "GEN", value_parser = options::generation)]
+    accept_rollback: Option<Generation>,
     /// Answer in JSON
     #[arg(long)]
     pub json: bool,
@@ -46,6 +50,7 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
     };
     let locked = vault::lock(backing).map_err(refused)?;
     let unlock = derive::master_key(&path, locked.headers(), unlock)?;
+    let locked = locked.remembered(pins::stores(), args.accept_rollback);
     let progress = Progress::new("checking");
     let look = |done, total| progress.at(done, total);
     let looked = crate::check::check_locked(locked, &unlock, &world, share, &look);

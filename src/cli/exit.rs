@@ -45,6 +45,7 @@ exits! {
     Fuse = 14, "the kernel or fusermount3 refused to mount or unmount";
     NoKey = 15, "no passphrase or key could be had, or it is empty";
     NotMounted = 16, "no strongroom is mounted there";
+    RolledBack = 17, "an older copy of the vault is in its place";
 }
 
 impl Exit {
@@ -102,6 +103,7 @@ impl Failure {
             OpenFault::Header(_) | OpenFault::Damaged(_) | OpenFault::RootsLost => {
                 Failure::new(Exit::Damaged, format!("{at}: {fault}"))
             }
+            OpenFault::RolledBack { .. } => Failure::new(Exit::RolledBack, format!("{at}: {fault}")),
             OpenFault::Backing(_) => Failure::new(Exit::Io, format!("{at}: {fault}")),
         }
     }
@@ -126,7 +128,7 @@ mod tests {
     #[test]
     fn codes_are_frozen() {
         let codes: Vec<u8> = Exit::ALL.iter().map(|e| *e as u8).collect();
-        assert_eq!(codes, (0..=16).collect::<Vec<u8>>(), "a script somewhere relies on these");
+        assert_eq!(codes, (0..=17).collect::<Vec<u8>>(), "a script somewhere relies on these");
         assert_eq!(Exit::WrongKey as u8, 3);
         assert_eq!(Exit::from_u8(11), Some(Exit::Busy));
         assert_eq!(Exit::from_u8(99), None);

@@ -14,6 +14,7 @@ mod log;
 mod mount;
 mod mounts;
 mod options;
+mod pins;
 mod print;
 mod size;
 mod status;

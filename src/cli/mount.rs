@@ -9,10 +9,11 @@ use super::daemon::{self, Answer, Side};
 use super::exit::{Exit, Failure};
 use super::mounts;
 use super::options::{self, Options};
-use super::{derive, key};
+use super::{derive, key, pins};
 use super::{log as logging, size};
 use crate::backing::{Backing, DirBacking};
 use crate::base::choice::{Compression, Verify};
+use crate::base::id::Generation;
 use crate::base::limits::FUSE_THREADS;
 use crate::base::limits::{BUDGET_BYTES_DEFAULT, BUDGET_BYTES_MIN};
 use crate::base::lock::Held;
@@ -80,6 +81,9 @@ pub struct Args {
     /// Threads that compress and encrypt [default: one per core]
     #[arg(long, value_name = "N", value_parser = options::workers)]
     workers: Option<usize>,
+    /// Mount an older copy of the vault although a newer one was known, if it is of this generation
+    #[arg(long, value_name = "GEN", value_parser = options::generation)]
+    accept_rollback: Option<Generation>,
     /// Append the log to this file (level by STRONGROOM_LOG; without it, a daemon's log is dropped)
     #[arg(long, value_name = "FILE")]
     log: Option<PathBuf>,
@@ -155,6 +159,7 @@ fn options(args: &Args) -> Result<Options, Failure> {
     options.verify = args.verify.or(options.verify);
     options.flush_interval = args.flush_interval.or(options.flush_interval);
     options.workers = args.workers.or(options.workers);
+    options.accept_rollback = args.accept_rollback.or(options.accept_rollback);
     Ok(options)
 }
 
@@ -293,6 +298,7 @@ fn open(plan: &Plan, unlock: Unlock) -> Result<Arc<Vault>, Failure> {
     };
     // After the wait for the lock, so once; before the vault starts its threads, so that it may fork.
     let unlock = derive::master_key(&plan.vault, locked.headers(), unlock)?;
+    let locked = locked.remembered(pins::stores(), said.accept_rollback);
     locked.open(&unlock, &options, world).map_err(|fault| Failure::open(&plan.vault, &fault))
 }
 

@@ -7,6 +7,7 @@
 use super::exit::{Exit, Failure};
 use super::size;
 use crate::base::choice::{Compression, Verify};
+use crate::base::id::Generation;
 use crate::base::limits::BUDGET_BYTES_MIN;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -42,6 +43,8 @@ pub struct Options {
     pub password_file: Option<PathBuf>,
     /// The key file.
     pub key_file: Option<PathBuf>,
+    /// The generation of an older copy that is meant to be mounted.
+    pub accept_rollback: Option<Generation>,
     /// Words for the kernel, as they are: at most one of a family.
     pub kernel: Vec<String>,
 }
@@ -115,6 +118,7 @@ impl Options {
             "verify" => self.verify = Some(Verify::from_str(value).map_err(Refused::Wrong)?),
             "flush-interval" => self.flush_interval = Some(seconds(value).map_err(Refused::Wrong)?),
             "workers" => self.workers = Some(workers(value).map_err(Refused::Wrong)?),
+            "accept-rollback" => self.accept_rollback = Some(generation(value).map_err(Refused::Wrong)?),
             "password-file" => self.password_file = Some(value.into()),
             "key-file" => self.key_file = Some(value.into()),
             _ => return Err(Refused::Unknown),
@@ -157,6 +161,11 @@ pub fn workers(text: &str) -> Result<usize, String> {
     }
 }
 
+/// Reads the number of a generation.
+pub fn generation(text: &str) -> Result<Generation, String> {
+    text.parse().map(Generation).map_err(|_| format!("'{text}' is not the number of a generation"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -172,7 +181,7 @@ mod tests {
         let o = read(&[
             "allow_other,fsname=X,ro,nodev,nosuid,noexec,noatime,nodiratime,sync,dirsync,default_permissions",
             "show-storage,budget=64M,compression=zstd,verify=cache,flush-interval=2.5,workers=3",
-            "password-file=/p,key-file=/k",
+            "password-file=/p,key-file=/k,accept-rollback=17",
         ])
         .unwrap();
         assert!(o.allow_other && o.read_only && o.default_permissions && o.show_storage);
@@ -180,6 +189,7 @@ mod tests {
         assert_eq!((o.fsname.as_deref(), o.budget_bytes, o.workers), (Some("X"), Some(64 << 20), Some(3)));
         assert_eq!((o.compression, o.verify), (Some(Compression::Zstd), Some(Verify::Cache)));
         assert_eq!(o.flush_interval, Some(Duration::from_millis(2500)));
+        assert_eq!(o.accept_rollback, Some(Generation(17)));
         assert_eq!((o.password_file, o.key_file), (Some("/p".into()), Some("/k".into())));
     }
 
@@ -219,6 +229,7 @@ mod tests {
             "flush-interval=0",
             "flush-interval=-1",
             "workers=0",
+            "accept-rollback=-1",
         ] {
             let failure = read(&[word]).unwrap_err();
             assert_eq!(failure.exit, Exit::Usage);

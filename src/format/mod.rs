@@ -9,6 +9,7 @@ pub mod group;
 pub mod header;
 pub mod inode;
 pub mod key;
+pub mod pin;
 pub mod record;
 pub mod root;
 pub mod segment;

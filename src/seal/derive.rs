@@ -1,7 +1,7 @@
 //! One way to get a key from a key: HKDF-SHA256 (RFC 5869).
 //!
 //! Promise: different `info` gives independent keys; every `info` in this folder begins with a text that no other use
-//! has, and its parts have fixed lengths or are counted. Called by: `key`, `slot`, `header`. Cannot fail.
+//! has, and its parts have fixed lengths or are counted. Called by: `key`, `slot`, `header`, `pin`. Cannot fail.
 
 use aws_lc_rs::hkdf;
 use zeroize::Zeroizing;

@@ -10,6 +10,7 @@ mod codec;
 mod derive;
 mod header;
 mod key;
+mod pin;
 mod slot;
 mod suite;
 
@@ -17,6 +18,7 @@ pub use chain::Chain;
 pub use codec::{Compressor, decompress};
 pub use header::{HeaderFault, NewVault, create_header, open_header, read_header, write_header};
 pub use key::{MasterKey, PageKey, SegmentKey};
+pub use pin::{open_pin, write_pin};
 pub use slot::{Unlock, add_slot};
 pub use suite::preferred_suite;
 

@@ -98,6 +98,7 @@ pub fn store(
     (root.covered, root.clean) = (position, clean);
     let (master, vault) = (&shared.segments.master, shared.segments.vault);
     root::write(&*shared.backing, &root, master, vault, &*shared.world)?;
+    shared.pins.remember(&root);
     Ok(())
 }
 

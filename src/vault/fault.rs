@@ -3,7 +3,7 @@
 //! Promise: the evidence stays inside (which segment, which error), and no variant carries names, plaintext or keys.
 //! Called by: everything in `vault`, `fs`, `check`.
 
-use crate::base::id::{Ino, SegmentId};
+use crate::base::id::{Generation, Ino, SegmentId};
 use crate::format::Malformed;
 use crate::index::IndexFault;
 use crate::seal::HeaderFault;
@@ -104,6 +104,13 @@ pub enum OpenFault {
     Damaged(String),
     /// Neither root holds; they can be made anew.
     RootsLost,
+    /// An older copy of the vault, or one of another history, is in its place.
+    RolledBack {
+        /// The generation that is remembered outside the vault.
+        from: Generation,
+        /// The one that was found.
+        to: Generation,
+    },
 }
 
 impl fmt::Display for OpenFault {
@@ -118,6 +125,11 @@ impl fmt::Display for OpenFault {
             OpenFault::Damaged(why) => write!(f, "the vault is damaged: {why}"),
             OpenFault::RootsLost => f.write_str(
                 "neither root.a nor root.b holds; strongroom check --repair on the vault makes them anew from its log",
+            ),
+            OpenFault::RolledBack { from, to } => write!(
+                f,
+                "this is an older copy of the vault, or another history of it: generation {to}, where {from} was known; if it \
+                 is meant to take its place, say --accept-rollback={to}"
             ),
         }
     }

@@ -17,6 +17,7 @@ mod header_file;
 mod log;
 mod op;
 mod open;
+mod pin;
 mod read;
 mod recover;
 mod root;
@@ -33,6 +34,7 @@ pub use fault::{OpenFault, VaultFault};
 pub use header_file::{HEADER, HEADER_COPY, HeaderTexts};
 pub use op::{Op, Reservation};
 pub use open::{LOCK, Locked, lock, open};
+pub use pin::PinStore;
 pub use shared::SyncReply;
 pub use stats::{Line, Stats};
 
@@ -266,6 +268,7 @@ impl Vault {
             ("workers", self.workers.to_string()),
             ("budget_bytes", s.shares.budget_bytes.to_string()),
             ("read_only", s.read_only.to_string()),
+            ("pins", s.pins.shown()),
         ]
     }
 

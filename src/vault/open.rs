@@ -5,6 +5,7 @@
 //! On failure: an `OpenFault` that says in a sentence why not; nothing was changed that would matter.
 
 use super::log::Log;
+use super::pin::{PinStore, Pins, Remembered};
 use super::recover::{From, Recovered, recover};
 use super::sealer::{self, Cursor};
 use super::segments::Segments;
@@ -39,6 +40,9 @@ pub struct Locked {
     backing: Arc<dyn Backing>,
     headers: HeaderTexts,
     lock: Box<dyn Send + Sync>,
+    remembered: Remembered,
+    /// Nothing of it is to be changed: not the pins either.
+    looking: bool,
 }
 
 /// Opens a vault for use.
@@ -61,7 +65,7 @@ pub fn lock(backing: Arc<dyn Backing>) -> Result<Locked, OpenFault> {
         }
         other => other?,
     };
-    Ok(Locked { backing, headers, lock })
+    Ok(Locked { backing, headers, lock, remembered: Remembered::default(), looking: false })
 }
 
 impl Locked {
@@ -78,14 +82,22 @@ impl Locked {
     /// The same vault, to be looked at: everything that opening and closing write stays in memory.
     #[must_use]
     pub fn shadow(self) -> Locked {
-        Locked { backing: Arc::new(ShadowBacking::new(self.backing)), ..self }
+        Locked { backing: Arc::new(ShadowBacking::new(self.backing)), looking: true, ..self }
+    }
+
+    /// The same vault, to be opened only if it is not behind what these pins remember of it, or is of the accepted generation.
+    #[must_use]
+    pub fn remembered(self, pins: Vec<PinStore>, accepted: Option<Generation>) -> Locked {
+        Locked { remembered: Remembered { pins, accepted }, ..self }
     }
 
     /// Opens it for use.
     pub fn open(self, unlock: &Unlock, options: &OpenOptions, world: Arc<dyn World>) -> Result<Arc<Vault>, OpenFault> {
         let opened = self.headers.open(unlock)?;
         self.headers.mend(&*self.backing, &opened);
-        bring_up(self.backing, self.lock, opened.header, opened.master, options, world)
+        let remembered = if self.looking { self.remembered.read_only() } else { self.remembered };
+        let pins = Pins::read(remembered, &opened.master, opened.header.vault);
+        bring_up(self.backing, self.lock, pins, opened.header, opened.master, options, world)
     }
 }
 
@@ -93,17 +105,24 @@ impl Locked {
 fn bring_up(
     backing: Arc<dyn Backing>,
     lock: Box<dyn Send + Sync>,
+    pins: Pins,
     mut header: Header,
     master: MasterKey,
     options: &OpenOptions,
     world: Arc<dyn World>,
 ) -> Result<Arc<Vault>, OpenFault> {
     let vault = header.vault;
-    let mut root = match root::read(&*backing, &master, vault)? {
+    let held = root::read(&*backing, &master, vault)?;
+    let anew = held.is_none();
+    let mut root = match held {
         Some(root) => root,
-        None if options.rebuild_roots => root::rebuild(&*backing, &master, header.suite, vault, Generation(0))?,
+        None if options.rebuild_roots => root::rebuild(&*backing, &master, header.suite, vault)?,
         None => return Err(OpenFault::RootsLost),
     };
+    if !anew {
+        pins.judge(&root)?;
+    }
+    pins.raise(&mut root);
     let shares = Shares::of(options.budget_bytes.max(BUDGET_BYTES_MIN));
     let old_index = root.index_file;
     let opened = open_index(&backing, &master, &header, &mut root, &world, shares.index_cache_bytes, options)?;
@@ -114,6 +133,9 @@ fn bring_up(
             let _ = backing.remove(&index_path(root.index_file));
         }
     })?;
+    if anew {
+        pins.judge_log(found.position.seq)?;
+    }
     upgrade(&*backing, &mut header, &master)?;
     // The lease, before anything is written under it.
     root.epoch = Epoch(root.epoch.0.max(found.newest_epoch.0) + 1);
@@ -121,6 +143,7 @@ fn bring_up(
     let was_clean = root.clean;
     root.clean = false;
     root::write(&*backing, &root, &master, vault, &*world)?;
+    pins.remember(&root);
     for id in &found.empty_segments {
         backing.remove(&path(*id))?;
     }
@@ -132,7 +155,8 @@ fn bring_up(
         }
     }
     let allocated = apply::read_u64(&index, &key::total("bytes")).map_err(|e| OpenFault::Damaged(e.to_string()))?;
-    let parts = Parts { backing, world, header, master, root, index, index_lost, shares, found, allocated, was_clean };
+    let parts =
+        Parts { backing, world, header, master, root, pins, index, index_lost, shares, found, allocated, was_clean };
     start(parts, options, lock)
 }
 
@@ -154,6 +178,7 @@ struct Parts {
     header: Header,
     master: MasterKey,
     root: Root,
+    pins: Pins,
     index: Index,
     index_lost: Option<String>,
     shares: Shares,
@@ -248,7 +273,8 @@ fn covered(index: &Index, root: &Root) -> Result<Option<From>, NotCovered> {
 }
 
 fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sync>) -> Result<Arc<Vault>, OpenFault> {
-    let Parts { backing, world, header, master, root, index, index_lost, shares, found, allocated, was_clean } = parts;
+    let Parts { backing, world, header, master, root, pins, index, index_lost, shares, found, allocated, was_clean } =
+        parts;
     let (suite, vault, epoch) = (header.suite, header.vault, root.epoch);
     let fresh = {
         let (master, world) = (master.clone(), Arc::clone(&world));
@@ -319,6 +345,7 @@ fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sync>) -> Res
         log_since_checkpoint: 0.into(),
         dead: Mutex::new(found.dead.clone()),
         root: Mutex::new(root),
+        pins,
         space: Mutex::new(None),
         failed: OnceLock::new(),
     });
@@ -334,6 +361,16 @@ fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sync>) -> Res
             )
         },
     );
+    if found.lost_records > 0 {
+        let lost = found.lost_records;
+        shared.stats.error(
+            now,
+            format!(
+                "recovery: {lost} frames or groups of the log are damaged that held changes of names and attributes: \
+                 these changes are lost; strongroom check says what they left behind"
+            ),
+        );
+    }
     // What was recovered is checkpointed before anything new, so that the old tail is never walked again.
     shared.index.seal_direct();
     shared.index.seal_derived();

@@ -1,9 +1,10 @@
 //! Recovery: takes in the commits that the newest checkpoint does not cover.
 //!
 //! Promise: commits are taken in chain order, each only if every frame since the one before is there and its checksum
-//! holds; the first that does not hold ends the tail, and what came after is dropped and counted. Damage that valid commits
-//! follow is bit rot and not a torn tail: those commits are taken in, and what the damage hit cannot be read. An earlier
-//! lease's commits that a later segment does not continue from are not mistaken for the tail (format.md §4).
+//! holds; what a lease leaves behind the last of them is dropped and counted. A later commit of the same lease proves that
+//! what precedes the commit before it was once whole: damage there is rot and not a torn tail, and costs what it hit, which
+//! is counted and said. An earlier lease's commits that a later segment does not continue from are not mistaken for the
+//! tail (format.md §4).
 //! Called by: `open`, before any thread runs. On failure: `Damaged`, if the log contradicts itself; I/O errors as they are.
 
 use super::apply::apply;
@@ -14,6 +15,7 @@ use crate::base::choice::SuiteId;
 use crate::base::id::{CommitSeq, Epoch, SegmentId, VaultId};
 use crate::base::limits::BLOCK_BYTES;
 use crate::format::frame::Kind;
+use crate::format::inode::NameEntry;
 use crate::format::key::{self, is_derived};
 use crate::format::record::{Commit, Counters, Record};
 use crate::format::segment::{LogPosition, SegmentInfo};
@@ -38,8 +40,10 @@ pub struct Recovered {
     pub commits: u64,
     /// Frames after the last commit that were dropped: operations that were never acknowledged as durable.
     pub dropped_frames: u64,
-    /// Commits taken in although a group of theirs is damaged: reading what it held is a fault.
+    /// Commits taken in although something of theirs is damaged: reading what it held is a fault.
     pub rotten_commits: u64,
+    /// Frames of records, commits and whole groups that are missing from them: what these changed is lost.
+    pub lost_records: u64,
     /// Ranges that died in the commits taken in.
     pub dead: Vec<DeadRange>,
     /// The greatest segment number in use.
@@ -65,27 +69,55 @@ struct Tail<'a> {
     position: LogPosition,
     counters: Counters,
     chain: Chain,
-    frames: u32,
-    records: Vec<u8>,
-    /// False until the commit that the checkpoint covers was seen.
+    /// False until the commit that the checkpoint covers went by.
     joined: bool,
-    /// Whether every group since the last commit holds.
-    whole: bool,
-    /// Whether records or a commit since then could not be opened.
-    broken: bool,
-    /// Commits whose groups do not all hold, in order: a torn tail, unless a later commit holds. The log writes a commit
-    /// only after the flush of the one before, so what a later commit follows was once whole: then it is bit rot, and
-    /// costs only what the damaged frames hold.
-    suspects: Vec<Vec<u8>>,
-    /// Where the first suspect began.
-    before_suspects: (LogPosition, Counters),
+    /// Whether the lease holds another commit with the number of the covered one.
+    astray: bool,
+    /// Records since the last commit, as far as they could be read.
+    records: Vec<u8>,
+    /// What there is since the last break: the last commit, or something lost in whose place one may have been.
+    since: Since,
+    /// What was lost between the last commit and the last break; nothing if the break is that commit.
+    missing: u64,
+    /// Length of the records at the first such loss: these are of one commit.
+    sure: Option<usize>,
+    /// The newest commit, if what lies between it and the one before is damaged: a torn tail, unless a later commit of the
+    /// lease proves that it was once whole.
+    suspect: Option<Suspect>,
     rotten: u64,
+    lost: u64,
     epoch: Epoch,
     /// The newest commit that later segments continue from: what a lease left beyond it was dropped when it died, and its
     /// number given out again.
     last: CommitSeq,
     commits: u64,
     dropped: u64,
+}
+
+/// What follows a break.
+struct Since {
+    frames: u32,
+    /// Whether the checksums of every group hold.
+    whole: bool,
+    /// Frames of records that could not be opened.
+    lost: u64,
+}
+
+impl Since {
+    const BREAK: Since = Since { frames: 0, whole: true, lost: 0 };
+}
+
+/// A commit that is damaged, and not taken in.
+struct Suspect {
+    records: Vec<u8>,
+    /// How many commits it stands for: those before it may be lost.
+    commits: u64,
+    /// How many of these are damaged.
+    rotten: u64,
+    /// What is lost of it and of those.
+    lost: u64,
+    /// Where the log stands without it.
+    before: (LogPosition, Counters),
 }
 
 /// Where to begin.
@@ -118,12 +150,20 @@ pub fn recover(
 ) -> Result<Recovered, OpenFault> {
     let all = list_segments(&**backing)?;
     let look_up = |id: SegmentId| {
-        let unknown = || VaultFault::Index(format!("segment {id} is named but was not found").into());
-        let file = backing.open(&path(id), Open::Read, Cache::Direct).map_err(|_| unknown())?;
-        let mut walk = Walk::new(file, id, suite, vault);
-        walk.next(master).map_err(|_| unknown())?;
-        let context = walk.context().ok_or_else(unknown)?;
-        Ok(SegmentInfo { epoch: context.epoch, salt: context.salt, data_bytes: 0, live_bytes: 0 })
+        let life = match backing.open(&path(id), Open::Read, Cache::Direct) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
+            file => {
+                let mut walk = Walk::new(file?, id, suite, vault);
+                walk.next(master).map_err(|e| VaultFault::Index(e.to_string().into()))?;
+                walk.context().map(|context| (context.epoch, context.salt))
+            }
+        };
+        // Lost: what lay in it cannot be read, the rest of the vault can.
+        let (epoch, salt) = life.unwrap_or_else(|| {
+            log::error!("segment {id} is named, but is missing or holds no group that can be read");
+            (Epoch(0), [0; 16])
+        });
+        Ok(SegmentInfo { epoch, salt, data_bytes: 0, live_bytes: 0 })
     };
     let mut tail = Tail {
         index,
@@ -135,14 +175,15 @@ pub fn recover(
         position: from.covered,
         counters: from.counters,
         chain: Chain::after(&from.covered.chain),
-        frames: 0,
-        records: Vec::new(),
         joined: from.covered == LogPosition::START,
-        whole: true,
-        broken: false,
-        suspects: Vec::new(),
-        before_suspects: (from.covered, from.counters),
+        astray: false,
+        records: Vec::new(),
+        since: Since::BREAK,
+        missing: 0,
+        sure: None,
+        suspect: None,
         rotten: 0,
+        lost: 0,
         epoch: Epoch(0),
         last: CommitSeq(u64::MAX),
         commits: 0,
@@ -150,8 +191,13 @@ pub fn recover(
     };
     let mut empty_segments = Vec::new();
     let walked = &all[all.partition_point(|id| *id < from.replay_from)..];
+    let mut before = None;
     for (&id, last) in walked.iter().zip(last_commits(backing, master, suite, vault, walked)?) {
         tail.last = last;
+        if before.replace(id).is_some_and(|before| before.0 + 1 != id.0) {
+            // If a segment is lost, what follows need not be of the commit that was begun.
+            tail.sure.get_or_insert(tail.records.len());
+        }
         let file = backing.open(&path(id), Open::Read, Cache::Direct)?;
         let mut walk = Walk::new(file, id, suite, vault);
         while let Some(group) = walk.next(master).map_err(unreadable)? {
@@ -178,6 +224,7 @@ pub fn recover(
         dead: tail.dead,
         dropped_frames: tail.dropped,
         rotten_commits: tail.rotten,
+        lost_records: tail.lost,
         newest_segment: newest_segment(index, from, &all)?,
         empty_segments,
         newest_epoch: tail.epoch,
@@ -236,15 +283,27 @@ fn unreadable(e: Unreadable) -> OpenFault {
 
 impl Tail<'_> {
     fn group(&mut self, walk: &mut Walk, group: &WalkedGroup) -> Result<(), OpenFault> {
-        self.whole &= group.checksum_holds;
+        if let Some(gap) = group.gap_before {
+            let id = group.header.segment;
+            log::error!("segment {id}: no group can be read from byte {} to {}", gap.from_bytes, gap.to_bytes);
+            self.break_off(u64::from(gap.groups_missing));
+        }
+        let first = group.frames.first().map(|f| f.entry.kind);
+        if first != Some(Kind::Start) && group.header.epoch != self.epoch {
+            // The beginning of the lease is lost; what it continues from is seen at its commits.
+            self.epoch = group.header.epoch;
+            self.begin_lease(None, group)?;
+        }
+        self.since.whole &= group.checksum_holds;
         for frame in &group.frames {
             // Before it is opened, which overwrites it.
             let tag = walk.tag(frame);
             match frame.entry.kind {
                 Kind::Start => self.start(walk, group, frame)?,
                 Kind::Records => {
-                    if self.joined && walk.open(frame, &mut self.records).is_err() {
-                        self.broken = true;
+                    if walk.open(frame, &mut self.records).is_err() {
+                        self.sure.get_or_insert(self.records.len());
+                        self.since.lost += 1;
                     }
                 }
                 Kind::Commit => {
@@ -254,12 +313,12 @@ impl Tail<'_> {
                 Kind::Data | Kind::Directory => {}
             }
             self.chain.add(group.header.segment, frame.entry.slot, &tag);
-            self.frames += 1;
+            self.since.frames += 1;
         }
         Ok(())
     }
 
-    /// A segment begins. If it begins a new lease, what the old one left after its last commit is dropped.
+    /// A segment begins.
     fn start(&mut self, walk: &mut Walk, group: &WalkedGroup, frame: &WalkedFrame) -> Result<(), OpenFault> {
         let mut plain = Vec::new();
         let opened = walk.open(frame, &mut plain).ok().and_then(|()| LogPosition::decode(&plain).ok());
@@ -268,14 +327,29 @@ impl Tail<'_> {
         if epoch == old {
             return Ok(());
         }
+        self.begin_lease(opened, group)
+    }
+
+    /// A new lease begins with this group. What the old one left after its last commit is dropped, but for what the new one
+    /// says it continues from: that was taken in when it began, so it was whole then.
+    fn begin_lease(&mut self, after: Option<LogPosition>, group: &WalkedGroup) -> Result<(), OpenFault> {
+        if let Some(after) = after.filter(|after| after.seq >= self.position.seq) {
+            self.settle()?;
+            if after.seq > self.position.seq {
+                self.jump(after)?;
+            }
+        }
         self.drop_pending();
+        self.astray = false;
         // The reset is about what came before this group.
-        self.whole = group.checksum_holds;
-        match opened {
+        self.since.whole = group.checksum_holds;
+        match after {
             Some(after) if after == self.position => self.joined = true,
             // Its beginning is older than the checkpoint: the commit covered is still to come.
             Some(after) if after.seq < self.position.seq && !self.joined => {}
-            _ => {
+            // The frame that says it is lost, and perhaps commits are.
+            None => self.break_off(1),
+            Some(_) => {
                 return Err(OpenFault::Damaged(format!(
                     "segment {} does not continue the log at commit {}",
                     group.header.segment, self.position.seq
@@ -285,74 +359,127 @@ impl Tail<'_> {
         Ok(())
     }
 
-    fn drop_pending(&mut self) {
-        if !self.suspects.is_empty() {
-            self.dropped += self.suspects.len() as u64;
-            self.suspects.clear();
-            (self.position, self.counters) = self.before_suspects;
+    /// The commits up to this one are lost, although they were durable. What was read before the first loss is of the next
+    /// one; of the rest, nobody can say.
+    fn jump(&mut self, to: LogPosition) -> Result<(), OpenFault> {
+        let mut records = std::mem::take(&mut self.records);
+        if let Some(sure) = self.sure {
+            records.truncate(sure);
         }
-        self.dropped += u64::from(self.frames);
-        (self.frames, self.whole, self.broken) = (0, true, false);
-        self.records.clear();
-        self.chain = Chain::after(&self.position.chain);
+        if self.joined {
+            self.take_in(&records)?;
+        }
+        let commits = to.seq.0 - self.position.seq.0;
+        self.commits += commits;
+        self.rotten += commits;
+        self.lost += commits + self.missing + self.since.lost;
+        self.position = to;
+        self.counters = at_least(self.counters, &records)?;
+        Ok(())
+    }
+
+    /// What lies between here and the last commit is not all there, and a commit may be among what is missing.
+    fn break_off(&mut self, lost: u64) {
+        self.sure.get_or_insert(self.records.len());
+        self.missing += lost + self.since.lost;
+        self.since = Since::BREAK;
+        if !self.joined {
+            // They may be older than the checkpoint; those behind the break are not, if a newer commit follows.
+            self.records.clear();
+        }
+    }
+
+    fn drop_pending(&mut self) {
+        if let Some(suspect) = self.suspect.take() {
+            self.dropped += suspect.commits;
+            // But for the last one, they were durable.
+            self.lost += if suspect.commits > 1 { suspect.lost } else { 0 };
+            (self.position, self.counters) = suspect.before;
+        }
+        self.dropped += u64::from(self.since.frames);
+        self.begin_after();
+    }
+
+    /// Takes the suspect in.
+    fn settle(&mut self) -> Result<(), OpenFault> {
+        let Some(Suspect { records, commits, rotten, lost, .. }) = self.suspect.take() else { return Ok(()) };
+        self.take_in(&records)?;
+        self.commits += commits;
+        self.rotten += rotten;
+        self.lost += lost;
+        Ok(())
     }
 
     fn commit(&mut self, walk: &mut Walk, frame: &WalkedFrame, tag: [u8; 16]) -> Result<(), OpenFault> {
         let segment = walk.context().expect("a walk that gave a group knows its segment").id;
         let mut plain = Vec::new();
         if walk.open(frame, &mut plain).is_err() {
-            self.broken = true;
-            self.frames += 1;
+            self.break_off(1);
             return Ok(());
         }
         let Ok(commit) = Commit::decode(&plain) else {
             return Err(OpenFault::Damaged(format!("segment {segment}: a commit that makes no sense")));
         };
-        if !self.joined {
-            if commit.seq == self.position.seq && commit.chain == self.position.chain {
-                self.joined = true;
-                self.begin_after(segment, frame, tag);
-            }
+        if !self.joined && commit.seq <= self.position.seq {
+            self.joined = commit.seq == self.position.seq && commit.chain == self.position.chain;
+            // Another commit with that number: what follows it is another history, until a lease joins ours.
+            self.astray = commit.seq == self.position.seq && !self.joined;
+            self.begin_after();
+            self.chain.add(segment, frame.entry.slot, &tag);
             return Ok(());
         }
+        if self.astray || commit.seq <= self.position.seq || commit.seq > self.last {
+            // Dropped when its lease died, and its number given out again.
+            self.since.frames += 1;
+            return Ok(());
+        }
+        let passed = !std::mem::replace(&mut self.joined, true);
+        // A commit is written only after the one before was flushed and read back right.
+        self.settle()?;
+        let commits = commit.seq.0 - self.position.seq.0;
         let trusted = commit.seq <= self.trusted.seq;
-        let next = commit.seq.0 == self.position.seq.0 + 1 && commit.seq <= self.last;
-        let next = next && commit.frames == self.frames && !self.broken;
+        let complete = commit.frames == self.since.frames && self.since.lost == 0;
+        let continues = commits == 1 && self.missing == 0;
         // Where a group does not hold, a tag may be what rotted: the chain of the next commit goes on from this one's value.
-        if !next || !trusted && self.whole && commit.chain != self.chain.value() {
-            self.broken = true;
-            self.frames += 1;
-            return Ok(());
-        }
+        let chained = !self.since.whole || commit.chain == self.chain.value();
         let mut records = std::mem::take(&mut self.records);
         records.extend_from_slice(commit.records);
-        if self.suspects.is_empty() {
-            self.before_suspects = (self.position, self.counters);
-        }
-        self.suspects.push(records);
+        let before = (self.position, self.counters);
         self.position = LogPosition { seq: commit.seq, chain: commit.chain };
         self.counters = commit.counters;
-        if self.whole || trusted {
-            self.rotten += self.suspects.len() as u64 - 1;
-            for records in std::mem::take(&mut self.suspects) {
-                self.take_in(&records).map_err(|e| OpenFault::Damaged(e.to_string()))?;
-                self.commits += 1;
+        if continues && complete && (trusted || self.since.whole && chained) {
+            self.take_in(&records)?;
+            self.commits += 1;
+        } else {
+            let sound = !continues && complete && self.since.whole;
+            // Of a commit that went by unseen, its own records are lost; unless it is the covered one, which the index has.
+            let before_it = if self.missing == 0 || passed { commits - 1 } else { self.missing };
+            let miscounted = u64::from(!sound && self.since.lost == 0 && commit.frames != self.since.frames);
+            let lost = before_it + self.since.lost + miscounted;
+            self.suspect = Some(Suspect { records, commits, rotten: commits - u64::from(sound), lost, before });
+            // What is damaged lies before it, and so was durable; or is vouched for.
+            if trusted || sound {
+                self.settle()?;
             }
         }
-        self.begin_after(segment, frame, tag);
+        self.begin_after();
+        self.chain.add(segment, frame.entry.slot, &tag);
         Ok(())
     }
 
-    /// The next commit's chain begins with the one just passed.
-    fn begin_after(&mut self, segment: SegmentId, frame: &WalkedFrame, tag: [u8; 16]) {
-        (self.frames, self.whole, self.broken) = (0, true, false);
+    /// Nothing is pending behind the position.
+    fn begin_after(&mut self) {
+        (self.since, self.missing, self.sure) = (Since::BREAK, 0, None);
         self.records.clear();
         self.chain = Chain::after(&self.position.chain);
-        self.chain.add(segment, frame.entry.slot, &tag);
     }
 
-    /// Applies one commit's records to the index: keys in order, then the data records.
-    fn take_in(&mut self, records: &[u8]) -> Result<(), VaultFault> {
+    /// Applies records to the index: keys in order, then the data records.
+    fn take_in(&mut self, records: &[u8]) -> Result<(), OpenFault> {
+        self.apply(records).map_err(|e| OpenFault::Damaged(e.to_string()))
+    }
+
+    fn apply(&mut self, records: &[u8]) -> Result<(), VaultFault> {
         let mut r = Reader::new(records);
         let mut changes = Vec::new();
         while !r.is_empty() {
@@ -380,4 +507,23 @@ impl Tail<'_> {
         }
         Ok(())
     }
+}
+
+/// The counters of a commit that is lost, as far as its records show: no number that they use is given out again.
+fn at_least(mut counters: Counters, records: &[u8]) -> Result<Counters, OpenFault> {
+    let mut r = Reader::new(records);
+    while !r.is_empty() {
+        let (ino, cookie) = match Record::decode(&mut r).map_err(|e| OpenFault::Damaged(e.to_string()))? {
+            Record::Put { key, value } => match key::split(key) {
+                Ok((key::NAME, ..)) => NameEntry::decode(value).map_or((0, 0), |entry| (entry.ino.0, entry.cookie)),
+                Ok((key::INODE, ino, _)) => (ino, 0),
+                Ok(_) | Err(_) => (0, 0),
+            },
+            Record::Install { ino, .. } => (ino.0, 0),
+            Record::Delete { .. } | Record::Punch { .. } => (0, 0),
+        };
+        counters.next_ino = counters.next_ino.max(ino.saturating_add(1));
+        counters.next_cookie = counters.next_cookie.max(cookie.saturating_add(1));
+    }
+    Ok(counters)
 }

@@ -112,18 +112,12 @@ pub fn read(backing: &dyn Backing, master: &MasterKey, vault: VaultId) -> io::Re
     }
 }
 
-/// A root for a vault that has lost both, from what the log and the names of the index files tell; `known` is the newest
-/// generation that anything outside the vault remembers. Nothing is written.
+/// A root for a vault that has lost both, from what the log and the names of the index files tell. Nothing is written; its
+/// generation is 0, and for the pins to raise.
 ///
 /// It vouches for no commit: how far the log goes is for its own chain to say, and commits that are missing at its very end
 /// cannot be told from commits that never were. The lease is above every one that a group was written under.
-pub fn rebuild(
-    backing: &dyn Backing,
-    master: &MasterKey,
-    suite: SuiteId,
-    vault: VaultId,
-    known: Generation,
-) -> io::Result<Root> {
+pub fn rebuild(backing: &dyn Backing, master: &MasterKey, suite: SuiteId, vault: VaultId) -> io::Result<Root> {
     let mut epoch = Epoch(0);
     for id in list_segments(backing)? {
         let mut walk = Walk::new(backing.open(&path(id), Open::Read, Cache::Direct)?, id, suite, vault);
@@ -137,7 +131,7 @@ pub fn rebuild(
     // Index files are named like segments: sixteen digits.
     let index_file = backing.list("index")?.iter().filter_map(|name| parse_file_name(name)).max().map_or(0, |n| n.0);
     let (covered, emergency) = (LogPosition::START, String::new());
-    Ok(Root { generation: known, epoch, covered, index_file, clean: false, emergency })
+    Ok(Root { generation: Generation(0), epoch, covered, index_file, clean: false, emergency })
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 use super::VaultFault;
 use super::batch::Batch;
 use super::cache::FrameCache;
+use super::pin::Pins;
 use super::sealer::{Cursor, Job, Sealed};
 use super::segments::Segments;
 use super::stats::Stats;
@@ -142,6 +143,7 @@ pub struct Shared {
     /// Ranges that no extent names any more, not yet covered by a checkpoint.
     pub dead: Mutex<Vec<DeadRange>>,
     pub root: Mutex<Root>,
+    pub pins: Pins,
     pub space: Mutex<Option<(Duration, Space)>>,
     pub failed: OnceLock<Arc<str>>,
 }

@@ -107,6 +107,8 @@ impl TestVault {
     /// The command that mounts it; what it prints goes to a file, which a daemon may keep open.
     pub fn mount_command(&self) -> Command {
         let mut c = Command::new(strongroom());
+        // What it remembers of the vault goes when the vault does.
+        c.env("XDG_STATE_HOME", self.dir.path().join("state"));
         c.args(["mount", "--password-file"]).arg(&self.password);
         if !self.options.is_empty() {
             c.arg("-o").arg(self.options.join(","));

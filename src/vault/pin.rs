@@ -1,0 +1,305 @@
+//! Pins: what is remembered outside the vault of how far it had come, so that an older copy in its place is noticed.
+//!
+//! Promise: a pin is written after the root that it remembers is durable, so no crash leaves a pin ahead of its vault; a vault
+//! that is behind a pin, or of another history, is not opened unless its generation was named. What is opened then goes on
+//! above every pin in generation and lease, so that no history uses what another one did. Called by: `open`, `checkpoint`.
+//! On failure: `RolledBack`. A pin that is missing is trust on first use; one that does not hold, cannot be read or cannot be
+//! written is said, and keeps nobody out: whoever can spoil it could as well remove it.
+
+use super::OpenFault;
+use crate::backing::{Backing, read_file, replace_file};
+use crate::base::id::{CommitSeq, Generation, VaultId};
+use crate::format::pin::{PIN_BYTES_MAX, Pin};
+use crate::format::root::Root;
+use crate::seal::{MasterKey, open_pin, write_pin};
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+/// A place for a vault's pin: a directory that is none of the vault's.
+#[derive(Clone)]
+pub struct PinStore {
+    backing: Arc<dyn Backing>,
+    /// Whether the directory is this vault's alone.
+    own: bool,
+    /// Whether it may only be looked at.
+    sealed: bool,
+    /// What a person calls it.
+    shown: String,
+}
+
+impl PinStore {
+    /// In a directory that holds the pins of many vaults: `<vault id>.pin`.
+    #[must_use]
+    pub fn among_others(backing: Arc<dyn Backing>, shown: impl Into<String>) -> PinStore {
+        PinStore { backing, own: false, sealed: false, shown: shown.into() }
+    }
+
+    /// In a directory for this vault alone: `pin`.
+    #[must_use]
+    pub fn alone(backing: Arc<dyn Backing>, shown: impl Into<String>) -> PinStore {
+        PinStore { backing, own: true, sealed: false, shown: shown.into() }
+    }
+
+    fn name(&self, vault: VaultId) -> String {
+        if self.own { "pin".to_owned() } else { format!("{vault}.pin") }
+    }
+}
+
+impl fmt::Debug for PinStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PinStore({})", self.shown)
+    }
+}
+
+/// What is remembered of a vault that is to be opened.
+#[derive(Default)]
+pub struct Remembered {
+    /// Where, all of them outside the vault.
+    pub pins: Vec<PinStore>,
+    /// Open the vault although it is behind a pin, if this is its generation.
+    pub accepted: Option<Generation>,
+}
+
+impl Remembered {
+    /// The same, only to be looked at: for whoever leaves the vault as it is.
+    pub fn read_only(self) -> Remembered {
+        let seal = |store| PinStore { sealed: true, ..store };
+        Remembered { pins: self.pins.into_iter().map(seal).collect(), ..self }
+    }
+}
+
+/// The pins of an open vault.
+pub struct Pins {
+    stores: Vec<(PinStore, AtomicBool)>,
+    master: MasterKey,
+    vault: VaultId,
+    accepted: Option<Generation>,
+    /// What they held when the vault was opened.
+    held: Vec<Pin>,
+}
+
+impl Pins {
+    /// Reads all pins; those that do not hold are said.
+    pub fn read(remembered: Remembered, master: &MasterKey, vault: VaultId) -> Pins {
+        let read = |store: &PinStore| match read_file(&*store.backing, &store.name(vault), PIN_BYTES_MAX) {
+            Ok(text) => {
+                let pin = open_pin(&text, vault, master).ok();
+                if pin.is_none() {
+                    log::warn!(
+                        "the pin in {} does not hold: whether the vault is an older copy is not known",
+                        store.shown
+                    );
+                }
+                pin
+            }
+            Err(e) => {
+                // The first use of this vault here, unless it cannot be told.
+                if e.kind() != io::ErrorKind::NotFound {
+                    log::warn!("the pin in {} cannot be read: {e}", store.shown);
+                }
+                None
+            }
+        };
+        let Remembered { pins, accepted } = remembered;
+        let held = pins.iter().filter_map(read).collect();
+        let stores = pins.into_iter().map(|store| (store, AtomicBool::new(false))).collect();
+        Pins { stores, master: master.clone(), vault, accepted, held }
+    }
+
+    /// Refuses a root that is behind a pin, or of another history, unless it was accepted.
+    pub fn judge(&self, root: &Root) -> Result<(), OpenFault> {
+        // One root was written under each number: the same number with anything else in it is another vault's life.
+        let (commit, epoch) = (root.covered.seq, root.epoch);
+        let same = |pin: &Pin| pin.epoch == epoch && pin.commit == commit;
+        let behind = |pin: &&Pin| root.generation < pin.generation || root.generation == pin.generation && !same(pin);
+        let Some(pin) = self.held.iter().filter(behind).max_by_key(|pin| pin.generation) else { return Ok(()) };
+        self.accept(pin, root.generation)
+    }
+
+    /// Raises a root that is accepted, or was made anew, to what was reached before: what follows is above every history.
+    pub fn raise(&self, root: &mut Root) {
+        for pin in &self.held {
+            root.generation = root.generation.max(pin.generation);
+            root.epoch = root.epoch.max(pin.epoch);
+        }
+    }
+
+    /// For a root made anew: refuses a log that ends before what was once covered. Its generation counts as 0.
+    pub fn judge_log(&self, newest: CommitSeq) -> Result<(), OpenFault> {
+        match self.held.iter().filter(|pin| pin.commit > newest).max_by_key(|pin| pin.generation) {
+            Some(pin) => self.accept(pin, Generation(0)),
+            None => Ok(()),
+        }
+    }
+
+    fn accept(&self, pin: &Pin, found: Generation) -> Result<(), OpenFault> {
+        if self.accepted != Some(found) {
+            return Err(OpenFault::RolledBack { from: pin.generation, to: found });
+        }
+        log::warn!("an older copy of the vault is accepted: generation {found}, where {} was known", pin.generation);
+        Ok(())
+    }
+
+    /// Remembers a root that is durable now. A pin that cannot be written stays behind, which is said once and harms nobody.
+    pub fn remember(&self, root: &Root) {
+        let pin = Pin { vault: self.vault, generation: root.generation, epoch: root.epoch, commit: root.covered.seq };
+        let text = write_pin(&pin, &self.master);
+        for (store, failed) in self.stores.iter().filter(|(store, _)| !store.sealed) {
+            match replace_file(&*store.backing, "", &store.name(self.vault), &text) {
+                Ok(()) => failed.store(false, Relaxed),
+                Err(e) => {
+                    if !failed.swap(true, Relaxed) {
+                        log::warn!("the pin in {} cannot be written: {e}", store.shown);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Where they are and whether the last write to each succeeded, for a person.
+    pub fn shown(&self) -> String {
+        if self.stores.is_empty() {
+            return "none".to_owned();
+        }
+        let one = |(store, failed): &(PinStore, AtomicBool)| match failed.load(Relaxed) {
+            true => format!("{} (not written)", store.shown),
+            false => store.shown.clone(),
+        };
+        self.stores.iter().map(one).collect::<Vec<_>>().join(", ")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backing::{Fate, MemoryBacking};
+    use crate::base::id::Epoch;
+    use crate::base::secret::Secret;
+    use crate::format::segment::LogPosition;
+
+    const VAULT: VaultId = VaultId([3; 16]);
+
+    fn root(generation: u64, epoch: u64, commit: u64) -> Root {
+        let covered = LogPosition { seq: CommitSeq(commit), chain: [1; 32] };
+        let (generation, epoch, emergency) = (Generation(generation), Epoch(epoch), String::new());
+        Root { generation, epoch, covered, index_file: 1, clean: true, emergency }
+    }
+
+    fn pins(places: &[&MemoryBacking], accept: Option<u64>) -> Pins {
+        let store = |place: &&MemoryBacking| PinStore::among_others(Arc::new((*place).clone()), "a place");
+        let (pins, accepted) = (places.iter().map(store).collect(), accept.map(Generation));
+        Pins::read(Remembered { pins, accepted }, &MasterKey::from_secret(Secret([4; 32])), VAULT)
+    }
+
+    fn judged(pins: &Pins, mut root: Root) -> Result<(u64, u64), (u64, u64)> {
+        match pins.judge(&root) {
+            Ok(()) => {
+                pins.raise(&mut root);
+                Ok((root.generation.0, root.epoch.0))
+            }
+            Err(OpenFault::RolledBack { from, to }) => Err((from.0, to.0)),
+            Err(other) => panic!("{other}"),
+        }
+    }
+
+    #[test]
+    fn only_what_is_not_behind_its_pin_is_opened() {
+        let place = MemoryBacking::default();
+        assert_eq!(judged(&pins(&[&place], None), root(1, 1, 0)), Ok((1, 1)), "first use");
+        pins(&[&place], None).remember(&root(10, 3, 40));
+        for (generation, epoch, commit, fine) in [
+            (10, 3, 40, true),
+            (11, 3, 40, true),
+            (11, 4, 50, true),
+            (9, 3, 40, false),
+            (9, 9, 99, false),
+            (10, 2, 40, false),
+            (10, 4, 40, false),
+            (10, 3, 39, false),
+            (10, 3, 41, false),
+        ] {
+            let want = if fine { Ok((generation, epoch)) } else { Err((10, generation)) };
+            assert_eq!(judged(&pins(&[&place], None), root(generation, epoch, commit)), want);
+        }
+    }
+
+    #[test]
+    fn acceptance_names_what_it_accepts_and_goes_on_above_every_pin() {
+        let (here, there) = (MemoryBacking::default(), MemoryBacking::default());
+        pins(&[&here], None).remember(&root(10, 3, 40));
+        pins(&[&there], None).remember(&root(12, 2, 50));
+        let both = [&here, &there];
+        for wrong in [None, Some(8), Some(10), Some(12)] {
+            assert_eq!(judged(&pins(&both, wrong), root(9, 1, 30)), Err((12, 9)), "{wrong:?}");
+        }
+        assert_eq!(judged(&pins(&both, Some(9)), root(9, 1, 30)), Ok((12, 3)));
+        assert_eq!(judged(&pins(&both, Some(9)), root(13, 4, 60)), Ok((13, 4)), "nothing to accept");
+    }
+
+    #[test]
+    fn one_pin_of_several_is_enough() {
+        let places = [(); 3].map(|()| MemoryBacking::default());
+        let (here, rubble, empty) = (&places[0], &places[1], &places[2]);
+        pins(&[here], None).remember(&root(10, 3, 40));
+        let name = format!("{VAULT}.pin");
+        for text in [&b""[..], b"strongroom pin 1\n", &[0xff; 600]] {
+            replace_file(rubble, "", &name, text).unwrap();
+            assert_eq!(judged(&pins(&[rubble, empty], None), root(1, 1, 1)), Ok((1, 1)), "damaged is not refused");
+            assert_eq!(judged(&pins(&[empty, rubble, here], None), root(9, 3, 40)), Err((10, 9)));
+        }
+        let all = pins(&[here, rubble, empty], None);
+        all.remember(&root(11, 4, 41));
+        for place in &places {
+            assert_eq!(judged(&pins(&[place], None), root(10, 3, 40)), Err((11, 10)), "all were rewritten");
+        }
+    }
+
+    #[test]
+    fn a_log_that_ends_before_what_was_covered_is_an_older_one() {
+        let place = MemoryBacking::default();
+        pins(&[&place], None).remember(&root(10, 3, 40));
+        assert!(pins(&[&place], None).judge_log(CommitSeq(40)).is_ok());
+        let refused = pins(&[&place], Some(10)).judge_log(CommitSeq(39));
+        assert!(matches!(refused, Err(OpenFault::RolledBack { from: Generation(10), to: Generation(0) })));
+        assert!(pins(&[&place], Some(0)).judge_log(CommitSeq(39)).is_ok());
+    }
+
+    #[test]
+    fn a_place_that_refuses_keeps_nobody_out() {
+        let place = MemoryBacking::default();
+        let kept = pins(&[&place], None);
+        kept.remember(&root(10, 3, 40));
+        place.fail_next_writes(1);
+        kept.remember(&root(11, 3, 41));
+        assert_eq!(kept.shown(), "a place (not written)");
+        assert_eq!(judged(&pins(&[&place], None), root(11, 3, 41)), Ok((11, 3)), "the pin is behind, and whole");
+        kept.remember(&root(12, 3, 42));
+        assert_eq!(kept.shown(), "a place");
+        assert_eq!(judged(&pins(&[&place], None), root(11, 3, 41)), Err((12, 11)));
+        let pins = vec![PinStore::alone(Arc::new(place.clone()), "x")];
+        let looking = Remembered { pins, accepted: None }.read_only();
+        Pins::read(looking, &MasterKey::from_secret(Secret([4; 32])), VAULT).remember(&root(20, 9, 99));
+        assert_eq!(place.list("").unwrap(), [format!("{VAULT}.pin")], "only looked at");
+    }
+
+    #[test]
+    fn a_power_cut_while_a_pin_is_written_leaves_the_old_or_the_new_one() {
+        let place = MemoryBacking::default();
+        pins(&[&place], None).remember(&root(10, 3, 40));
+        place.record();
+        pins(&[&place], None).remember(&root(11, 3, 41));
+        let mut cuts = place.cuts();
+        loop {
+            for coins in 0..10 {
+                let after = cuts.image(&mut |_| Fate::Torn { unit_bytes: 512, coins });
+                let pin = pins(&[&after], None).held.pop().expect("one of the two");
+                assert!(matches!((pin.generation.0, pin.commit.0), (10, 40) | (11, 41)), "{pin:?}");
+            }
+            if !cuts.advance() {
+                break;
+            }
+        }
+    }
+}
