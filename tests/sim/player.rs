@@ -22,6 +22,7 @@ pub struct Player {
     pub history: History,
     /// Whether the disk has faults, so that errors are not the vault's.
     pub faulty: bool,
+    told: bool,
 }
 
 impl Player {
@@ -31,7 +32,8 @@ impl Player {
         let mut history = History::default();
         history.push(&tree, 0, "the beginning".to_owned());
         let (disk, world) = (disk.clone(), world.clone());
-        Player { disk, world, manner, place: Some(place), tree, held: None, history, faulty: false }
+        let told = super::from_environment("STRONGROOM_SIM_TRACE").is_some();
+        Player { disk, world, manner, place: Some(place), tree, held: None, history, faulty: false, told }
     }
 
     pub fn place(&self) -> &Place {
@@ -42,8 +44,21 @@ impl Player {
         self.held
     }
 
-    /// Does one step; `Err` says what the vault did wrong.
+    /// Does one step; `Err` says what the vault did wrong. With `STRONGROOM_SIM_TRACE=1` it says what it does.
     pub fn step(&mut self, step: &Step) -> Result<(), String> {
+        let did = self.attempt(step);
+        if self.told {
+            let (calls, struck) = (self.disk.calls(), self.disk.struck());
+            let newest = self.history.newest();
+            eprintln!(
+                "call {calls}, {struck} struck, state {newest}: {step:?} {}",
+                did.as_ref().err().map_or("", |e| e)
+            );
+        }
+        did.map(|_| ())
+    }
+
+    fn attempt(&mut self, step: &Step) -> Result<(), String> {
         let newest = self.history.newest();
         let synced = match step {
             Step::Fsync => self.place().fs.sync_wait().map_err(|e| format!("fsync: {e:?}")),
@@ -66,10 +81,16 @@ impl Player {
         };
         match synced {
             Ok(()) => self.history.acknowledge(newest, self.disk.calls()),
-            Err(_) if self.faulty && self.place.is_some() => {}
+            Err(e) if self.faulty && !matches!(step, Step::Reopen) => self.tell(&e),
             Err(e) => return Err(e),
         }
         Ok(())
+    }
+
+    pub fn tell(&self, what: &str) {
+        if self.told {
+            eprintln!("    {what}");
+        }
     }
 
     fn change(&mut self, step: &Step) -> Result<(), String> {
@@ -79,6 +100,7 @@ impl Player {
         let made = did.unwrap_or(None);
         if self.faulty && did.is_err_and(|e| [libc::EIO, libc::ENOSPC, libc::EROFS].contains(&e)) {
             // Refused, and so left undone.
+            self.tell(&format!("{did:?}"));
             return Ok(());
         }
         let should = match did {

@@ -109,16 +109,21 @@ pub fn play_on_failing_disk(seed: u64) -> Result<World, String> {
     disk.record();
     let place = Place::open(&disk, &world, &manner).map_err(|e| format!("{e:?}"))?;
     let mut player = Player::new(&disk, &world, manner, place, Tree::new());
+    // A root directory that was never durable is made anew at the next opening, with other times.
+    player.step(&Step::Fsync)?;
     player.faulty = true;
     let habits = Habits::of(&mut dice);
     let mut failing = false;
     for _ in 0..8 + dice.below(24) {
         world.pass(Duration::from_millis(dice.below(20)));
         if failing && dice.one_in(5) {
+            player.tell("lifted");
             disk.lift_all();
             failing = false;
         } else if !failing && dice.one_in(5) {
-            disk.plant(any_fault(&mut dice));
+            let fault = any_fault(&mut dice);
+            player.tell(&format!("planted {fault:?}"));
+            disk.plant(fault);
             failing = true;
         }
         let step = habits.step(&mut dice, &player.tree, player.held());
