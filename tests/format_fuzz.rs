@@ -14,6 +14,7 @@ use strongroom::format::group::{self, Entry, HEADER_BYTES, decode_directory, enc
 use strongroom::format::header::{Header, KeySlot, SlotKind};
 use strongroom::format::inode::{CookieEntry, Inode, NameEntry};
 use strongroom::format::key;
+use strongroom::format::pin::Pin;
 use strongroom::format::record::{Commit, Counters, Record};
 use strongroom::format::root::Root;
 use strongroom::format::segment::{Covered, LogPosition, SegmentInfo};
@@ -112,12 +113,22 @@ fn judge(bytes: &[u8]) {
     for sum in [0, 16, bytes.len(), 1 << 20] {
         judge_directory(bytes, sum);
     }
+    judge_pin(bytes);
     if let Ok((header, mac)) = Header::parse(bytes) {
         let text = header.to_text(&mac).expect("what was parsed can be written");
         let (read, code) = Header::parse(&text).expect("what was written can be parsed");
         assert_eq!((read.canonical(), code), (header.canonical(), mac), "vault.toml");
         assert_eq!(read, header, "vault.toml");
     }
+}
+
+/// A pin is text.
+fn judge_pin(bytes: &[u8]) -> bool {
+    let read = Pin::parse(bytes);
+    if let Ok((pin, mac)) = &read {
+        assert_eq!(pin.to_text(mac).as_bytes(), bytes, "pin");
+    }
+    read.is_ok()
 }
 
 fn judge_directory(bytes: &[u8], sum: usize) {
@@ -332,6 +343,22 @@ proptest! {
         prop_assert!(accepted || group::Header::decode(&bytes).is_ok());
         judge(&bytes);
         judge(&changed(bytes, &changes));
+    }
+
+    #[test]
+    fn a_pin_is_read_back_and_has_one_spelling(
+        vault in any::<[u8; 16]>(), numbers in (number(), number(), number()), mac in any::<[u8; 32]>(),
+        changes in vec(change(), 1..4), digits in "[0-9 \\n]{0,6}", at in any::<prop::sample::Index>(),
+    ) {
+        let (generation, epoch, commit) = (Generation(numbers.0), Epoch(numbers.1), CommitSeq(numbers.2));
+        let pin = Pin { vault: VaultId(vault), generation, epoch, commit };
+        let text = pin.to_text(&mac).into_bytes();
+        prop_assert_eq!(Pin::parse(&text), Ok((pin, mac)));
+        let mut more = text.clone();
+        let at = at.index(text.len());
+        more.splice(at..at, digits.bytes());
+        judge_pin(&more);
+        judge_pin(&changed(text, &changes));
     }
 
     #[test]

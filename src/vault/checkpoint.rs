@@ -98,7 +98,10 @@ pub fn store(
     (root.covered, root.clean) = (position, clean);
     let (master, vault) = (&shared.segments.master, shared.segments.vault);
     root::write(&*shared.backing, &root, master, vault, &*shared.world)?;
-    shared.pins.remember(&root);
+    // Not under the lock, which whoever looks at the numbers takes: pins lie on another filesystem, and it may be slow.
+    let written = root.clone();
+    drop(root);
+    shared.pins.remember(&written);
     Ok(())
 }
 
