@@ -93,3 +93,28 @@ fn a_root_whose_sync_failed_is_not_relied_on() {
         }
     }
 }
+
+/// A killed process leaves a last batch that reads well and was never flushed, or whose flush failed. Recovery took it in, and
+/// stored a checkpoint that names it, without making it durable; a power cut then took the frames away from under the index.
+#[test]
+fn what_a_killed_process_left_is_made_durable_before_it_is_relied_on() {
+    for flush_fails in [false, true] {
+        let (disk, mut player) = player();
+        player.faulty = true;
+        player.step(&write("a", 2)).unwrap();
+        player.step(&Step::Fsync).unwrap();
+        // The next batch is written, and either not flushed or in vain.
+        let effect = if flush_fails { Effect::Error(libc::EIO) } else { Effect::Lie };
+        disk.plant(Fault::of(&[Kind::SyncData], effect).on("segments/"));
+        player.step(&write("a", 3)).unwrap();
+        player.step(&Step::Fsync).unwrap();
+        assert!(disk.struck() > 0);
+        disk.lift_all();
+        let after = disk.fork();
+        drop(opened(&after));
+        let image = after.cut(&mut |_| Fate::Lost);
+        let (_world, place) = opened(&image);
+        let found = place.observe().expect("the index names nothing that is gone");
+        assert!(player.history.states.iter().any(|s| s.hash == found.hash()));
+    }
+}

@@ -20,6 +20,7 @@ mod open;
 mod pin;
 mod read;
 mod recover;
+mod rest;
 mod root;
 mod sealer;
 mod segments;

@@ -27,6 +27,11 @@ impl History {
     pub fn push(&mut self, tree: &Tree, begun: usize, said: String) {
         self.states.push(State { tree: tree.clone(), hash: tree.hash(), begun, said });
     }
+    /// The same up to so many calls; what is acknowledged later to whoever held the old one is not seen here.
+    pub fn copy(&self, calls: usize) -> History {
+        let told = self.acknowledged.lock().unwrap().iter().filter(|(_, at)| *at <= calls).copied().collect();
+        History { states: self.states.clone(), acknowledged: Arc::new(Mutex::new(told)) }
+    }
     pub fn newest(&self) -> usize {
         self.states.len() - 1
     }

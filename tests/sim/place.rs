@@ -144,7 +144,7 @@ impl Place {
                 }
                 Ok(None)
             }
-            Step::Fsync | Step::SyncSoon | Step::Checkpoint | Step::Reopen | Step::Wait(_) => {
+            Step::Fsync | Step::SyncSoon | Step::Checkpoint | Step::Reopen | Step::Kill | Step::Wait(_) => {
                 unreachable!("the player does these")
             }
         }

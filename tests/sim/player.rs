@@ -23,6 +23,8 @@ pub struct Player {
     /// Whether the disk has faults, so that errors are not the vault's.
     pub faulty: bool,
     told: bool,
+    /// Whether a sync was acknowledged, and with it the root directory is durable.
+    rooted: bool,
 }
 
 impl Player {
@@ -33,7 +35,18 @@ impl Player {
         history.push(&tree, 0, "the beginning".to_owned());
         let (disk, world) = (disk.clone(), world.clone());
         let told = super::from_environment("STRONGROOM_SIM_TRACE").is_some();
-        Player { disk, world, manner, place: Some(place), tree, held: None, history, faulty: false, told }
+        Player {
+            disk,
+            world,
+            manner,
+            place: Some(place),
+            tree,
+            held: None,
+            history,
+            faulty: false,
+            told,
+            rooted: false,
+        }
     }
 
     pub fn place(&self) -> &Place {
@@ -64,6 +77,7 @@ impl Player {
             Step::Fsync => self.place().fs.sync_wait().map_err(|e| format!("fsync: {e:?}")),
             Step::Checkpoint => self.place().vault.checkpoint().map_err(|e| format!("checkpoint: {e}")),
             Step::Reopen => self.reopen(),
+            Step::Kill => return self.kill(),
             Step::SyncSoon => {
                 let (acknowledged, disk) = (self.history.acknowledged.clone(), self.disk.clone());
                 self.place().fs.sync(Box::new(move |result| {
@@ -80,7 +94,10 @@ impl Player {
             _ => return self.change(step),
         };
         match synced {
-            Ok(()) => self.history.acknowledge(newest, self.disk.calls()),
+            Ok(()) => {
+                self.rooted = true;
+                self.history.acknowledge(newest, self.disk.calls());
+            }
             Err(e) if self.faulty && !matches!(step, Step::Reopen) => self.tell(&e),
             Err(e) => return Err(e),
         }
@@ -142,22 +159,42 @@ impl Player {
         } else if !self.faulty {
             return closed;
         }
+        self.open_again(closed.is_ok())
+    }
+
+    /// Another process takes over. What the killed one still does happens to a disk that nobody will see again.
+    fn kill(&mut self) -> Result<(), String> {
+        if !self.rooted {
+            // A root directory that was never durable is made anew at the next opening, with other times.
+            self.attempt(&Step::Fsync)?;
+        }
+        let disk = self.disk.fork();
+        // Answers that come to the dead process count for nobody.
+        self.history = self.history.copy(disk.calls());
+        self.disk = disk;
+        self.held = None;
+        self.tree.bury(None);
+        drop(self.place.take());
+        self.open_again(false)
+    }
+
+    /// Opens the vault; `all` if nothing may be missing.
+    fn open_again(&mut self, all: bool) -> Result<(), String> {
         let mut begun = self.disk.calls();
-        let place = match self.open() {
-            Ok(opened) => Ok(opened),
+        let opened = match self.open() {
             Err(_) if self.faulty => {
                 self.disk.lift_all();
                 begun = self.disk.calls();
                 self.open()
             }
-            Err(e) => Err(e),
+            opened => opened,
         };
-        let (place, found) = place?;
+        let (place, found) = opened?;
         self.place = Some(place);
-        if closed.is_ok() {
+        if all {
             return self.same(&found);
         }
-        // What was buffered and not acknowledged may be gone with the process that could not save it.
+        // What was buffered and not acknowledged may be gone with the process.
         let state = self.history.judge(&found, begun)?;
         self.tree = found;
         self.history.push(&self.tree, begun, format!("opened again, with state {state}"));

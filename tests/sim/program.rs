@@ -56,14 +56,16 @@ pub enum Step {
     SyncSoon,
     Checkpoint,
     Reopen,
+    /// The process is killed, and the vault opened by another one; the power stays on.
+    Kill,
     Wait(Duration),
 }
 
 impl Step {
     /// Whether it changes the tree.
     pub fn changes(&self) -> bool {
-        use Step::{Checkpoint, Fsync, Hold, Release, Reopen, SyncSoon, Wait};
-        !matches!(self, Hold(_) | Release | Fsync | SyncSoon | Checkpoint | Reopen | Wait(_))
+        use Step::{Checkpoint, Fsync, Hold, Kill, Release, Reopen, SyncSoon, Wait};
+        !matches!(self, Hold(_) | Release | Fsync | SyncSoon | Checkpoint | Reopen | Kill | Wait(_))
     }
 }
 
@@ -126,6 +128,7 @@ impl Habits {
             return match dice.below(12) {
                 0 => Step::Checkpoint,
                 1 => Step::Reopen,
+                6 => Step::Kill,
                 2 | 3 => Step::SyncSoon,
                 4 | 5 => Step::Wait(Duration::from_millis(*dice.pick(&[10, 3000, 6000, 40_000]))),
                 _ => Step::Fsync,

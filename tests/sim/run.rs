@@ -71,7 +71,7 @@ pub fn play(seed: u64, plant: Plant<'_>) -> Result<World, String> {
     if dice.one_in(2) {
         player.close()?;
     }
-    let cuts = disk.cuts();
+    let cuts = player.disk.cuts();
     let history = player.history.clone();
     let made_at = if from_nothing { made_at } else { 0 };
     Ok(World { seed, manner, history, made_at, cuts })
@@ -118,21 +118,21 @@ pub fn play_on_failing_disk(seed: u64) -> Result<World, String> {
         world.pass(Duration::from_millis(dice.below(20)));
         if failing && dice.one_in(5) {
             player.tell("lifted");
-            disk.lift_all();
+            player.disk.lift_all();
             failing = false;
         } else if !failing && dice.one_in(5) {
             let fault = any_fault(&mut dice);
             player.tell(&format!("planted {fault:?}"));
-            disk.plant(fault);
+            player.disk.plant(fault);
             failing = true;
         }
         let step = habits.step(&mut dice, &player.tree, player.held());
         player.step(&step)?;
     }
-    disk.lift_all();
+    player.disk.lift_all();
     player.close()?;
     let history = player.history.clone();
-    Ok(World { seed, manner, history, made_at: 0, cuts: disk.cuts() })
+    Ok(World { seed, manner, history, made_at: 0, cuts: player.disk.cuts() })
 }
 
 /// What is done at each cut beside opening and comparing: one cut in so many.
@@ -231,6 +231,7 @@ impl Before<'_> {
         };
         let found = place.observe()?;
         let state = self.history.judge(&found, self.cut)?;
+        let mut last = image.clone();
         if !goes_on {
             drop(place);
         } else {
@@ -246,7 +247,8 @@ impl Before<'_> {
             player.step(&Step::Reopen)?;
             player.close()?;
             // And the power is cut again, in the midst of opening perhaps.
-            let mut cuts = image.cuts();
+            last = player.disk.clone();
+            let mut cuts = last.cuts();
             let cut = dice.below(cuts.calls().len() as u64 + 1) as usize;
             while cuts.cut() < cut && cuts.advance() {}
             let fates = Fates(dice.next());
@@ -256,7 +258,7 @@ impl Before<'_> {
             survived.map_err(|e| format!("cut again at {cut} after going on from state {state}: {e}"))?;
         }
         if dice.one_in(depth.check_one_in) {
-            let backing: Arc<dyn Backing> = Arc::new(image.clone());
+            let backing: Arc<dyn Backing> = Arc::new(last);
             let clock: Arc<dyn Clock> = world;
             let findings = check(&backing, &unlock(), &clock, true, &|_, _| {}).map_err(|e| format!("check: {e}"))?;
             if !findings.is_empty() {

@@ -289,7 +289,13 @@ impl Tree {
                 Ok(())
             }
             Step::Hold(path) => self.file(path).map(|_| ()),
-            Step::Release | Step::Fsync | Step::SyncSoon | Step::Checkpoint | Step::Reopen | Step::Wait(_) => Ok(()),
+            Step::Release
+            | Step::Fsync
+            | Step::SyncSoon
+            | Step::Checkpoint
+            | Step::Reopen
+            | Step::Kill
+            | Step::Wait(_) => Ok(()),
         }
     }
 

@@ -140,6 +140,25 @@ impl MemoryBacking {
         MemoryBacking::holding(disk.names.clone(), files)
     }
 
+    /// The disk as a process leaves it that is killed: unsynced changes are still on their way, the journal goes on, the lock is
+    /// free. Whatever the dead process yet does happens to the disk that it had.
+    #[must_use]
+    pub fn fork(&self) -> MemoryBacking {
+        let disk = self.disk.held();
+        let file = |f: &File| File { path: Arc::clone(&f.path), bytes: f.bytes.clone() };
+        let disk = Disk {
+            names: disk.names.clone(),
+            files: disk.files.iter().map(|(id, f)| (*id, file(f))).collect(),
+            media: disk.media.clone(),
+            calls: disk.calls,
+            next_file: disk.next_file,
+            journal: disk.journal.as_ref().map(|j| Journal { before: j.before.clone(), calls: j.calls.clone() }),
+            faults: disk.faults.clone(),
+            capacity_bytes: disk.capacity_bytes,
+        };
+        MemoryBacking { disk: Arc::new(Mutex::new(disk)), locked: Arc::default() }
+    }
+
     /// Begins to write every change down, from now on.
     pub fn record(&self) {
         let mut disk = self.disk.held();

@@ -349,3 +349,18 @@ fn an_image_is_a_disk_of_its_own() {
     assert!(image.lock("lock").is_ok());
     assert_eq!(bytes(&image.copy().cut(&mut lost), "f")[0], 2);
 }
+
+#[test]
+fn a_killed_process_leaves_what_it_wrote_on_its_way() {
+    let b = MemoryBacking::default();
+    let f = file(&b, "f");
+    let held = b.lock("lock").unwrap();
+    f.write_all_at(b"x", 0).unwrap();
+    let after = b.fork();
+    f.sync_data().unwrap();
+    drop(held);
+    assert!(after.lock("lock").is_ok());
+    assert_eq!((bytes(&after, "f"), bytes(&after.cut(&mut lost), "f")), (vec![b'x'], vec![]));
+    after.open("f", Open::Read, Cache::Direct).unwrap().sync_data().unwrap();
+    assert_eq!(bytes(&after.cut(&mut lost), "f"), b"x", "a sync by another process makes it durable");
+}
