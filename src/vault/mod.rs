@@ -20,7 +20,6 @@ mod open;
 mod pin;
 mod read;
 mod recover;
-mod rest;
 mod root;
 mod sealer;
 mod segments;

@@ -12,8 +12,7 @@ use super::segments::Segments;
 use super::shared::{Progress, Shared, Shares};
 use super::window::Windows;
 use super::{
-    HeaderTexts, OpenFault, OpenOptions, Vault, apply, cache, checkpoint, flusher, header_file, rest, root, stats,
-    verifier,
+    HeaderTexts, OpenFault, OpenOptions, Vault, apply, cache, checkpoint, flusher, header_file, root, stats, verifier,
 };
 use crate::backing::{Backing, ShadowBacking, read_file};
 use crate::base::id::{Epoch, Generation, SegmentId};
@@ -143,7 +142,6 @@ fn bring_up(
     root.generation = Generation(root.generation.0 + 1);
     let was_clean = root.clean;
     root.clean = false;
-    rest::settle(&*backing, &found.last_batch)?;
     root::write(&*backing, &root, &master, vault, &*world)?;
     pins.remember(&root);
     for id in &found.empty_segments {

@@ -8,7 +8,6 @@
 //! Called by: `open`, before any thread runs. On failure: `Damaged`, if the log contradicts itself; I/O errors as they are.
 
 use super::apply::apply;
-use super::rest::LastBatch;
 use super::shared::DeadRange;
 use super::{OpenFault, VaultFault};
 use crate::backing::{AlignedBuf, Backing, Cache, Open};
@@ -53,8 +52,6 @@ pub struct Recovered {
     pub empty_segments: Vec<SegmentId>,
     /// The greatest lease seen in the log.
     pub newest_epoch: Epoch,
-    /// What nobody knows to be at rest.
-    pub last_batch: LastBatch,
 }
 
 struct Tail<'a> {
@@ -194,8 +191,12 @@ pub fn recover(
     };
     let mut empty_segments = Vec::new();
     let walked = &all[all.partition_point(|id| *id < from.replay_from)..];
+    // What a killed process left reads well, and may never have been flushed: it is, before anything relies on it. After that
+    // it is read from the device: where a flush had failed before, only the page cache may hold it (I3).
+    for id in walked {
+        backing.open(&path(*id), Open::Read, Cache::Direct)?.sync_data()?;
+    }
     let mut before = None;
-    let mut last_batch = LastBatch::default();
     for (&id, last) in walked.iter().zip(last_commits(backing, master, suite, vault, walked)?) {
         tail.last = last;
         if before.replace(id).is_some_and(|before| before.0 + 1 != id.0) {
@@ -208,9 +209,6 @@ pub fn recover(
             let context = Arc::clone(walk.context().expect("a walk that gave a group knows its segment"));
             let info = SegmentInfo { epoch: context.epoch, salt: context.salt, data_bytes: 0, live_bytes: 0 };
             tail.segments.borrow_mut().insert(id, info);
-            let commits = group.frames.iter().any(|f| f.entry.kind == Kind::Commit);
-            let end = group.position_bytes + u64::from(group.header.len_bytes).next_multiple_of(BLOCK_BYTES as u64);
-            last_batch.walked(id, group.position_bytes..end, commits);
             tail.group(&mut walk, &group)?;
         }
         if walk.position_bytes() == 0 && never_begun(&**backing, index, id)? {
@@ -224,9 +222,6 @@ pub fn recover(
             tail.position.seq, from.trusted.seq
         )));
     }
-    if tail.commits == 0 || tail.position.seq <= from.trusted.seq {
-        last_batch.covered();
-    }
     Ok(Recovered {
         position: tail.position,
         counters: tail.counters,
@@ -238,7 +233,6 @@ pub fn recover(
         newest_segment: newest_segment(index, from, &all)?,
         empty_segments,
         newest_epoch: tail.epoch,
-        last_batch,
     })
 }
 
