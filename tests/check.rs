@@ -5,133 +5,23 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
+#[path = "common/damage.rs"]
+mod damage;
 #[path = "common/rng.rs"]
 #[allow(dead_code, reason = "shared with tests that use more of it")]
 mod rng;
 
+use damage::*;
 use rng::Rng;
 use std::collections::BTreeSet;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use strongroom::backing::{Backing, Cache, MemoryBacking, Open, read_file};
-use strongroom::base::id::{Ino, ROOT_INO, SegmentId};
-use strongroom::base::secret::Passphrase;
-use strongroom::base::world::{RealWorld, World};
-use strongroom::check::{Finding, Place, Share, check};
-use strongroom::format::extent::Extent;
-use strongroom::format::inode::{CookieEntry, Inode, NameEntry};
+use strongroom::base::id::{Ino, ROOT_INO};
+use strongroom::check::{Finding, Owner, Repaired, Share, check, rebuild, repair};
+use strongroom::format::inode::Inode;
 use strongroom::format::key;
-use strongroom::format::segment::SegmentInfo;
 use strongroom::fs::{Caller, Fallocate, FileSystem, FsFault, FsOptions, RenameHow, SetAttr, WriteHow, XattrHow};
-use strongroom::seal::Unlock;
-use strongroom::vault::{CreateOptions, LOCK, OpenOptions, Vault, create, open};
-
-fn unlock() -> Unlock {
-    Unlock::KeyFile(Passphrase(vec![7; 64]))
-}
-
-fn world() -> Arc<dyn World> {
-    Arc::new(RealWorld::default())
-}
-
-fn fresh() -> MemoryBacking {
-    let disk = MemoryBacking::default();
-    let backing: Arc<dyn Backing> = Arc::new(disk.clone());
-    create(&backing, &unlock(), &CreateOptions::default(), &world()).expect("an empty directory takes a vault");
-    disk
-}
-
-fn opened(disk: &MemoryBacking) -> Arc<Vault> {
-    let options = OpenOptions { budget_bytes: 16 << 20, workers: 2, ..OpenOptions::default() };
-    open(Arc::new(disk.clone()), &unlock(), &options, world()).expect("a vault that was made opens")
-}
-
-fn checked(disk: &MemoryBacking, read_data: bool) -> Vec<Finding> {
-    let backing: Arc<dyn Backing> = Arc::new(disk.clone());
-    check(&backing, &unlock(), &world(), read_data, &|done, total| assert!(total == 0 || done <= total))
-        .expect("a vault in memory can be looked at")
-}
-
-/// The same disk once more, at rest.
-fn copy(disk: &MemoryBacking) -> MemoryBacking {
-    disk.crash(|_, _| true)
-}
-
-fn file(fs: &FileSystem, parent: Ino, name: &str, data: &[u8]) -> Ino {
-    let attr = fs.mknod(&Caller::default(), parent, name.as_bytes(), 0o644, 0).unwrap();
-    fs.write(attr.ino, 0, data, WriteHow::default()).unwrap();
-    fs.forget(attr.ino, 1);
-    attr.ino
-}
-
-fn dir(fs: &FileSystem, parent: Ino, name: &str) -> Ino {
-    let ino = fs.mkdir(&Caller::default(), parent, name.as_bytes(), 0o755).unwrap().ino;
-    fs.forget(ino, 1);
-    ino
-}
-
-/// Takes the room off that segments were given in advance: copies are faster without.
-fn trim(disk: &MemoryBacking) {
-    for name in disk.list("segments").unwrap() {
-        let file = disk.open(&format!("segments/{name}"), Open::Write, Cache::Buffered).unwrap();
-        let mut bytes = vec![0; file.len().unwrap() as usize];
-        file.read_at(&mut bytes, 0).unwrap();
-        let used = bytes.iter().rposition(|&b| b != 0).map_or(0, |last| last + 1);
-        file.set_len(used.next_multiple_of(4096) as u64).unwrap();
-        file.sync_data().unwrap();
-    }
-}
-
-/// A vault with something of everything, and the inodes that tests hurt.
-struct Healthy {
-    disk: MemoryBacking,
-    docs: Ino,
-    sub: Ino,
-    /// `/docs/sub/b.bin`.
-    b: Ino,
-    /// `/link`, a symbolic one.
-    link: Ino,
-}
-
-const B_BYTES: usize = 500_000;
-
-fn healthy() -> &'static Healthy {
-    static HEALTHY: OnceLock<Healthy> = OnceLock::new();
-    HEALTHY.get_or_init(|| {
-        let disk = fresh();
-        let vault = opened(&disk);
-        let fs = FileSystem::new(Arc::clone(&vault), FsOptions::default()).unwrap();
-        let mut rng = Rng(5);
-        let docs = dir(&fs, ROOT_INO, "docs");
-        let sub = dir(&fs, docs, "sub");
-        let a = file(&fs, docs, "a.txt", &rng.text(300_000));
-        fs.link(a, ROOT_INO, b"hard").unwrap();
-        fs.setxattr(a, b"user.colour", b"green", XattrHow::Set).unwrap();
-        let b = file(&fs, sub, "b.bin", &rng.bytes(B_BYTES));
-        fs.sync_wait().unwrap();
-        fs.write(b, 100_000, &rng.text(50_000), WriteHow::default()).unwrap();
-        let link = fs.symlink(&Caller::default(), ROOT_INO, b"link", b"docs/a.txt").unwrap().ino;
-        fs.mknod(&Caller::default(), ROOT_INO, b"pipe", libc::S_IFIFO | 0o600, 0).unwrap();
-        let sparse = file(&fs, docs, "sparse", b"begin");
-        fs.write(sparse, 10 << 20, &rng.bytes(200_000), WriteHow::default()).unwrap();
-        fs.fallocate(sparse, (10 << 20) + 5000, 100_000, Fallocate::PunchHole).unwrap();
-        fs.setattr(&Caller::default(), sparse, &SetAttr { size: Some(1 << 40), ..SetAttr::default() }).unwrap();
-        file(&fs, docs, "gone", &rng.text(200_000));
-        file(&fs, docs, "moved", &rng.bytes(70_000));
-        fs.sync_wait().unwrap();
-        fs.unlink(docs, b"gone").unwrap();
-        file(&fs, ROOT_INO, "replaced", &rng.text(1000));
-        fs.rename(docs, b"moved", ROOT_INO, b"replaced", RenameHow::Replace).unwrap();
-        // Unlinked while in use, and never let go: the next mount's to remove.
-        let used = fs.mknod(&Caller::default(), ROOT_INO, b"used", 0o644, 0).unwrap().ino;
-        fs.write(used, 0, &rng.bytes(9000), WriteHow::default()).unwrap();
-        fs.setxattr(used, b"user.x", b"y", XattrHow::Set).unwrap();
-        fs.unlink(ROOT_INO, b"used").unwrap();
-        drop(fs);
-        vault.close().unwrap();
-        trim(&disk);
-        Healthy { disk, docs, sub, b, link }
-    })
-}
+use strongroom::vault::{LOCK, OpenFault, lock};
 
 #[test]
 fn a_healthy_vault_has_no_findings() {
@@ -212,72 +102,6 @@ fn the_parts_of_the_data_together_find_what_reading_all_finds() {
 // ---------------------------------------------------------------------------------------------------------------------
 // One damage at a time.
 
-struct Plant {
-    vault: Arc<Vault>,
-    disk: MemoryBacking,
-}
-
-impl Plant {
-    fn put(&self, entries: &[(Vec<u8>, Vec<u8>)]) {
-        let mut op = self.vault.begin();
-        entries.iter().for_each(|(k, v)| op.put(k.clone(), v.clone()));
-        op.commit();
-    }
-    fn delete(&self, keys: &[Vec<u8>]) {
-        let mut op = self.vault.begin();
-        keys.iter().for_each(|k| op.delete(k.clone()));
-        op.commit();
-    }
-    fn inode(&self, ino: Ino, change: impl FnOnce(&mut Inode)) {
-        let mut inode = Inode::decode(&self.vault.get(&key::inode(ino)).unwrap().unwrap()).unwrap();
-        change(&mut inode);
-        self.put(&[(key::inode(ino), inode.encode())]);
-    }
-    fn entry(&self, dir: Ino, name: &[u8]) -> NameEntry {
-        NameEntry::decode(&self.vault.get(&key::name(dir, name)).unwrap().unwrap()).unwrap()
-    }
-    fn put_name(&self, dir: Ino, name: &[u8], e: NameEntry) {
-        let line = CookieEntry { ino: e.ino, kind: e.kind, name: name.to_vec() };
-        self.put(&[(key::name(dir, name), e.encode()), (key::cookie(dir, e.cookie), line.encode())]);
-    }
-    fn delete_name(&self, dir: Ino, name: &[u8]) {
-        let cookie = self.entry(dir, name).cookie;
-        self.delete(&[key::name(dir, name), key::cookie(dir, cookie)]);
-    }
-    /// The extents of a file.
-    fn extents(&self, ino: Ino) -> Vec<(u64, Extent)> {
-        let all = self.vault.scan(&key::prefix(key::EXTENT, ino.0), &[], 1000).unwrap();
-        let extent = |(k, v): &(Vec<u8>, Vec<u8>)| {
-            (key::tail_u64(key::split(k).unwrap().2).unwrap(), Extent::decode(v).unwrap())
-        };
-        all.iter().map(extent).collect()
-    }
-    fn segment(&self, id: SegmentId) -> SegmentInfo {
-        SegmentInfo::decode(&self.vault.get(&key::segment(id)).unwrap().unwrap()).unwrap()
-    }
-    fn number(&self, key: &[u8]) -> u64 {
-        u64::from_le_bytes(self.vault.get(key).unwrap().unwrap().try_into().unwrap())
-    }
-}
-
-fn place(ino: Ino, path: &str) -> Place {
-    Place { ino, path: (!path.is_empty()).then(|| path.as_bytes().to_vec()) }
-}
-
-/// A healthy vault with a damage.
-fn damaged(plant: impl FnOnce(&Plant)) -> MemoryBacking {
-    let disk = copy(&healthy().disk);
-    let p = Plant { vault: opened(&disk), disk };
-    plant(&p);
-    p.vault.close().unwrap();
-    p.disk
-}
-
-/// What is found after a damage was planted, without reading data.
-fn after(plant: impl FnOnce(&Plant)) -> Vec<Finding> {
-    checked(&damaged(plant), false)
-}
-
 /// Kinds of findings that tests have planted.
 fn kind(f: &Finding) -> String {
     format!("{f:?}").chars().take_while(|c| c.is_alphanumeric()).collect()
@@ -294,242 +118,166 @@ fn kinds() -> BTreeSet<String> {
 
 #[test]
 fn each_planted_damage_is_found_and_named() {
-    let Healthy { docs, sub, b, link, .. } = *healthy();
-    let b_at = || place(b, "/docs/sub/b.bin");
-    let sub_at = || place(sub, "/docs/sub");
-    let b_name = || b"b.bin".to_vec();
     let mut seen = BTreeSet::new();
-    let mut exactly = |want: Vec<Finding>, plant: &dyn Fn(&Plant)| {
+    for Damage { want, exactly, plant } in damages(healthy()) {
         let found = after(plant);
-        assert_eq!(found, want);
-        seen.extend(found.iter().map(kind));
-    };
-
-    let why = "kind of key";
-    exactly(vec![Finding::StrayEntry { key: b"Zjunk".to_vec(), why }], &|p| p.put(&[(b"Zjunk".to_vec(), vec![1])]));
-    exactly(vec![Finding::InodeMalformed { at: b_at(), why: "inode" }], &|p| p.put(&[(key::inode(b), vec![1])]));
-    exactly(vec![Finding::InodeMalformed { at: b_at(), why: "file type" }], &|p| p.inode(b, |i| i.mode = 0o644));
-    exactly(
-        vec![
-            Finding::NameMalformed { dir: sub_at(), name: b_name(), why: "name inode" },
-            Finding::Nameless { at: place(b, "") },
-        ],
-        &|p| p.put(&[(key::name(sub, b"b.bin"), vec![1])]),
-    );
-    exactly(
-        vec![
-            Finding::NameOfNothing { dir: sub_at(), name: b_name(), ino: b },
-            Finding::WithoutInode { ino: b, what: "data" },
-        ],
-        &|p| {
-            let mut op = p.vault.begin();
-            op.delete(key::inode(b));
-            op.inodes(-1);
-            op.commit();
-        },
-    );
-    exactly(vec![Finding::NameType { dir: sub_at(), name: b_name() }], &|p| {
-        let e = p.entry(sub, b"b.bin");
-        p.put_name(sub, b"b.bin", NameEntry { kind: 10, ..e });
-    });
-    exactly(vec![Finding::NotListed { dir: sub_at(), name: b_name() }], &|p| {
-        p.delete(&[key::cookie(sub, p.entry(sub, b"b.bin").cookie)]);
-    });
-    exactly(vec![Finding::ListedOtherwise { dir: sub_at(), name: b_name() }], &|p| {
-        let e = p.entry(sub, b"b.bin");
-        let line = CookieEntry { ino: docs, kind: e.kind, name: b_name() };
-        p.put(&[(key::cookie(sub, e.cookie), line.encode())]);
-    });
-    let cookie = Plant { vault: opened(&copy(&healthy().disk)), disk: fresh() }.entry(sub, b"b.bin").cookie;
-    exactly(vec![Finding::ListingMalformed { dir: sub_at(), cookie, why: "cookie inode" }], &|p| {
-        p.put(&[(key::cookie(sub, cookie), vec![1])]);
-    });
-    exactly(vec![Finding::ListedWithoutName { dir: sub_at(), name: b"ghost".to_vec() }], &|p| {
-        let line = CookieEntry { ino: b, kind: 8, name: b"ghost".to_vec() };
-        p.put(&[(key::cookie(sub, p.vault.next_cookie()), line.encode())]);
-    });
-    exactly(vec![Finding::EntryCount { at: sub_at(), stored: 9, counted: 1 }], &|p| p.inode(sub, |i| i.size = 9));
-    exactly(vec![Finding::LinkCount { at: b_at(), stored: 2, counted: 1 }], &|p| p.inode(b, |i| i.nlink = 2));
-    exactly(vec![Finding::LinkCount { at: sub_at(), stored: 3, counted: 2 }], &|p| p.inode(sub, |i| i.nlink = 3));
-    exactly(vec![Finding::Nameless { at: place(b, "") }], &|p| {
-        p.delete_name(sub, b"b.bin");
-        p.inode(sub, |i| i.size = 0);
-    });
-    exactly(vec![Finding::OrphanInUse { at: b_at() }], &|p| p.put(&[(key::orphan(b), Vec::new())]));
-    exactly(vec![Finding::ParentPointer { at: sub_at(), stored: ROOT_INO, found: docs }], &|p| {
-        p.inode(sub, |i| i.parent = ROOT_INO);
-    });
-    exactly(
-        vec![
-            Finding::ParentPointer { at: place(sub, "/again"), stored: docs, found: ROOT_INO },
-            Finding::NamedTwice { at: place(sub, "/again") },
-        ],
-        &|p| {
-            p.put_name(ROOT_INO, b"again", NameEntry { ino: sub, cookie: p.vault.next_cookie(), kind: 4 });
-            p.inode(ROOT_INO, |i| (i.size, i.nlink) = (i.size + 1, i.nlink + 1));
-        },
-    );
-    exactly(vec![Finding::Cycle { at: place(docs, "") }], &|p| {
-        p.delete_name(ROOT_INO, b"docs");
-        p.inode(ROOT_INO, |i| (i.size, i.nlink) = (i.size - 1, i.nlink - 1));
-        p.put_name(sub, b"docs", NameEntry { ino: docs, cookie: p.vault.next_cookie(), kind: 4 });
-        p.inode(sub, |i| (i.size, i.nlink) = (i.size + 1, i.nlink + 1));
-        p.inode(docs, |i| i.parent = sub);
-    });
-    exactly(vec![Finding::WithoutInode { ino: Ino(9999), what: "extended attributes" }], &|p| {
-        p.put(&[(key::xattr(Ino(9999), b"user.x"), vec![1]), (key::xattr(Ino(9999), b"user.y"), vec![1])]);
-    });
-    exactly(vec![Finding::WrongType { at: b_at(), what: "a link's target" }], &|p| {
-        p.put(&[(key::target(b), b"x".to_vec())]);
-    });
-    exactly(vec![Finding::TargetMissing { at: place(link, "/link") }], &|p| p.delete(&[key::target(link)]));
-    exactly(vec![Finding::TargetLength { at: place(link, "/link"), stored: 10, counted: 1 }], &|p| {
-        p.put(&[(key::target(link), b"x".to_vec())]);
-    });
-    let (end_bytes, size_bytes) = (B_BYTES as u64, B_BYTES as u64 - 1);
-    exactly(vec![Finding::ExtentBeyondEnd { at: b_at(), end_bytes, size_bytes }], &|p| {
-        p.inode(b, |i| i.size -= 1);
-    });
-    let total = {
-        let vault = opened(&copy(&healthy().disk));
-        u64::from_le_bytes(vault.get(&key::total("bytes")).unwrap().unwrap().try_into().unwrap())
-    };
-    exactly(
-        vec![
-            Finding::Allocated { at: b_at(), stored: 1, counted: B_BYTES as u64 },
-            Finding::TotalBytes { stored: total, counted: total - B_BYTES as u64 + 1 },
-        ],
-        &|p| p.put(&[(key::allocated(b), 1u64.to_le_bytes().to_vec())]),
-    );
-    exactly(vec![Finding::TotalBytes { stored: total + 1, counted: total }], &|p| {
-        p.put(&[(key::total("bytes"), (p.number(&key::total("bytes")) + 1).to_le_bytes().to_vec())]);
-    });
-    let counted = opened(&copy(&healthy().disk)).usage().unwrap().inodes;
-    exactly(vec![Finding::InodeCount { stored: counted + 1, counted }], &|p| {
-        let mut op = p.vault.begin();
-        op.inodes(1);
-        op.commit();
-    });
-    let used = 1 << 40;
-    exactly(vec![Finding::NumberInUse { what: "cookie", next: next_cookie(), used }], &|p| {
-        let e = p.entry(sub, b"b.bin");
-        p.delete(&[key::cookie(sub, e.cookie)]);
-        p.put_name(sub, b"b.bin", NameEntry { cookie: used, ..e });
-    });
-    exactly(
-        {
-            let place = place(b, "/docs/sub/b.bin");
-            vec![Finding::Allocated { at: place, stored: B_BYTES as u64, counted: 0 }]
-        },
-        &|p| {
-            // All data gone from the index, counted as it should be in the segments.
-            for (at, extent) in p.extents(b) {
-                let info = p.segment(extent.run.segment);
-                let live: u64 = extent.run.sealed_lens.iter().map(|&n| u64::from(n)).sum();
-                let rest = SegmentInfo { live_bytes: info.live_bytes.saturating_sub(live), ..info };
-                p.put(&[(key::segment(extent.run.segment), rest.encode())]);
-                p.delete(&[key::extent(b, at)]);
-            }
-            // An overwrite left two extents of one run: what they share was taken off twice.
-            correct_live(p);
-        },
-    );
-    let (segment, info) = {
-        let disk = copy(&healthy().disk);
-        let p = Plant { vault: opened(&disk), disk };
-        let segment = p.extents(b)[0].1.run.segment;
-        (segment, p.segment(segment))
-    };
-    let (live, data) = (info.live_bytes, info.data_bytes);
-    assert!(live < data, "something was deleted and overwritten");
-    exactly(vec![Finding::SegmentLive { segment, stored: live + 1, counted: live }], &|p| {
-        p.put(&[(key::segment(segment), SegmentInfo { live_bytes: live + 1, ..info }.encode())]);
-    });
-    exactly(vec![Finding::SegmentOverfull { segment, live_bytes: live, data_bytes: live - 1 }], &|p| {
-        p.put(&[(key::segment(segment), SegmentInfo { data_bytes: live - 1, ..info }.encode())]);
-    });
-
-    // Damage that shows in more than one place.
-    let mut among_others = |want: Finding, plant: &dyn Fn(&Plant)| {
-        let found = after(plant);
-        assert!(found.contains(&want), "{want:?} is not in {found:#?}");
-        seen.insert(kind(&want));
-    };
-    among_others(Finding::NoRoot, &|p| p.delete(&[key::inode(ROOT_INO)]));
-    among_others(Finding::NoRoot, &|p| p.inode(ROOT_INO, |i| i.mode = libc::S_IFREG | 0o644));
-    for name in [&b"a/b"[..], b"..", b"", &[b'x'; 256]] {
-        among_others(Finding::NameInvalid { dir: sub_at(), name: name.to_vec() }, &|p| {
-            p.put_name(sub, name, NameEntry { ino: b, cookie: p.vault.next_cookie(), kind: 8 });
-        });
-    }
-    among_others(Finding::NameOutsideDirectory { dir: b_at(), name: b"x".to_vec() }, &|p| {
-        p.put_name(b, b"x", NameEntry { ino: link, cookie: p.vault.next_cookie(), kind: 10 });
-    });
-    among_others(Finding::ExtentMalformed { at: b_at(), offset_bytes: 0, why: "extent codec" }, &|p| {
-        p.put(&[(key::extent(b, 0), vec![9; 9])]);
-    });
-    among_others(Finding::ExtentsOverlap { at: b_at(), offset_bytes: 4096 }, &|p| {
-        let (_, first) = p.extents(b).remove(0);
-        let second = Extent { skip_bytes: 4096, len_bytes: 10, ..first };
-        p.put(&[(key::extent(b, 4096), second.encode())]);
-    });
-    for offset in [5, (128 << 10) - 10] {
-        among_others(Finding::ExtentMisplaced { at: b_at(), offset_bytes: offset }, &|p| {
-            let (_, first) = p.extents(b).remove(0);
-            let skip_bytes = if offset == 5 { 6 } else { 0 };
-            p.put(&[(key::extent(b, offset), Extent { skip_bytes, len_bytes: 10, ..first }.encode())]);
-        });
-    }
-    among_others(Finding::NumberInUse { what: "inode", next: 1000, used: 1000 }, &|p| {
-        while p.vault.next_ino().0 < 999 {}
-        p.put(&[(key::inode(Ino(1000)), p.vault.get(&key::inode(b)).unwrap().unwrap())]);
-    });
-    among_others(Finding::SegmentUnknown { segment }, &|p| p.delete(&[key::segment(segment)]));
-    let why = std::io::Error::from(std::io::ErrorKind::NotFound).to_string();
-    let lost = |p: &Plant| p.disk.remove(&format!("segments/{:016x}", segment.0)).unwrap();
-    among_others(Finding::SegmentMissing { segment, why }, &lost);
-    among_others(Finding::DataLost { at: b_at(), segment }, &lost);
-    let cut = |p: &Plant| {
-        let path = format!("segments/{:016x}", segment.0);
-        p.disk.open(&path, Open::Write, Cache::Buffered).unwrap().set_len(8192).unwrap();
-    };
-    among_others(Finding::DataLost { at: b_at(), segment }, &cut);
-    let short = after(cut).into_iter().find(|f| kind(f) == "SegmentShort");
-    assert!(matches!(short, Some(Finding::SegmentShort { len_bytes: 8192, .. })));
-    among_others(Finding::More { count: 3 }, &|p| {
-        let many: Vec<_> = (0..10_003).map(|i| (key::xattr(Ino(10_000 + i), b"user.x"), vec![1])).collect();
-        p.put(&many);
-    });
-
-    among_others(Finding::IndexLost { why: "there is no index file".to_owned() }, &|p| {
-        p.vault.close().unwrap();
-        for name in p.disk.list("index").unwrap() {
-            p.disk.remove(&format!("index/{name}")).unwrap();
+        match exactly {
+            true => assert_eq!(found, want),
+            false => assert!(found.contains(&want[0]), "{:?} is not in {found:#?}", want[0]),
         }
-    });
-
-    seen.insert("SegmentShort".to_owned());
-    // The first is planted in a test of its own. The second needs an index too large for opening it to notice: which of
-    // its pages are read first is the database's to decide.
-    seen.extend(["Unreadable", "IndexUnreadable"].map(str::to_owned));
+        seen.extend(if exactly { found } else { want }.iter().map(kind));
+    }
+    // Planted in tests of their own; the last needs an index too large for opening it to notice: which of its pages are read
+    // first is the database's to decide.
+    seen.extend(["SegmentShort", "Unreadable", "IndexUnreadable", "RootsLost", "RecordsLost"].map(str::to_owned));
     assert_eq!(seen, kinds(), "every kind of finding has its mutant");
 }
 
-/// Sets all segments' live bytes to what `check` counts.
-fn correct_live(p: &Plant) {
-    p.vault.sync_wait().unwrap();
-    p.vault.checkpoint().unwrap();
-    let at_rest = copy(&p.disk);
-    for finding in checked(&at_rest, false) {
-        if let Finding::SegmentLive { segment, counted, .. } = finding {
-            p.put(&[(key::segment(segment), SegmentInfo { live_bytes: counted, ..p.segment(segment) }.encode())]);
-        }
-    }
+#[test]
+fn a_segment_that_was_cut_off_is_found_short() {
+    let Healthy { b, .. } = *healthy();
+    let found = after(|p| {
+        let path = format!("segments/{:016x}", p.extents(b)[0].1.run.segment.0);
+        p.disk.open(&path, Open::Write, Cache::Buffered).unwrap().set_len(8192).unwrap();
+    });
+    assert!(found.iter().any(|f| matches!(f, Finding::SegmentShort { len_bytes: 8192, .. })), "{found:?}");
 }
 
-/// The next cookie that a vault opened twice more gives out.
-fn next_cookie() -> u64 {
-    opened(&copy(&healthy().disk)).next_cookie()
+#[test]
+fn where_the_log_cannot_give_the_index_anew_it_is_mended_in_place() {
+    let Healthy { sub, b, b_bytes, .. } = *healthy();
+    let whole = readable(&copy(&healthy().disk));
+    let (_, was) = whole.iter().find(|(ino, _)| *ino == b).unwrap();
+    let derived = |f: &Finding| {
+        let kinds = ["extent-", "extents-", "allocated", "total-bytes", "segment-live", "segment-over", "segment-unk"];
+        kinds.iter().any(|k| f.kind().starts_with(k))
+    };
+    let mut planted = 0;
+    for Damage { want, plant, .. } in damages(healthy()).into_iter().filter(|d| d.want.iter().any(derived)) {
+        planted += 1;
+        let disk = damaged(|p| {
+            plant(p);
+            // A record that no log has: recovery refuses to go past it, so there is no rebuilding.
+            let total = p.vault.get(&key::total("bytes")).unwrap().unwrap();
+            let mut op = p.vault.begin();
+            op.put(key::total("bytes"), total);
+            op.commit();
+        });
+        let again = copy(&disk);
+        let refused = rebuild(lock(Arc::new(again)).unwrap(), &unlock(), &world(), Share::Nothing, &|_, _| ());
+        assert!(matches!(refused, Err(OpenFault::Damaged(_))), "{want:?}");
+        let Repaired { mended, left } = repaired(&disk);
+        assert!(!mended.is_empty() && left.iter().all(Finding::is_loss), "{want:?}: {left:#?} after {mended:#?}");
+        assert_eq!(checked(&disk, true), left, "{want:?}: a second look");
+        // Each byte reads as it was written, or not at all.
+        let vault = opened(&disk);
+        let fs = FileSystem::new(Arc::clone(&vault), FsOptions::default()).unwrap();
+        let mut lost_bytes = 0;
+        for at in (0..b_bytes).step_by(1000) {
+            let mut out = Vec::new();
+            match fs.read(b, at as u64, 1000, &mut out) {
+                Ok(()) => assert!(out == was[at..at + 1000], "{want:?}: byte {at} reads otherwise than it was written"),
+                Err(fault) => {
+                    assert_eq!(fault.errno(), libc::EIO, "{want:?}");
+                    lost_bytes += 1000;
+                }
+            }
+        }
+        assert_eq!(lost_bytes == 0, left.is_empty(), "{want:?}: {left:?}");
+        let all_gone = matches!(want[..], [Finding::Allocated { counted: 0, .. }]);
+        assert!(all_gone || lost_bytes <= 128 << 10, "{want:?}: {lost_bytes} bytes were given up");
+        // What is lost can be written over, and deleted.
+        fs.write(b, 0, b"restored", WriteHow::default()).unwrap();
+        fs.sync_wait().unwrap();
+        fs.unlink(sub, b"b.bin").unwrap();
+        fs.sync_wait().unwrap();
+        drop(fs);
+        vault.close().unwrap();
+        assert_eq!(checked(&disk, true), [], "{want:?}: with the file deleted");
+    }
+    assert!(planted >= 9, "{planted}");
+}
+
+#[test]
+fn roots_that_are_both_lost_are_made_anew() {
+    let disk = copy(&healthy().disk);
+    let whole = readable(&disk);
+    for root in ["root.a", "root.b"] {
+        disk.flip_bit(root, 500);
+    }
+    let backing: Arc<dyn Backing> = Arc::new(disk.clone());
+    let refused = check(&backing, &unlock(), &world(), false, &|_, _| ());
+    assert!(matches!(refused, Err(OpenFault::RootsLost)));
+    let Repaired { mended, left } = repaired(&disk);
+    assert_eq!(mended.iter().map(|m| m.finding.kind()).collect::<Vec<_>>(), ["roots-lost"]);
+    assert_eq!((left, checked(&disk, true)), (Vec::new(), Vec::new()));
+    assert!(readable(&disk) == whole);
+}
+
+/// What must read as it was, by inode: files, and where the tests hurt none of them.
+fn readable(disk: &MemoryBacking) -> Vec<(Ino, Vec<u8>)> {
+    let vault = opened(disk);
+    let mut all = Vec::new();
+    for (k, v) in vault.scan(&[key::INODE], &[], 1000).unwrap() {
+        let (ino, Ok(inode)) = (Ino(key::split(&k).unwrap().1), Inode::decode(&v)) else { continue };
+        let (mut out, len) = (Vec::new(), inode.size.min(11 << 20) as usize);
+        if inode.mode & libc::S_IFMT == libc::S_IFREG && vault.read(&vault.file(ino), 0, len, &mut out).is_ok() {
+            all.push((ino, out));
+        }
+    }
+    vault.close().unwrap();
+    all
+}
+
+fn repaired(disk: &MemoryBacking) -> Repaired {
+    let again = || lock(Arc::new(disk.clone()));
+    repair(again().unwrap(), &again, &unlock(), &world(), Owner::default(), Share::All, &|_, _| ())
+        .expect("it opens for repair")
+}
+
+#[test]
+fn each_planted_damage_is_mended_or_said_to_be_lost() {
+    let whole = readable(&copy(&healthy().disk));
+    for Damage { want, plant, .. } in damages(healthy()) {
+        let disk = damaged(plant);
+        let first = checked(&disk, false);
+        let Repaired { mended, left } = repaired(&disk);
+        let lost = |f: &Finding| f.is_loss();
+        assert!(left.iter().all(lost), "{want:?}: left {left:#?} after {mended:#?}");
+        assert!(!mended.is_empty() || want.iter().all(lost), "{want:?}: nothing was done");
+        for finding in first.iter().filter(|f| !lost(f) && !matches!(f, Finding::More { .. })) {
+            assert!(mended.iter().any(|m| m.finding == *finding), "{finding:?} is not among {mended:#?}");
+        }
+        assert_eq!(checked(&disk, true), left, "{want:?}: a second look");
+        // No byte was invented or lost by it: what reads, reads as before, and what should, does.
+        let now = readable(&disk);
+        let hurt = !left.is_empty();
+        for (ino, was) in &whole {
+            match now.iter().find(|(i, _)| i == ino) {
+                Some((_, is)) => assert_eq!(
+                    is.iter().zip(was).position(|(a, b)| a != b),
+                    None,
+                    "{want:?}: inode {ino} reads otherwise than it was written"
+                ),
+                None => assert!(hurt, "{want:?}: inode {ino} does not read any more after {mended:#?}"),
+            }
+        }
+        // And the vault works.
+        let vault = opened(&disk);
+        let fs = FileSystem::new(Arc::clone(&vault), FsOptions::default()).unwrap();
+        file(&fs, ROOT_INO, "after", b"life goes on");
+        drop(fs);
+        vault.close().unwrap();
+        // `/used` was unlinked in use; the mount has removed it, and what of it was lost with it.
+        let again = checked(&disk, true);
+        assert!(again.iter().all(lost) && again.len() <= left.len(), "{want:?}: {again:#?}");
+        // A rebuild from the log agrees, where the log is whole.
+        let locked = lock(Arc::new(disk.clone())).unwrap();
+        match rebuild(locked, &unlock(), &world(), Share::All, &|_, _| ()) {
+            Ok(found) => assert!(found.iter().all(lost) && found.len() <= again.len(), "{want:?}: {found:#?}"),
+            Err(fault) => assert!(hurt && matches!(fault, OpenFault::Damaged(_)), "{want:?}: {fault}"),
+        }
+    }
 }
 
 #[test]

@@ -10,7 +10,7 @@ use strongroom::base::secret::Passphrase;
 use strongroom::base::world::{RealWorld, World};
 use strongroom::format::key;
 use strongroom::seal::Unlock;
-use strongroom::vault::{CreateOptions, OpenOptions, Vault, create, open};
+use strongroom::vault::{CreateOptions, OpenOptions, State, Vault, create, open};
 
 fn unlock() -> Unlock {
     Unlock::KeyFile(Passphrase(vec![7; 64]))
@@ -85,7 +85,7 @@ fn what_is_written_is_read_back_now_after_sync_and_after_reopening() {
     write(&vault, 6, 300, b"small");
     assert_eq!(read(&vault, 5, 0, data.len()), data);
     vault.sync_wait().expect("the disk is well");
-    assert_eq!(vault.pending_bytes() > 0, vault.state() != "ready" || vault.pending_bytes() > 0);
+    assert_eq!(vault.pending_bytes() > 0, vault.state() != State::Ready || vault.pending_bytes() > 0);
     assert_eq!(read(&vault, 5, 1000, 200_000), data[1000..201_000]);
     assert_eq!(read(&vault, 6, 298, 7), b"\0\0small");
     vault.close().expect("the disk is well");
@@ -305,24 +305,67 @@ fn a_torn_first_commit_of_a_lease_is_dropped_whole() {
     assert_eq!(read(&vault, 51, 0, 8), [0; 8], "half of the first commit showed");
 }
 
+/// A vault's history since it was opened, without times and reasons.
+fn history(vault: &Vault) -> Vec<String> {
+    let word = |l: strongroom::vault::Line| l.text.split(':').next().unwrap_or_default().to_owned();
+    vault.stats().history().into_iter().map(word).collect()
+}
+
 #[test]
-fn a_failed_write_stops_acknowledging_and_reads_go_on() {
+fn after_a_failed_write_everything_is_written_again_in_a_new_segment() {
+    let disk = MemoryBacking::default();
+    fresh(&disk);
+    let vault = opened(&disk, &OpenOptions::default());
+    write(&vault, 30, 0, b"safe");
+    vault.sync_wait().expect("the disk is well");
+    let data = noise(900_000);
+    write(&vault, 31, 0, &data);
+    write(&vault, 30, 4, b"more");
+    disk.fail_next_writes(1);
+    vault.sync_wait().expect("one bad write is survived");
+    assert_eq!(vault.stats().segments_abandoned.get(), 1);
+    assert_eq!(history(&vault), ["init", "ready"], "it was never in trouble as far as anyone could see");
+    let after = disk.crash(|_, _| false);
+    let again = opened(&after, &OpenOptions::default());
+    assert_eq!(read(&again, 30, 0, 8), b"safemore");
+    assert_eq!(read(&again, 31, 0, data.len()), data);
+    vault.close().expect("the disk is well");
+}
+
+#[test]
+fn while_no_place_takes_the_log_reads_go_on_and_it_heals_by_itself() {
     let disk = MemoryBacking::default();
     fresh(&disk);
     let vault = opened(&disk, &OpenOptions::default());
     write(&vault, 30, 0, b"safe");
     vault.sync_wait().expect("the disk is well");
     write(&vault, 30, 4, b"more");
-    disk.fail_next_writes(1);
+    disk.fail_next_writes(u64::MAX);
     assert!(vault.sync_wait().is_err(), "a write that failed is not acknowledged");
-    assert_eq!(vault.state(), "error");
+    assert_eq!(vault.state(), State::Error);
     assert_eq!(read(&vault, 30, 0, 8), b"safemore");
     assert!(vault.sync_wait().is_err(), "nor later");
-    assert!(vault.close().is_err());
+    assert!(vault.reserve(&vault.file(Ino(30)), 0, 10).is_err(), "a writer is told at once");
+    disk.fail_next_writes(0);
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    while vault.sync_wait().is_err() {
+        assert!(std::time::Instant::now() < until, "it does not heal");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    write(&vault, 30, 8, b"still");
+    vault.sync_wait().expect("the disk is well again");
+    while vault.state() == State::Recovering {
+        assert!(std::time::Instant::now() < until, "it does not come home");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    assert_eq!(history(&vault), ["init", "ready", "error", "recovering", "ready"]);
+    let again = opened(&disk.crash(|_, _| false), &OpenOptions::default());
+    assert_eq!(read(&again, 30, 0, 13), b"safemorestill");
+    vault.close().expect("the disk is well again");
 }
 
 #[test]
-fn what_does_not_read_back_is_not_acknowledged_and_does_not_hide_what_was() {
+fn what_does_not_read_back_is_written_again_elsewhere() {
     let disk = MemoryBacking::default();
     fresh(&disk);
     let vault = opened(&disk, &OpenOptions::default());
@@ -330,14 +373,38 @@ fn what_does_not_read_back_is_not_acknowledged_and_does_not_hide_what_was() {
     vault.sync_wait().expect("the disk is well");
     disk.spoil_next_writes(1);
     write(&vault, 70, 0, b"version two");
-    assert!(vault.sync_wait().is_err(), "the group on the disk is not the one that was sent");
-    assert_eq!(vault.stats().verify_mismatches.get(), 1);
-    assert_eq!(read(&vault, 70, 0, 11), b"version two", "its buffer is kept");
-    // Whatever comes now must not make recovery take the spoiled commit for one that was once whole.
+    vault.sync_wait().expect("it was written again");
+    assert_eq!((vault.stats().verify_mismatches.get(), vault.stats().segments_abandoned.get()), (1, 1));
+    assert_eq!(read(&vault, 70, 0, 11), b"version two");
+    // The spoiled commit lies in the log, and must not be taken for one that was once whole.
+    let again = opened(&disk.crash(|_, _| true), &OpenOptions::default());
+    assert_eq!(read(&again, 70, 0, 11), b"version two");
+    drop(again);
     let mut op = vault.begin();
     op.put(key::inode(Ino(71)), vec![1]);
     op.commit();
-    assert!(vault.close().is_err());
+    vault.close().expect("the disk is well");
+    drop(vault);
+    // A rebuild walks the abandoned segment, too.
+    let indexes = disk.list("index").unwrap();
+    indexes.iter().for_each(|name| disk.remove(&format!("index/{name}")).unwrap());
+    let vault = opened(&disk, &OpenOptions::default());
+    assert_eq!(read(&vault, 70, 0, 11), b"version two");
+    assert_eq!(vault.get(&key::inode(Ino(71))).unwrap(), Some(vec![1]));
+}
+
+#[test]
+fn a_disk_that_spoils_everything_is_not_believed() {
+    let disk = MemoryBacking::default();
+    fresh(&disk);
+    let vault = opened(&disk, &OpenOptions::default());
+    write(&vault, 70, 0, b"version one");
+    vault.sync_wait().expect("the disk is well");
+    disk.spoil_next_writes(u64::MAX);
+    write(&vault, 70, 0, b"version two");
+    assert!(vault.sync_wait().is_err(), "the groups on the disk are not those that were sent");
+    assert_eq!(read(&vault, 70, 0, 11), b"version two", "its buffer is kept");
+    disk.spoil_next_writes(0);
     let vault = opened(&disk.crash(|_, _| true), &OpenOptions::default());
     assert_eq!(read(&vault, 70, 0, 11), b"version one", "what was acknowledged before");
 }

@@ -63,6 +63,18 @@ pub const CHECKPOINT_LOG_BYTES: u64 = 512 << 20;
 pub const CHECKPOINT_IDLE: Duration = Duration::from_secs(30);
 /// Bytes of the backing filesystem that ordinary writes may not take, so that deletes and checkpoints always work.
 pub const RESERVE_BYTES: u64 = 192 << 20;
+/// Room that a file in the backing directory really takes, for the moment when the disk is full …
+pub const RESERVE_FILE_BYTES: u64 = 32 << 20;
+/// … and the part of the filesystem that it may be at most: one in so many.
+pub const RESERVE_FILE_SHARE: u64 = 32;
+/// Lines of the history that outlive the mount.
+pub const HISTORY_LINES_STORED: usize = 200;
+/// A flush of the backing directory that takes longer counts as stalled, where there is an emergency directory.
+pub const FLUSH_DEADLINE: Duration = Duration::from_secs(30);
+/// How long closing goes on trying while no place takes what is left.
+pub const CLOSE_DEADLINE: Duration = Duration::from_secs(10);
+/// Of a hundred groups read back, so many are also opened and compared with their plaintext, unless told.
+pub const VERIFY_OPEN_PERCENT: u32 = 2;
 /// Most lines kept of the error list and of the state history.
 pub const HISTORY_LINES_MAX: usize = 1000;
 

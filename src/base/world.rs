@@ -49,6 +49,10 @@ pub trait World: Send + Sync {
     fn elapsed(&self) -> Duration;
     /// Unpredictable bytes.
     fn fill(&self, out: &mut [u8]);
+    /// Lets time pass for the calling thread.
+    fn sleep(&self, time: Duration) {
+        std::thread::sleep(time);
+    }
 }
 
 /// The real world.

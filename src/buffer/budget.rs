@@ -51,7 +51,7 @@ impl Budget {
         self.state.held().queue.len() as u64
     }
 
-    /// Takes `bytes`, waiting for room; `before_waiting` is called once, without the lock, if it must. `None` once closed.
+    /// Takes `bytes`, waiting for room; `before_waiting` is called once, without the lock, if it must. `None` while closed.
     pub fn take(&self, bytes: u64, before_waiting: impl FnOnce()) -> Option<Room<'_>> {
         let mut state = self.state.held();
         if state.closed {
@@ -80,6 +80,16 @@ impl Budget {
         Some(Room { budget: self, bytes })
     }
 
+    /// Takes `bytes` if there is room and nobody waits; never waits.
+    pub fn try_take(&self, bytes: u64) -> Option<Room<'_>> {
+        let mut state = self.state.held();
+        let now = !state.closed && state.queue.is_empty() && self.fits(&state, bytes);
+        now.then(|| {
+            state.used += bytes;
+            Room { budget: self, bytes }
+        })
+    }
+
     // A single write larger than the whole share must still pass, alone.
     fn fits(&self, state: &State, bytes: u64) -> bool {
         state.used + bytes <= self.limit_bytes || state.used == 0
@@ -97,10 +107,15 @@ impl Budget {
         self.moved.notify_all();
     }
 
-    /// Wakes and refuses every waiter, now and later.
+    /// Wakes and refuses every waiter, now and until `open`.
     pub fn close(&self) {
         self.state.held().closed = true;
         self.moved.notify_all();
+    }
+
+    /// Takes writers in again.
+    pub fn open(&self) {
+        self.state.held().closed = false;
     }
 }
 

@@ -12,7 +12,7 @@ use crate::base::lock::Held;
 use crate::format::extent::Run;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex};
 
 /// Bookkeeping bytes charged for each piece beside its data.
 const PIECE_OVERHEAD_BYTES: u64 = 256;
@@ -27,7 +27,17 @@ pub struct Chunk {
     pub offset_bytes: u64,
     data: Vec<u8>,
     pool: Pool,
-    placed: OnceLock<Run>,
+    placed: Mutex<Placement>,
+}
+
+/// Where a chunk is in the log.
+enum Placement {
+    /// With the workers, or on its way to the log.
+    OnItsWay,
+    /// In the log.
+    At(Run),
+    /// It was in a segment that failed, or on its way there.
+    Lost,
 }
 
 impl Chunk {
@@ -36,14 +46,29 @@ impl Chunk {
     pub fn data(&self) -> &[u8] {
         &self.data
     }
-    /// Says where the log put it; told once.
+    /// Says where the log put it.
     pub fn place(&self, run: Run) {
-        assert!(self.placed.set(run).is_ok(), "a chunk is placed once");
+        let before = std::mem::replace(&mut *self.placed.held(), Placement::At(run));
+        debug_assert!(matches!(before, Placement::OnItsWay), "only what is on its way arrives");
     }
     /// Where the log put it.
     #[must_use]
-    pub fn placed(&self) -> Option<&Run> {
-        self.placed.get()
+    pub fn placed(&self) -> Option<Run> {
+        match &*self.placed.held() {
+            Placement::At(run) => Some(run.clone()),
+            Placement::OnItsWay | Placement::Lost => None,
+        }
+    }
+    /// It did not arrive, or where it arrived has failed.
+    pub fn lose(&self) {
+        *self.placed.held() = Placement::Lost;
+    }
+    /// Sends it on its way again, if it is not on its way already; says whether it is to be sent.
+    pub fn send_again(&self) -> bool {
+        let mut placed = self.placed.held();
+        let gone = !matches!(*placed, Placement::OnItsWay);
+        *placed = Placement::OnItsWay;
+        gone
     }
 }
 
@@ -166,6 +191,22 @@ impl FileBuffer {
             Source::Open(_) => None,
         };
         layer.spans.iter().filter_map(piece).collect()
+    }
+
+    /// The chunks that the layer of `batch` holds, each once.
+    pub fn chunks(&self, batch: u64) -> Vec<Arc<Chunk>> {
+        let layers = self.layers.held();
+        let spans = layers.iter().filter(|l| l.batch == batch).flat_map(|l| l.spans.values());
+        let mut all: Vec<Arc<Chunk>> = Vec::new();
+        for span in spans {
+            // The pieces of a chunk lie within its 128 KiB, so near each other.
+            if let Source::Sealed(chunk, _) = &span.source
+                && !all.iter().rev().take(64).any(|c| Arc::ptr_eq(c, chunk))
+            {
+                all.push(Arc::clone(chunk));
+            }
+        }
+        all
     }
 
     /// Drops the layer of `batch`, and gives the bytes it was charged: the index shows the same by now.
@@ -335,7 +376,13 @@ impl Layer {
         let Source::Open(v) = std::mem::replace(&mut span.source, Source::Hole) else {
             unreachable!("only open spans are sealed")
         };
-        let chunk = Arc::new(Chunk { ino, offset_bytes: start, data: v, pool: pool.clone(), placed: OnceLock::new() });
+        let chunk = Arc::new(Chunk {
+            ino,
+            offset_bytes: start,
+            data: v,
+            pool: pool.clone(),
+            placed: Mutex::new(Placement::OnItsWay),
+        });
         span.source = Source::Sealed(Arc::clone(&chunk), 0);
         chunk
     }

@@ -23,6 +23,9 @@ macro_rules! kinds {
 kinds! {
     IndexUnreadable = "index-unreadable",
     IndexLost = "index-lost",
+    CopySpoiled = "copy-spoiled",
+    RootsLost = "roots-lost",
+    RecordsLost = "records-lost",
     StrayEntry = "stray-entry",
     NoRoot = "no-root",
     InodeMalformed = "inode-malformed",

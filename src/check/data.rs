@@ -15,7 +15,7 @@ use crate::format::extent::{Extent, Run};
 use crate::format::key;
 use crate::format::segment::SegmentInfo;
 use crate::segment::path;
-use crate::vault::VaultFault;
+use crate::vault::{NOWHERE, VaultFault};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -218,7 +218,10 @@ impl Survey<'_> {
                 let (live_bytes, data_bytes) = (info.live_bytes, info.data_bytes);
                 s.found(Finding::SegmentOverfull { segment, live_bytes, data_bytes });
             }
-            if need.end_bytes > 0
+            if segment == NOWHERE {
+                // Not a file that anyone could bring back: the files are told.
+                broken.insert(segment, 0);
+            } else if need.end_bytes > 0
                 && let Some(readable) = s.segment_file(segment, need.end_bytes)
             {
                 broken.insert(segment, readable);

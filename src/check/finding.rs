@@ -4,6 +4,7 @@
 //! Called by: the rest of `check`, `cli`, tests. Cannot fail.
 
 use crate::base::id::{Ino, SegmentId};
+use crate::vault::NOWHERE;
 use std::fmt::{self, Write as _};
 
 /// An inode, and the path that leads to it if one does.
@@ -32,6 +33,12 @@ pub enum Finding {
     IndexUnreadable { why: String },
     /// The index is gone or cannot be trusted; everything in it can be had from the log.
     IndexLost { why: String },
+    /// A file that a vault keeps twice is missing or damaged; the other serves.
+    CopySpoiled { file: &'static str },
+    /// Neither root holds: the log itself must say how far it goes.
+    RootsLost,
+    /// Records and commits that had been durable are lost from the log, and what they changed with them.
+    RecordsLost { frames: u64 },
     /// A key or value of the index that makes no sense.
     StrayEntry { key: Vec<u8>, why: &'static str },
     /// There are inodes, but no root directory.
@@ -153,6 +160,9 @@ impl Finding {
             | ListedWithoutName { dir, .. } => Some(dir),
             IndexUnreadable { .. }
             | IndexLost { .. }
+            | CopySpoiled { .. }
+            | RootsLost
+            | RecordsLost { .. }
             | StrayEntry { .. }
             | NoRoot
             | WithoutInode { .. }
@@ -226,6 +236,14 @@ impl fmt::Display for Finding {
         match self {
             IndexUnreadable { why } => write!(f, "the index could be read only in part: {why}"),
             IndexLost { why } => write!(f, "the index must be rebuilt from the log, as the next mount does: {why}"),
+            CopySpoiled { file } => {
+                write!(f, "{file} is missing or does not hold; its other copy does, and the next mount restores it")
+            }
+            RootsLost => f.write_str("neither root.a nor root.b holds"),
+            RecordsLost { frames } => write!(
+                f,
+                "{frames} frames of records are missing from the log or damaged: what they changed is lost, the rest is there"
+            ),
             StrayEntry { key, why } => write!(f, "the index entry with key {} makes no sense: {why}", Hex(key)),
             NoRoot => f.write_str("the root directory is not there"),
             InodeMalformed { at, why } => write!(f, "{at}: its attributes make no sense: {why}"),
@@ -297,6 +315,9 @@ impl fmt::Display for Finding {
             SegmentMissing { segment, why } => write!(f, "segment {segment}: its file cannot be opened: {why}"),
             SegmentShort { segment, len_bytes, needed_bytes } => {
                 write!(f, "segment {segment}: its file has {len_bytes} bytes, data lies up to byte {needed_bytes}")
+            }
+            DataLost { at, segment } if *segment == NOWHERE => {
+                write!(f, "{at}: data is lost: what was stored of it made no sense")
             }
             DataLost { at, segment } => write!(f, "{at}: data is lost with segment {segment}"),
             Unreadable { at, from_bytes, to_bytes, why } => {

@@ -10,15 +10,24 @@
 //! On failure: why the vault did not open, or the backing directory's error.
 
 mod advice;
+mod damage;
 mod data;
+mod derived;
 mod finding;
+mod media;
+mod mender;
 mod names;
 mod nodes;
 mod places;
+mod repair;
 mod share;
 mod survey;
 
+pub use damage::Damage;
 pub use finding::{Finding, Place};
+pub use media::{Media, scrub_media};
+pub use mender::Owner;
+pub use repair::{Mended, Repaired, rebuild, repair};
 pub use share::Share;
 
 use crate::backing::Backing;
@@ -54,13 +63,14 @@ pub fn check_locked(
     read_data: Share,
     progress: &dyn Fn(u64, u64),
 ) -> Result<Vec<Finding>, OpenFault> {
+    let copies = locked.spoiled_copies(unlock)?;
     let locked = locked.shadow();
     let backing = Arc::clone(locked.backing());
     let options = OpenOptions { workers: 1, read_only: true, ..OpenOptions::default() };
     let vault = locked.open(unlock, &options, Arc::clone(world))?;
     let (findings, _) = look(&vault, &*backing, read_data, progress)?;
     vault.close().map_err(could_not_look)?;
-    Ok(findings)
+    Ok(copies.into_iter().map(|file| Finding::CopySpoiled { file }).chain(findings).collect())
 }
 
 /// Looks an open vault over.
@@ -73,6 +83,9 @@ fn look(
     let mut survey = Survey::new(vault, backing, read_data, progress);
     if let Some(why) = vault.index_lost() {
         survey.found(Finding::IndexLost { why: why.to_owned() });
+    }
+    if vault.lost_records() > 0 {
+        survey.found(Finding::RecordsLost { frames: vault.lost_records() });
     }
     let looked = survey.run();
     let (mut findings, nodes) = survey.finish();

@@ -28,7 +28,7 @@ macro_rules! exits {
 }
 
 exits! {
-    Ok = 0, "done; for `check`: nothing wrong found";
+    Ok = 0, "done; for `check` and `scrub`: nothing wrong found";
     Unexpected = 1, "something that should not happen";
     Usage = 2, "the command line is wrong";
     WrongKey = 3, "the passphrase or key file does not open the vault";
@@ -37,8 +37,8 @@ exits! {
     Mountpoint = 6, "the mountpoint is missing, no directory, not empty, taken, or overlaps the vault";
     NotEmpty = 7, "`init`: the directory is not empty";
     Damaged = 8, "the vault is damaged so that it cannot be opened";
-    Findings = 9, "`check`: damage was found, and is listed";
-    CouldNotLook = 10, "`check`: the vault could not be read, so nothing is known";
+    Findings = 9, "`check`, `scrub`: damage was found, and is listed (with `--repair`: not all of it was mended)";
+    CouldNotLook = 10, "`check`, `scrub`: the vault could not be read, so nothing is known";
     Busy = 11, "`umount`: something still uses the mount (EBUSY); it stays mounted";
     FlushFailed = 12, "data could not be brought to rest";
     Io = 13, "a file or directory could not be read or written";
@@ -46,6 +46,9 @@ exits! {
     NoKey = 15, "no passphrase or key could be had, or it is empty";
     NotMounted = 16, "no strongroom is mounted there";
     RolledBack = 17, "an older copy of the vault is in its place";
+    Mended = 18, "`check --repair`: damage was found, and all of it was mended";
+    EmergencyNeeded = 19, "the vault needs the emergency directory that it was last used with";
+    Away = 20, "closed, and everything is safe, but part of it is in the emergency directory";
 }
 
 impl Exit {
@@ -104,6 +107,7 @@ impl Failure {
                 Failure::new(Exit::Damaged, format!("{at}: {fault}"))
             }
             OpenFault::RolledBack { .. } => Failure::new(Exit::RolledBack, format!("{at}: {fault}")),
+            OpenFault::EmergencyNeeded { .. } => Failure::new(Exit::EmergencyNeeded, format!("{at}: {fault}")),
             OpenFault::Backing(_) => Failure::new(Exit::Io, format!("{at}: {fault}")),
         }
     }
@@ -128,7 +132,7 @@ mod tests {
     #[test]
     fn codes_are_frozen() {
         let codes: Vec<u8> = Exit::ALL.iter().map(|e| *e as u8).collect();
-        assert_eq!(codes, (0..=17).collect::<Vec<u8>>(), "a script somewhere relies on these");
+        assert_eq!(codes, (0..=20).collect::<Vec<u8>>(), "a script somewhere relies on these");
         assert_eq!(Exit::WrongKey as u8, 3);
         assert_eq!(Exit::from_u8(11), Some(Exit::Busy));
         assert_eq!(Exit::from_u8(99), None);

@@ -16,6 +16,7 @@ mod mounts;
 mod options;
 mod pins;
 mod print;
+mod scrub;
 mod size;
 mod status;
 mod umount;
@@ -50,8 +51,10 @@ enum Command {
     Umount(umount::Args),
     /// Show how a mount or a vault is doing; without an argument, list the mounts
     Status(status::Args),
-    /// Look a vault over without changing it
+    /// Look a vault over, and mend it if asked to
     Check(check::Args),
+    /// Read everything and compare it with its checksums; of a vault or a mount, with or without the key
+    Scrub(scrub::Args),
 }
 
 /// Does what the command line says.
@@ -69,6 +72,7 @@ pub fn run(line: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Init(args) => args.json,
         Command::Status(args) => args.json,
         Command::Check(args) => args.json,
+        Command::Scrub(args) => args.json,
     };
     let run = || match &line.command {
         Command::Init(args) => init::run(args),
@@ -76,6 +80,7 @@ pub fn run(line: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Umount(args) => umount::run(args),
         Command::Status(args) => status::run(args),
         Command::Check(args) => check::run(args),
+        Command::Scrub(args) => scrub::run(args),
     };
     // A panic has been printed where it happened; it ends in a code of ours, too. Nothing of what it may have left half
     // done is used again.
@@ -111,7 +116,7 @@ mod tests {
     #[test]
     fn what_does_not_exist_yet_is_not_offered() {
         let names: Vec<_> = Line::command().get_subcommands().map(|c| c.get_name().to_owned()).collect();
-        assert_eq!(names, ["init", "mount", "umount", "status", "check"]);
+        assert_eq!(names, ["init", "mount", "umount", "status", "check", "scrub"]);
     }
 
     #[test]

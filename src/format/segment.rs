@@ -3,7 +3,7 @@
 //! Promise: fixed lengths, refused unless every byte is accounted for. Called by: `vault`, `check`.
 
 use super::record::Counters;
-use super::wire::{Malformed, Reader};
+use super::wire::{Malformed, Reader, malformed};
 use crate::base::id::{CommitSeq, Epoch, SegmentId};
 
 /// A place in the log: everything before it has been taken in.
@@ -34,6 +34,37 @@ impl LogPosition {
         let p = LogPosition { seq: CommitSeq(r.u64("log position")?), chain: r.array("log position")? };
         r.end("log position")?;
         Ok(p)
+    }
+}
+
+/// The plaintext of a segment's first frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Start {
+    /// The newest commit when the segment was begun.
+    pub after: LogPosition,
+    /// Whether whatever the log holds behind that commit in earlier segments is void: it failed, and is written again here.
+    pub restarts: bool,
+}
+
+impl Start {
+    /// The stored form.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut b = self.after.encode().to_vec();
+        b.push(u8::from(self.restarts));
+        b
+    }
+
+    /// Reads the stored form; in format 1 it is the position alone.
+    pub fn decode(bytes: &[u8]) -> Result<Start, Malformed> {
+        let mut r = Reader::new(bytes);
+        let after = LogPosition::decode(r.take(40, "segment start")?)?;
+        let restarts = match r.rest() {
+            [] | [0] => false,
+            [1] => true,
+            _ => return malformed("segment start"),
+        };
+        Ok(Start { after, restarts })
     }
 }
 
@@ -122,6 +153,19 @@ mod tests {
         want.extend_from_slice(&[7; 32]);
         assert_eq!(p.encode()[..], want[..]);
         assert_eq!(LogPosition::decode(&want), Ok(p));
+    }
+
+    #[test]
+    fn golden_start() {
+        let after = LogPosition { seq: CommitSeq(9), chain: [7; 32] };
+        let old = after.encode();
+        for restarts in [false, true] {
+            let start = Start { after, restarts };
+            assert_eq!(start.encode(), [&old[..], &[u8::from(restarts)]].concat());
+            assert_eq!(Start::decode(&start.encode()), Ok(start));
+        }
+        assert_eq!(Start::decode(&old), Ok(Start { after, restarts: false }), "format 1");
+        assert!(Start::decode(&[&old[..], &[2]].concat()).is_err() && Start::decode(&old[1..]).is_err());
     }
 
     #[test]

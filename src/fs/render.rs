@@ -4,38 +4,12 @@
 //! Prometheus text exposition; `stats.json` has every number there is. Called by: `storage`. On failure: the vault's.
 
 use super::{FileSystem, FsFault, OpKind};
-use crate::base::histogram::{Counter, EDGES_US, Histogram, Snapshot};
+use crate::base::histogram::{EDGES_US, Histogram, Snapshot};
 use crate::base::world::Time;
 use crate::vault::Line;
 use crate::vault::{Gauges, Stats, Usage};
 use serde_json::{Map, Value, json};
 use std::fmt::Write;
-
-fn counters(s: &Stats) -> Vec<(&'static str, &'static str, u64)> {
-    let n = Counter::get;
-    vec![
-        ("written_bytes", "Plaintext bytes taken from writers.", n(&s.written_bytes)),
-        ("read_bytes", "Plaintext bytes given to readers.", n(&s.read_bytes)),
-        ("sealed_plain_bytes", "Plaintext bytes sealed.", n(&s.sealed_plain_bytes)),
-        ("sealed_bytes", "Bytes after compression and encryption.", n(&s.sealed_bytes)),
-        ("log_bytes", "Bytes written to segments.", n(&s.log_bytes)),
-        ("verified_bytes", "Bytes read back and found right.", n(&s.verified_bytes)),
-        ("verify_mismatches", "Groups that did not read back as written.", n(&s.verify_mismatches)),
-        ("damaged_frames", "Frames that did not open when read.", n(&s.damaged_frames)),
-        ("commits", "Commits.", n(&s.commits)),
-        ("fsyncs", "fsyncs answered.", n(&s.fsyncs)),
-        ("device_flushes", "Device flushes.", n(&s.device_flushes)),
-        ("checkpoints", "Checkpoints.", n(&s.checkpoints)),
-        ("punched_bytes", "Bytes given back by punching holes.", n(&s.punched_bytes)),
-        ("cache_hits", "Reads answered from decoded frames.", n(&s.cache_hits)),
-        ("cache_misses", "Frames read from the disk.", n(&s.cache_misses)),
-        ("prefetched", "Frames read ahead.", n(&s.prefetched)),
-        ("chunks_zstd", "Chunks compressed with zstd.", n(&s.codec_chunks[0])),
-        ("chunks_lz4", "Chunks compressed with lz4.", n(&s.codec_chunks[1])),
-        ("chunks_raw", "Chunks stored as they are.", n(&s.codec_chunks[2])),
-        ("writer_waits", "Times a writer waited for the byte budget.", n(&s.writer_waits)),
-    ]
-}
 
 fn histograms(s: &Stats) -> Vec<(&'static str, &'static str, Snapshot)> {
     let h = Histogram::snapshot;
@@ -152,7 +126,7 @@ impl FileSystem {
         let errors = stats.errors();
         let last = errors.last().map_or(String::new(), |e| format!(", last {} {}", stamp(e.at), e.text));
         Ok(table(&[
-            ("state", vault.state().to_owned()),
+            ("state", vault.state().to_string()),
             ("not yet safe", bytes(vault.pending_bytes())),
             ("used", of(bytes(usage.bytes), usage.quota_bytes.map(bytes))),
             ("inodes", of(usage.inodes.to_string(), usage.quota_inodes.map(|q| q.to_string()))),
@@ -186,8 +160,8 @@ impl FileSystem {
             histograms(stats).iter().map(|(name, _, h)| ((*name).to_owned(), histogram_json(h))).collect();
         let text = json!({
             "version": env!("CARGO_PKG_VERSION"),
-            "state": vault.state(),
-            "counters": numbers(counters(stats)),
+            "state": vault.state().word(),
+            "counters": numbers(stats.counters()),
             "gauges": numbers(self.gauges()?),
             "errors": stats.errors().len(),
             "latency_edges_us": EDGES_US,
@@ -201,7 +175,7 @@ impl FileSystem {
         let vault = &*self.vault;
         let stats = vault.stats();
         let mut out = String::new();
-        for (name, help, n) in counters(stats) {
+        for (name, help, n) in stats.counters() {
             header(&mut out, &format!("{name}_total"), help, "counter");
             line(&mut out, &format!("{name}_total"), "", &n.to_string());
         }

@@ -33,6 +33,8 @@ const WINDOW_COUNT_MAX: usize = 4096;
 struct Overlays {
     direct: Overlay,
     derived: Overlay,
+    /// What the derived overlay held of each key changed since `begin_undoable`.
+    undo: Option<BTreeMap<Vec<u8>, Option<Value>>>,
 }
 
 impl Overlays {
@@ -55,6 +57,10 @@ pub struct Index {
     /// Odd while the table is being changed; it only grows.
     applies: AtomicU64,
 }
+
+/// Changes of derived keys that may still be taken back.
+#[must_use]
+pub struct Undoable(());
 
 impl Index {
     /// An index over a table, with nothing in front of it.
@@ -155,8 +161,36 @@ impl Index {
             .map(|(key, value)| (is_derived(&key), Key::new(key), value.map(Vec::into_boxed_slice)))
             .collect();
         let mut overlays = self.overlays.alone();
+        let Overlays { derived: now, undo, .. } = &mut *overlays;
+        if let Some(undo) = undo {
+            for (_, key, _) in ready.iter().filter(|(derived, ..)| *derived) {
+                undo.entry(key.bytes().to_vec()).or_insert_with(|| now.mutable.entry(key.bytes()).cloned());
+            }
+        }
         for (derived, key, value) in ready {
             if derived { &mut overlays.derived } else { &mut overlays.direct }.mutable.put(key, value);
+        }
+    }
+
+    /// Changes of derived keys from here on can be taken back. Whoever calls it is the only one that changes or seals these.
+    pub fn begin_undoable(&self) -> Undoable {
+        self.overlays.alone().undo = Some(BTreeMap::new());
+        Undoable(())
+    }
+
+    /// They stand.
+    pub fn keep(&self, _: Undoable) {
+        self.overlays.alone().undo = None;
+    }
+
+    /// They are taken back.
+    pub fn undo(&self, _: Undoable) {
+        let mut overlays = self.overlays.alone();
+        for (key, before) in overlays.undo.take().into_iter().flatten() {
+            match before {
+                Some(value) => overlays.derived.mutable.put(Key::new(key), value),
+                None => overlays.derived.mutable.take_out(&key),
+            }
         }
     }
 

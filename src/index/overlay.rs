@@ -102,6 +102,17 @@ impl Map {
         self.entries.is_empty()
     }
 
+    /// What the map says of a key, itself.
+    pub(super) fn entry(&self, key: &[u8]) -> Option<&Value> {
+        self.entries.get(key)
+    }
+
+    pub(super) fn take_out(&mut self, key: &[u8]) {
+        if let Some((key, old)) = self.entries.remove_entry(key) {
+            self.bytes -= ENTRY_OVERHEAD_BYTES + key.heap_bytes() + value_bytes(&old);
+        }
+    }
+
     pub(super) fn iter(&self) -> btree_map::Iter<'_, Key, Value> {
         self.entries.iter()
     }

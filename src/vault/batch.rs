@@ -1,11 +1,14 @@
 //! What operations have done since the last cut: records to be logged and files to be flushed.
 //!
 //! Promise (I4): an operation's records and data lie in one batch, whole: it holds the gate, shared, from its begin to its
-//! commit, and the log takes the gate alone to cut. Called by: `op` (adds), `log` (cuts). Cannot fail.
+//! commit, and the log takes the gate alone to cut. A batch that was cut is kept whole until it is at rest.
+//! Called by: `op` (adds), `log` (cuts). Cannot fail.
 
+use super::state::BatchState;
 use crate::base::limits::RECORDS_FRAME_BYTES;
 use crate::buffer::FileBuffer;
-use crate::format::record::Record;
+use crate::format::record::{Counters, Record};
+use crate::format::segment::LogPosition;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -41,4 +44,28 @@ impl Batch {
         record.encode_to(last);
         self.records_bytes += last.len() - before;
     }
+}
+
+/// A batch that was cut, until it is at rest.
+pub struct Cut {
+    /// Its number.
+    pub number: u64,
+    /// What is true of it.
+    pub state: BatchState,
+    /// Its records, in pieces.
+    pub records: Vec<Arc<Vec<u8>>>,
+    /// Files with a layer of it.
+    pub touched: Vec<Arc<FileBuffer>>,
+    /// Jobs of it with the workers.
+    pub outstanding: Arc<AtomicU64>,
+    /// The counters after it.
+    pub counters: Counters,
+    /// Whether a checkpoint is to follow it.
+    pub checkpoint: bool,
+    /// Whether someone waits for it.
+    pub urgent: bool,
+    /// When it was cut.
+    pub began: Duration,
+    /// The log's position after it; known once it is written.
+    pub position: LogPosition,
 }

@@ -5,9 +5,12 @@
 //! path. Called by: its own thread, fed by `verifier` and `log`. Takes: the root's lock.
 //! On failure: a checkpoint that cannot be stored is reported and tried again with the next one; the log still has it all.
 
-use super::VaultFault;
-use super::root;
+use super::place::{Place, remove_if_there};
 use super::shared::{DeadRange, Shared};
+use super::state::Event;
+use super::step::Actor;
+use super::writer::is_full;
+use super::{VaultFault, home, reserve_bytes, root, totals};
 use crate::backing::{BackingFile, Cache, Open};
 use crate::base::id::{Generation, SegmentId};
 use crate::base::limits::{ALLOCATE_STEP_BYTES, BLOCK_BYTES, CHECKPOINT_IDLE};
@@ -15,8 +18,9 @@ use crate::base::lock::Held;
 use crate::format::key;
 use crate::format::record::Counters;
 use crate::format::segment::{Covered, LogPosition};
+use crate::index::IndexFault;
 use crate::segment::path;
-use crossbeam_channel::{Receiver, RecvTimeoutError, select};
+use crossbeam_channel::{Receiver, select};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::time::Duration;
@@ -29,46 +33,155 @@ pub enum ToHousekeeper {
     Stop,
 }
 
-/// The housekeeper's life.
-pub fn run(shared: &Arc<Shared>, told: &Receiver<ToHousekeeper>, prepare: &Receiver<SegmentId>) {
-    let mut dead = Vec::new();
-    let (mut prepare, no_more) = (prepare, crossbeam_channel::never());
-    loop {
-        let item = select! {
-            recv(prepare) -> id => {
-                match id.map(|id| prepare_segment(shared, id)) {
-                    Ok(Ok(())) => {}
-                    // The log will try by itself, and fail with more reason.
-                    Ok(Err(e)) => log::warn!("preparing a segment: {e}"),
+/// The housekeeper.
+pub struct Housekeeper {
+    shared: Arc<Shared>,
+    told: Receiver<ToHousekeeper>,
+    prepare: Receiver<SegmentId>,
+    /// Died in commits of checkpoints that could not be stored.
+    dead: Vec<DeadRange>,
+    /// When bringing segments home may be tried again.
+    home_at: Duration,
+    probe_at: Duration,
+    probe_wait: Duration,
+    ticked: Duration,
+    ended: bool,
+}
+
+/// Time between two looks at what nobody tells of.
+const TICK: Duration = Duration::from_secs(1);
+/// Longest wait between two probes of a backing directory that has failed.
+const PROBE_MOST: Duration = Duration::from_secs(30);
+
+impl Housekeeper {
+    /// One with nothing to do.
+    pub fn new(shared: Arc<Shared>, told: Receiver<ToHousekeeper>, prepare: Receiver<SegmentId>) -> Housekeeper {
+        let (home_at, probe_at, probe_wait, ticked) = (Duration::ZERO, Duration::ZERO, TICK, shared.world.elapsed());
+        Housekeeper { shared, told, prepare, dead: Vec::new(), home_at, probe_at, probe_wait, ticked, ended: false }
+    }
+
+    /// Its life.
+    pub fn run(mut self) {
+        let told = self.told.clone();
+        let (mut prepare, no_more) = (self.prepare.clone(), crossbeam_channel::never());
+        while !self.ended {
+            select! {
+                recv(prepare) -> id => match id {
+                    Ok(id) => self.prepare(id),
                     // The log has ended; a closed queue would answer at once for ever.
-                    Err(_) => prepare = &no_more,
-                }
-                continue;
+                    Err(_) => prepare = no_more.clone(),
+                },
+                recv(told) -> item => self.take(item.unwrap_or(ToHousekeeper::Stop)),
+                default(TICK) => {}
             }
-            recv(told) -> item => item.map_err(|_| RecvTimeoutError::Disconnected),
-            default(Duration::from_secs(1)) => Err(RecvTimeoutError::Timeout),
+            self.tick();
+        }
+    }
+
+    fn prepare(&self, id: SegmentId) {
+        // The log will try by itself, and fail with more reason.
+        if let Err(e) = prepare_segment(&self.shared, id) {
+            log::warn!("preparing a segment: {e}");
+        }
+    }
+
+    fn take(&mut self, item: ToHousekeeper) {
+        let shared = Arc::clone(&self.shared);
+        let ToHousekeeper::Checkpoint { position, counters, replay_from, dead: mut more } = item else {
+            self.ended = true;
+            return;
         };
-        match item {
-            Err(RecvTimeoutError::Timeout) => ask_when_idle(shared),
-            Ok(ToHousekeeper::Stop) | Err(RecvTimeoutError::Disconnected) => return,
-            Ok(ToHousekeeper::Checkpoint { position, counters, replay_from, dead: mut more }) => {
-                dead.append(&mut more);
-                let began = shared.world.elapsed();
-                match store(shared, position, counters, replay_from, false) {
-                    Ok(()) => {
-                        shared.stats.checkpoints.add(1);
-                        shared.stats.checkpoint.record(shared.world.elapsed().saturating_sub(began));
-                        shared.log_since_checkpoint.store(0, Relaxed);
-                        punch(shared, std::mem::take(&mut dead));
-                    }
-                    Err(e) => {
-                        shared.stats.checkpoint_failures.add(1);
-                        shared.stats.error(shared.world.now(), format!("checkpoint: {e}"));
-                    }
-                }
-                shared.checkpoint_running.store(false, SeqCst);
-                shared.progressed.notify_all();
+        self.dead.append(&mut more);
+        let began = shared.world.elapsed();
+        match store(&shared, position, counters, replay_from, false) {
+            Ok(()) => {
+                shared.stats.checkpoints.add(1);
+                shared.stats.checkpoint.record(shared.world.elapsed().saturating_sub(began));
+                shared.log_since_checkpoint.store(0, Relaxed);
+                punch(&shared, std::mem::take(&mut self.dead));
             }
+            Err(e) => {
+                shared.stats.checkpoint_failures.add(1);
+                shared.stats.error(shared.world.now(), format!("checkpoint: {e}"));
+            }
+        }
+        shared.checkpoint_running.store(false, SeqCst);
+        shared.progressed.notify_all();
+    }
+
+    /// What is done from time to time, and what nobody waits for.
+    fn tick(&mut self) -> bool {
+        let shared = Arc::clone(&self.shared);
+        if shared.away.load(SeqCst) {
+            return self.probe();
+        }
+        (self.probe_at, self.probe_wait) = (Duration::ZERO, TICK);
+        let now = shared.world.elapsed();
+        if shared.bring_home.load(SeqCst) && now >= self.home_at {
+            self.bring_home(now);
+            return true;
+        }
+        if now.saturating_sub(self.ticked) < TICK {
+            return false;
+        }
+        self.ticked = now;
+        shared.refill_reserve();
+        ask_when_idle(&shared);
+        false
+    }
+
+    /// Looks whether the backing directory is well again; less often each time it is not.
+    fn probe(&mut self) -> bool {
+        let shared = &self.shared;
+        let now = shared.world.elapsed();
+        if now < self.probe_at || shared.home_wanted.load(SeqCst) {
+            return false;
+        }
+        let first = self.probe_at == Duration::ZERO;
+        (self.probe_at, self.probe_wait) = (now + self.probe_wait, (self.probe_wait * 2).min(PROBE_MOST));
+        // It has only just failed.
+        if first {
+            return false;
+        }
+        let room = shared.backing.space().is_ok_and(|s| s.free_bytes > reserve_bytes(s.total_bytes));
+        if room && shared.places.probe(Place::Primary).is_ok() {
+            shared.home_wanted.store(true, SeqCst);
+            shared.wake_log();
+            return true;
+        }
+        false
+    }
+
+    fn bring_home(&mut self, now: Duration) {
+        let shared = &self.shared;
+        shared.bring_home.store(false, SeqCst);
+        match home::bring_all(shared) {
+            Ok(0) => shared.happened(Event::Home, ""),
+            Ok(count) => shared.happened(Event::Home, &format!("{count} segments came home")),
+            Err(e) => {
+                shared.stats.error(shared.world.now(), format!("bringing segments home: {e}"));
+                shared.bring_home.store(true, SeqCst);
+                self.home_at = now + TICK;
+            }
+        }
+    }
+}
+
+impl Actor for Housekeeper {
+    fn step(&mut self) -> bool {
+        if self.ended {
+            return false;
+        }
+        if let Ok(id) = self.prepare.try_recv() {
+            self.prepare(id);
+            return true;
+        }
+        match self.told.try_recv() {
+            Ok(item) => {
+                self.take(item);
+                true
+            }
+            Err(_) => self.tick(),
         }
     }
 }
@@ -77,7 +190,7 @@ pub fn run(shared: &Arc<Shared>, told: &Receiver<ToHousekeeper>, prepare: &Recei
 fn ask_when_idle(shared: &Shared) {
     let last = Duration::from_millis(shared.last_op_ms.load(Relaxed));
     let idle = shared.world.elapsed().saturating_sub(last) >= CHECKPOINT_IDLE;
-    if idle && shared.index.overlay_entries() > 0 && shared.failed.get().is_none() {
+    if idle && shared.index.overlay_entries() > 0 && !shared.is_failed.load(SeqCst) {
         shared.checkpoint_wanted.store(true, SeqCst);
         shared.wake_log();
     }
@@ -92,7 +205,12 @@ pub fn store(
     clean: bool,
 ) -> Result<(), VaultFault> {
     let covered = Covered { position, counters, replay_from };
-    shared.index.apply_sealed(&[(key::total("log"), covered.encode())])?;
+    let mut extra = totals::entries(shared);
+    extra.push((key::total("log"), covered.encode()));
+    match shared.index.apply_sealed(&extra) {
+        Err(IndexFault::Io(e)) if is_full(&e) && shared.release_reserve() => shared.index.apply_sealed(&extra)?,
+        other => other?,
+    }
     let mut root = shared.root.held();
     root.generation = Generation(root.generation.0 + 1);
     (root.covered, root.clean) = (position, clean);
@@ -107,13 +225,15 @@ pub fn store(
 
 /// The last checkpoint of a mount: covers everything, frees what is dead, and says that the close was clean.
 pub fn close(shared: &Shared, position: LogPosition, counters: Counters, next: SegmentId) -> Result<(), VaultFault> {
-    store(shared, position, counters, next, true)?;
+    // What is not home yet must be looked for by the next mount.
+    let away = shared.away.load(SeqCst) || home::bring_all(shared).is_err();
+    store(shared, position, counters, next, !away)?;
     punch(shared, std::mem::take(&mut *shared.dead.held()));
     // Prepared, and not begun.
-    match shared.backing.remove(&path(next)) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e.into()),
-        _ => Ok(()),
+    for id in next.0..=shared.prepared.load(SeqCst) {
+        remove_if_there(&*shared.backing, &path(SegmentId(id)))?;
     }
+    Ok(())
 }
 
 fn prepare_segment(shared: &Shared, id: SegmentId) -> std::io::Result<()> {
@@ -121,6 +241,7 @@ fn prepare_segment(shared: &Shared, id: SegmentId) -> std::io::Result<()> {
     if id.0 <= shared.newest_begun.load(SeqCst) {
         return Ok(());
     }
+    shared.prepared.fetch_max(id.0, SeqCst);
     let file = shared.backing.open(&path(id), Open::Create, Cache::Direct)?;
     file.preallocate(ALLOCATE_STEP_BYTES)?;
     file.sync_data()?;

@@ -104,6 +104,11 @@ pub enum OpenFault {
     Damaged(String),
     /// Neither root holds; they can be made anew.
     RootsLost,
+    /// The emergency directory that the vault was last used with is not there, and may hold what was acknowledged.
+    EmergencyNeeded {
+        /// Its path.
+        path: String,
+    },
     /// An older copy of the vault, or one of another history, is in its place.
     RolledBack {
         /// The generation that is remembered outside the vault.
@@ -122,7 +127,17 @@ impl fmt::Display for OpenFault {
             OpenFault::WrongKey => f.write_str("the passphrase or key file is wrong"),
             OpenFault::Header(e) => write!(f, "vault.toml: {e}"),
             OpenFault::Backing(e) => write!(f, "the backing directory: {e}"),
-            OpenFault::Damaged(why) => write!(f, "the vault is damaged: {why}"),
+            OpenFault::Damaged(why) => {
+                write!(
+                    f,
+                    "the vault is damaged: {why}; strongroom check --repair on the vault keeps what is left of it"
+                )
+            }
+            OpenFault::EmergencyNeeded { path } => write!(
+                f,
+                "it was last used with the emergency directory {path}, which may hold data of it and is not there: bring it \
+                 back and name it with --emergency-dir, or go without what it holds with --emergency-dir=none"
+            ),
             OpenFault::RootsLost => f.write_str(
                 "neither root.a nor root.b holds; strongroom check --repair on the vault makes them anew from its log",
             ),

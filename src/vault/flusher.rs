@@ -1,37 +1,57 @@
 //! Flushes the device for commits that no one waits for, while the log goes on writing.
 //!
 //! Promise (I6): an outcome is set once, by whoever ran the flush, and only after every segment written since the last one
-//! was synced. A failed flush is never tried again on the same file: its outcome is the failure, for good.
+//! was synced. A failed flush is never tried again on the same file: its outcome is the failure, for good; so is one that
+//! was not over within its deadline, whatever comes of it later.
 //! Called by: its own thread, fed by `log`; by `log` itself where an fsync waits. `log` and `verifier` wait for outcomes.
-//! On failure: the reason, to all who wait.
+//! On failure: the trouble, to all who wait.
 
+use super::place::Place;
 use super::segments::OpenSegment;
 use super::shared::Shared;
+use super::step::Actor;
+use super::trouble::{Kind, Trouble, kind_of};
 use crate::base::lock::Held;
-use crossbeam_channel::Receiver;
+use crossbeam_channel::{Receiver, Sender};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// How a flush ended, for all who wait for it.
 #[derive(Default)]
 pub struct Outcome {
-    result: Mutex<Option<Result<(), Arc<str>>>>,
+    result: Mutex<Option<Result<(), Trouble>>>,
     set: Condvar,
 }
 
+/// Looks at the clock this often while waiting.
+const LOOK: Duration = Duration::from_millis(100);
+
 impl Outcome {
-    /// Waits for the end.
-    pub fn wait(&self) -> Result<(), Arc<str>> {
+    /// Waits for the end, for as long as the deadline says at the most; `late` is the trouble if it is not over then.
+    pub fn wait(&self, shared: &Shared, late: Option<&Trouble>) -> Result<(), Trouble> {
+        let began = shared.world.elapsed();
         let mut result = self.result.held();
         loop {
             if let Some(result) = &*result {
                 return result.clone();
             }
-            result = self.set.wait(result).unwrap_or_else(PoisonError::into_inner);
+            if let Some(late) = late
+                && shared.world.elapsed().saturating_sub(began) > shared.flush_deadline
+            {
+                *result = Some(Err(late.clone()));
+                return Err(late.clone());
+            }
+            if shared.stepper.is_some() {
+                drop(result);
+                shared.pause(LOOK);
+                result = self.result.held();
+            } else {
+                result = self.set.wait_timeout(result, LOOK).unwrap_or_else(PoisonError::into_inner).0;
+            }
         }
     }
 
-    fn tell(&self, told: Result<(), Arc<str>>) {
+    fn tell(&self, told: Result<(), Trouble>) {
         self.result.held().get_or_insert(told);
         self.set.notify_all();
     }
@@ -40,18 +60,20 @@ impl Outcome {
 /// A flush to be run.
 pub struct Flush {
     segments: Vec<(Arc<OpenSegment>, Option<u64>)>,
+    generation: u64,
+    place: Place,
     /// How it ended.
     pub outcome: Arc<Outcome>,
 }
 
 impl Flush {
     /// Of these segments; those with a length are full and are cut to it.
-    pub fn of(segments: Vec<(Arc<OpenSegment>, Option<u64>)>) -> Flush {
-        Flush { segments, outcome: Arc::default() }
+    pub fn of(segments: Vec<(Arc<OpenSegment>, Option<u64>)>, generation: u64, place: Place) -> Flush {
+        Flush { segments, generation, place, outcome: Arc::default() }
     }
 
     /// Runs it.
-    pub fn run(&self, shared: &Shared) {
+    pub fn run(&mut self, shared: &Shared) {
         let run = || {
             for (segment, full) in &self.segments {
                 let began = Instant::now();
@@ -64,20 +86,84 @@ impl Flush {
             }
             Ok(())
         };
-        self.outcome.tell(run().map_err(|e: std::io::Error| format!("flushing a segment: {e}").into()));
+        let told = run().map_err(|e: std::io::Error| self.trouble(kind_of(&e), &format!("flushing a segment: {e}")));
+        self.outcome.tell(told);
+    }
+
+    fn trouble(&self, kind: Kind, why: &str) -> Trouble {
+        Trouble { generation: self.generation, place: self.place, kind, why: why.into() }
     }
 }
 
 impl Drop for Flush {
     /// Whoever waits must not wait for a flush that nobody will run.
     fn drop(&mut self) {
-        self.outcome.tell(Err("a flush was given up".into()));
+        self.outcome.tell(Err(self.trouble(Kind::Failed, "a flush was given up")));
     }
 }
 
-/// The flusher's life.
-pub fn run(shared: &Shared, flushes: &Receiver<Flush>) {
-    for flush in flushes {
-        flush.run(shared);
+/// Starts a flusher's thread.
+pub type Spawn = Box<dyn Fn(Receiver<Flush>) + Send>;
+
+/// The way to the flusher; to a new one if the one before is stuck.
+pub struct Flushes {
+    to: Sender<Flush>,
+    spawn: Option<Spawn>,
+}
+
+impl Flushes {
+    /// To a flusher of its own thread.
+    pub fn spawned(spawn: Spawn) -> Flushes {
+        let (to, from) = crossbeam_channel::bounded(1);
+        spawn(from);
+        Flushes { to, spawn: Some(spawn) }
+    }
+
+    /// To an actor.
+    pub fn to(to: Sender<Flush>) -> Flushes {
+        Flushes { to, spawn: None }
+    }
+
+    /// Hands a flush over.
+    pub fn send(&self, flush: Flush) {
+        // A flusher that has gone answers by dropping it.
+        let _ = self.to.send(flush);
+    }
+
+    /// Leaves a flusher that is stuck behind: its thread ends when it is not stuck any more.
+    pub fn begin_anew(&mut self) {
+        if let Some(spawn) = &self.spawn {
+            let (to, from) = crossbeam_channel::bounded(1);
+            spawn(from);
+            self.to = to;
+        }
+    }
+}
+
+/// The flusher.
+pub struct Flusher {
+    shared: Arc<Shared>,
+    flushes: Receiver<Flush>,
+}
+
+impl Flusher {
+    /// One with nothing to do.
+    pub fn new(shared: Arc<Shared>, flushes: Receiver<Flush>) -> Flusher {
+        Flusher { shared, flushes }
+    }
+
+    /// Its life.
+    pub fn run(self) {
+        for mut flush in &self.flushes {
+            flush.run(&self.shared);
+        }
+    }
+}
+
+impl Actor for Flusher {
+    fn step(&mut self) -> bool {
+        let Ok(mut flush) = self.flushes.try_recv() else { return false };
+        flush.run(&self.shared);
+        true
     }
 }

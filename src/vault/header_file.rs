@@ -97,6 +97,13 @@ impl HeaderTexts {
         self.each().filter_map(|(_, text)| read_header(text).ok())
     }
 
+    /// The file that does not hold what the opened one does. A vault of format 1 need not have a copy.
+    pub fn spoiled(&self, opened: &OpenedHeader) -> Option<&'static str> {
+        let other = 1 - opened.from;
+        let never_there = opened.header.format == 1 && other == 1 && self.texts[other].is_none();
+        (!never_there && self.texts[other] != self.texts[opened.from]).then_some(NAMES[other])
+    }
+
     /// Puts the file right that does not hold what the opened one does. What cannot be mended now is the next mount's to
     /// mend: it is said, and does not keep a vault closed that opened.
     pub fn mend(&self, backing: &dyn Backing, opened: &OpenedHeader) {

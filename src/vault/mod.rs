@@ -10,38 +10,58 @@ mod apply;
 mod batch;
 mod cache;
 mod checkpoint;
+mod commit;
 mod create;
+mod failover;
 mod fault;
 mod flusher;
 mod header_file;
+mod home;
 mod log;
+mod mend;
 mod op;
 mod open;
+mod options;
 mod pin;
+mod place;
 mod read;
 mod recover;
+mod reserve;
 mod root;
 mod sealer;
 mod segments;
 mod shared;
+mod start;
+mod state;
 mod stats;
+mod step;
+mod totals;
+mod trouble;
 mod verifier;
 mod window;
+mod writer;
 
 pub use crate::buffer::FileBuffer;
 pub use create::create;
 pub use fault::{OpenFault, VaultFault};
 pub use header_file::{HEADER, HEADER_COPY, HeaderTexts};
+pub use mend::{NOWHERE, lost_extent};
 pub use op::{Op, Reservation};
 pub use open::{LOCK, Locked, lock, open};
+pub use options::{CreateOptions, Gauges, OpenOptions, Usage};
 pub use pin::PinStore;
+pub use place::{EmergencyDir, Reach};
+pub use root::NAMES as ROOTS;
 pub use shared::SyncReply;
+pub use state::{Held as HeldState, State};
 pub use stats::{Line, Stats};
+pub use step::Choose;
+pub use totals::Totals;
 
 use crate::backing::{Cache, Open};
-use crate::base::choice::{Compression, SuiteId, Verify};
+use crate::base::choice::SuiteId;
 use crate::base::id::{Ino, SegmentId};
-use crate::base::limits::{BUDGET_BYTES_DEFAULT, FLUSH_INTERVAL, RESERVE_BYTES};
+use crate::base::limits::RESERVE_BYTES;
 use crate::base::lock::{Held, Shared as _};
 use crate::base::world::World;
 use crate::buffer::Room;
@@ -52,128 +72,15 @@ use checkpoint::ToHousekeeper;
 use crossbeam_channel::Sender;
 use shared::{Shared, Waiter};
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// What `create` needs beside a key.
-#[derive(Debug, Clone)]
-pub struct CreateOptions {
-    /// The cipher; `None` takes what is fastest here.
-    pub suite: Option<SuiteId>,
-    /// The compression unless a mount says otherwise.
-    pub compression: Compression,
-    /// Most bytes of files.
-    pub quota_bytes: Option<u64>,
-    /// Most inodes.
-    pub quota_inodes: Option<u64>,
-    /// Argon2id memory in KiB, passes, lanes; `None` calibrates.
-    pub argon2: Option<(u32, u32, u32)>,
-}
-
-impl Default for CreateOptions {
-    fn default() -> Self {
-        let (suite, quota_bytes, quota_inodes, argon2) = (None, None, None, None);
-        CreateOptions { suite, compression: Compression::Auto, quota_bytes, quota_inodes, argon2 }
-    }
-}
-
-/// How to run an open vault.
-#[derive(Debug, Clone)]
-pub struct OpenOptions {
-    /// The byte budget.
-    pub budget_bytes: u64,
-    /// Overrides the vault's own.
-    pub compression: Option<Compression>,
-    /// Where verification reads from.
-    pub verify: Verify,
-    /// Oldest that unsaved data gets.
-    pub flush_interval: Duration,
-    /// Threads that compress and encrypt.
-    pub workers: usize,
-    /// Refuse every change.
-    pub read_only: bool,
-    /// Leave the index aside, and make another from the log; the old one is removed when that is done.
-    pub rebuild_index: bool,
-    /// Where both roots are lost, make one from the log: for whoever was asked to mend.
-    pub rebuild_roots: bool,
-}
-
-impl Default for OpenOptions {
-    fn default() -> Self {
-        OpenOptions {
-            budget_bytes: BUDGET_BYTES_DEFAULT,
-            compression: None,
-            verify: Verify::Device,
-            flush_interval: FLUSH_INTERVAL,
-            workers: std::thread::available_parallelism().map_or(2, usize::from),
-            read_only: false,
-            rebuild_index: false,
-            rebuild_roots: false,
-        }
-    }
-}
-
-/// What the vault holds against what it may hold.
-#[derive(Debug, Clone, Copy)]
-pub struct Usage {
-    /// Bytes of files that are not holes, buffered ones included (an upper bound while they are buffered).
-    pub bytes: u64,
-    /// Most that they may be.
-    pub quota_bytes: Option<u64>,
-    /// Inodes in being, the root directory included.
-    pub inodes: u64,
-    /// Most that there may be.
-    pub quota_inodes: Option<u64>,
-    /// Room on the backing filesystem, the reserve taken off.
-    pub backing_free_bytes: u64,
-    /// Size of the backing filesystem.
-    pub backing_total_bytes: u64,
-}
-
-/// How full everything is at the moment.
-#[derive(Debug, Clone, Copy)]
-pub struct Gauges {
-    /// The byte budget.
-    pub budget_bytes: u64,
-    /// Unsaved bytes in buffers.
-    pub dirty_bytes: u64,
-    /// Most that they may be.
-    pub dirty_limit_bytes: u64,
-    /// Bytes of groups written and not yet verified, at most.
-    pub in_flight_bytes: u64,
-    /// Decoded frames kept.
-    pub cache_bytes: u64,
-    /// Index changes that no checkpoint holds.
-    pub overlay_entries: u64,
-    /// Their bytes.
-    pub overlay_bytes: u64,
-    /// Writers waiting for the budget.
-    pub waiting_writers: u64,
-    /// Jobs waiting for a worker.
-    pub sealer_queue: u64,
-    /// Sealed frames waiting for the log.
-    pub log_queue: u64,
-    /// Groups waiting for the verifier.
-    pub verify_queue: u64,
-    /// Worker threads.
-    pub workers: u64,
-    /// The segment being written.
-    pub segments: u64,
-    /// This mount's lease.
-    pub epoch: u64,
-    /// The newest root.
-    pub generation: u64,
-    /// The newest batch that is durable, counted from the mount.
-    pub commit_seq: u64,
-}
-
 struct Running {
     workers: Vec<JoinHandle<()>>,
-    log: JoinHandle<()>,
-    flush: JoinHandle<()>,
-    verify: JoinHandle<()>,
-    house: JoinHandle<()>,
+    log: Option<JoinHandle<()>>,
+    verify: Option<JoinHandle<()>>,
+    house: Option<JoinHandle<()>>,
     house_in: Sender<ToHousekeeper>,
 }
 
@@ -185,6 +92,7 @@ pub struct Vault {
     workers: usize,
     suite: SuiteId,
     index_lost: Option<String>,
+    lost_records: u64,
 }
 
 /// Epoch and salt of a segment: from the index, or from the segment that is being written.
@@ -207,9 +115,39 @@ impl Vault {
         &self.shared.stats
     }
 
-    /// One word: ready, writing, flushing, verifying, error or closed.
-    pub fn state(&self) -> &'static str {
+    /// What it is doing.
+    pub fn state(&self) -> State {
         self.shared.state()
+    }
+
+    /// How often each state was entered since the mount, and how long it was held.
+    pub fn states(&self) -> [HeldState; State::ALL.len()] {
+        self.shared.machine.held().held(self.shared.world.elapsed())
+    }
+
+    /// Every counter since the vault was made, as far as earlier mounts stored theirs.
+    pub fn totals(&self) -> Totals {
+        totals::now(&self.shared)
+    }
+
+    /// Runs one step of one activity of a vault without threads; false if there was nothing to do.
+    pub fn step(&self) -> bool {
+        self.shared.stepper.as_ref().is_some_and(step::Stepper::step)
+    }
+
+    /// Files with changes that are not at rest.
+    pub fn unsaved(&self) -> Vec<Ino> {
+        let s = &self.shared;
+        let mut all: Vec<Ino> = s.in_flight.held().values().flatten().map(|f| f.ino).collect();
+        all.extend(s.batch.held().touched.iter().map(|f| f.ino));
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+
+    /// Whether segments lie in the emergency directory.
+    pub fn is_away(&self) -> bool {
+        self.shared.away.load(SeqCst) || !self.shared.places.away().unwrap_or_default().is_empty()
     }
 
     /// Bytes acknowledged to writers and not yet safe.
@@ -277,6 +215,11 @@ impl Vault {
         self.index_lost.as_deref()
     }
 
+    /// Frames of records and commits that were found lost when the vault was opened: what they changed is lost.
+    pub fn lost_records(&self) -> u64 {
+        self.lost_records
+    }
+
     /// Value of a key as of now.
     pub fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, VaultFault> {
         Ok(self.shared.index.get(key)?)
@@ -307,11 +250,14 @@ impl Vault {
         };
         if far_ahead() {
             let mut progress = s.progress.held();
-            while far_ahead() && s.failed.get().is_none() && !s.closing.load(SeqCst) {
+            while far_ahead() && !s.is_failed.load(SeqCst) && !s.closing.load(SeqCst) {
+                if s.away.load(SeqCst) && s.batch.held().records_bytes <= 4 * s.records_limit {
+                    // Nothing is stored in the index until the backing directory is well again.
+                    return Err(VaultFault::BackingFull);
+                }
                 s.pressed.store(true, Relaxed);
                 s.wake_log();
-                let wait = s.progressed.wait_timeout(progress, Duration::from_millis(50));
-                progress = wait.unwrap_or_else(PoisonError::into_inner).0;
+                progress = s.await_progress(progress, Duration::from_millis(50));
             }
         }
         self.admitted()
@@ -342,8 +288,13 @@ impl Vault {
 
     fn admit_space(&self, bytes: u64) -> Result<(), VaultFault> {
         let s = &self.shared;
+        // Where there is an emergency directory, it takes what the backing directory cannot; when that is full too, the
+        // log finds out.
+        if s.places.has(place::Place::Emergency) {
+            return Ok(());
+        }
         let space = s.space()?;
-        let need = bytes + s.dirty.used_bytes() + reserve_bytes(space.total_bytes);
+        let need = bytes + s.dirty.used_bytes() + reserve_bytes(space.total_bytes) + s.reserve.missing_bytes();
         if need > space.free_bytes { Err(VaultFault::BackingFull) } else { Ok(()) }
     }
 
@@ -372,11 +323,24 @@ impl Vault {
         let s = &self.shared;
         let began = s.world.elapsed();
         let mut waited = false;
-        let room = s.dirty.take(bytes, || {
+        let mut press = || {
             waited = true;
             s.pressed.store(true, Relaxed);
             s.wake_log();
-        });
+        };
+        let room = if s.stepper.is_none() {
+            s.dirty.take(bytes, press)
+        } else {
+            loop {
+                match s.dirty.try_take(bytes) {
+                    None if !s.is_failed.load(SeqCst) && !s.closing.load(SeqCst) => {
+                        press();
+                        s.pause(Duration::from_millis(10));
+                    }
+                    room => break room,
+                }
+            }
+        };
         if waited {
             s.stats.writer_waits.add(1);
             s.stats.writer_wait.record(s.world.elapsed().saturating_sub(began));
@@ -445,8 +409,8 @@ impl Vault {
             s.wake_log();
         }
         // A failure between the check above and the push would otherwise leave the waiter behind.
-        if let Some(why) = s.failed.get() {
-            s.fail(why);
+        if let Err(fault) = s.check_failed() {
+            s.tell_all(&fault.to_string());
         }
     }
 
@@ -457,6 +421,14 @@ impl Vault {
             // The other end waits below until it is told.
             let _ = tell.send(result);
         }));
+        if self.shared.stepper.is_some() {
+            loop {
+                match told.try_recv() {
+                    Ok(result) => return result,
+                    Err(_) => self.shared.pause(Duration::from_millis(10)),
+                }
+            }
+        }
         told.recv().unwrap_or(Err(VaultFault::Closed))
     }
 
@@ -464,8 +436,9 @@ impl Vault {
     fn sync_and_retire(&self) -> Result<(), VaultFault> {
         self.sync_wait()?;
         let mut progress = self.shared.progress.held();
-        while progress.retired < progress.durable && self.shared.failed.get().is_none() {
-            progress = self.shared.progressed.wait(progress).unwrap_or_else(PoisonError::into_inner);
+        let s = &self.shared;
+        while progress.retired < progress.durable && !s.is_failed.load(SeqCst) && !s.away.load(SeqCst) {
+            progress = s.await_progress(progress, Duration::from_millis(100));
         }
         drop(progress);
         self.shared.check_failed()
@@ -479,12 +452,14 @@ impl Vault {
         s.checkpoint_wanted.store(true, SeqCst);
         s.wake_log();
         let mut progress = s.progress.held();
-        while attempts() == before && s.failed.get().is_none() && !s.closing.load(SeqCst) {
-            let wait = s.progressed.wait_timeout(progress, Duration::from_millis(100));
-            progress = wait.unwrap_or_else(PoisonError::into_inner).0;
+        while attempts() == before && !s.is_failed.load(SeqCst) && !s.away.load(SeqCst) && !s.closing.load(SeqCst) {
+            progress = s.await_progress(progress, Duration::from_millis(100));
         }
         drop(progress);
         s.check_failed()?;
+        if attempts() == before {
+            return Err(VaultFault::Index("no checkpoint while the backing directory has failed".into()));
+        }
         if s.stats.checkpoint_failures.get() > failures {
             return Err(VaultFault::Index("the checkpoint could not be stored; see the error list".into()));
         }
@@ -496,22 +471,36 @@ impl Vault {
         let Some(running) = self.running.held().take() else { return Ok(()) };
         let s = &self.shared;
         self.say("closing");
-        let flushed = self.sync_and_retire();
+        *s.closing_since.held() = Some(s.world.elapsed());
+        let mut flushed = self.sync_and_retire();
         s.closing.store(true, SeqCst);
         s.dirty.close();
         // The log first, for it may still need the workers; it tells the verifier, and that the housekeeper.
         s.wake_log();
-        let _ = running.log.join();
+        if let Some(stepper) = &s.stepper {
+            while stepper.step() || !s.log_ended.load(SeqCst) {
+                if !s.log_ended.load(SeqCst) {
+                    s.world.sleep(Duration::from_millis(1));
+                }
+            }
+            s.jobs_in.held().take();
+            stepper.clear();
+        }
+        let join = |thread: Option<JoinHandle<()>>| thread.is_none_or(|t| t.join().is_ok());
+        join(running.log);
         s.jobs_in.held().take();
         for worker in running.workers {
             let _ = worker.join();
         }
-        let _ = running.flush.join();
-        let _ = running.verify.join();
+        join(running.verify);
         let _ = running.house_in.send(ToHousekeeper::Stop);
-        let _ = running.house.join();
+        join(running.house);
+        // While it failed, the log went on trying until the deadline, and may have found a place.
+        if flushed.is_err() && !s.is_failed.load(SeqCst) && s.batch.held().is_empty() && s.in_flight.held().is_empty() {
+            flushed = Ok(());
+        }
         let closed = flushed.and_then(|()| s.check_failed()).and_then(|()| self.store_last());
-        s.stats.event(s.world.now(), "closed".to_owned());
+        s.happened(state::Event::Close, "");
         match &closed {
             Ok(()) => self.say("closed"),
             Err(fault) => self.say(&format!("failed: {fault}")),

@@ -6,6 +6,7 @@
 
 use super::sealer::Job;
 use super::shared::Shared;
+use super::state::Event;
 use crate::base::lock::{Held, Shared as _};
 use crate::buffer::{FileBuffer, Room};
 use crate::format::record::Record;
@@ -93,6 +94,9 @@ impl<'a> Op<'a> {
         shared.index.change(self.changes);
         drop(batch);
         drop(self.batch);
+        if first {
+            shared.happened(Event::Changed, "");
+        }
         shared.last_op_ms.store(shared.world.elapsed().as_millis() as u64, Relaxed);
         if pressed && !shared.pressed.swap(true, Relaxed) || first {
             shared.wake_log();

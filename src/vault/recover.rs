@@ -18,7 +18,7 @@ use crate::format::frame::Kind;
 use crate::format::inode::NameEntry;
 use crate::format::key::{self, is_derived};
 use crate::format::record::{Commit, Counters, Record};
-use crate::format::segment::{LogPosition, SegmentInfo};
+use crate::format::segment::{LogPosition, SegmentInfo, Start};
 use crate::format::wire::Reader;
 use crate::index::Index;
 use crate::seal::{Chain, MasterKey};
@@ -61,6 +61,8 @@ struct Tail<'a> {
     /// checkpoint was stored is not in the index.
     look_up: &'a dyn Fn(SegmentId) -> Result<SegmentInfo, VaultFault>,
     dead: Vec<DeadRange>,
+    /// Whether what contradicts itself is passed over and counted, and not refused.
+    salvage: bool,
     /// Whether the index began empty: then nothing is lost if it is stored half-way, and memory stays small.
     rebuilding: bool,
     /// Commits up to this one are authenticated by a root or checkpoint: their chain need not hold, for dead frames of
@@ -130,6 +132,8 @@ pub struct From {
     pub counters: Counters,
     /// The newest commit that a root vouches for.
     pub trusted: LogPosition,
+    /// Whether to pass over what contradicts itself, and to count it as lost: for whoever was asked to mend.
+    pub salvage: bool,
 }
 
 /// The segments in the backing directory, in order.
@@ -170,6 +174,7 @@ pub fn recover(
         segments: RefCell::default(),
         look_up: &look_up,
         dead: Vec::new(),
+        salvage: from.salvage,
         rebuilding: from.covered == LogPosition::START,
         trusted: from.trusted,
         position: from.covered,
@@ -216,6 +221,10 @@ pub fn recover(
         }
     }
     tail.drop_pending();
+    if tail.position.seq < from.trusted.seq && from.salvage {
+        tail.joined = true;
+        tail.jump(from.trusted)?;
+    }
     if tail.position.seq < from.trusted.seq {
         return Err(OpenFault::Damaged(format!(
             "the log ends at commit {}, but commit {} was acknowledged",
@@ -264,8 +273,8 @@ fn last_commits(
         let mut plain = Vec::new();
         let group = walk.next(master).map_err(unreadable)?;
         let start = group.and_then(|g| g.frames.first().copied()).filter(|f| f.entry.kind == Kind::Start);
-        let after = start.and_then(|f| walk.open(&f, &mut plain).ok()).and_then(|()| LogPosition::decode(&plain).ok());
-        last[i - 1] = last[i].min(after.map_or(CommitSeq(u64::MAX), |a| a.seq));
+        let start = start.and_then(|f| walk.open(&f, &mut plain).ok()).and_then(|()| Start::decode(&plain).ok());
+        last[i - 1] = last[i].min(start.map_or(CommitSeq(u64::MAX), |s| s.after.seq));
     }
     Ok(last)
 }
@@ -323,16 +332,16 @@ impl Tail<'_> {
         Ok(())
     }
 
-    /// A segment begins.
+    /// A segment begins: in the same lease, under a new one, or anew after a failure, which is like a new lease.
     fn start(&mut self, walk: &mut Walk, group: &WalkedGroup, frame: &WalkedFrame) -> Result<(), OpenFault> {
         let mut plain = Vec::new();
-        let opened = walk.open(frame, &mut plain).ok().and_then(|()| LogPosition::decode(&plain).ok());
+        let opened = walk.open(frame, &mut plain).ok().and_then(|()| Start::decode(&plain).ok());
         let (epoch, old) = (group.header.epoch, self.epoch);
         self.epoch = epoch;
-        if epoch == old {
+        if epoch == old && !opened.is_some_and(|s| s.restarts) {
             return Ok(());
         }
-        self.begin_lease(opened, group)
+        self.begin_lease(opened.map(|s| s.after), group)
     }
 
     /// A new lease begins with this group. What the old one left after its last commit is dropped, but for what the new one
@@ -354,6 +363,10 @@ impl Tail<'_> {
             Some(after) if after.seq < self.position.seq && !self.joined => {}
             // The frame that says it is lost, and perhaps commits are.
             None => self.break_off(1),
+            Some(_) if self.salvage => {
+                log::error!("segment {} belongs to another history: it is passed over", group.header.segment);
+                (self.astray, self.lost) = (true, self.lost + 1);
+            }
             Some(_) => {
                 return Err(OpenFault::Damaged(format!(
                     "segment {} does not continue the log at commit {}",
@@ -423,6 +436,10 @@ impl Tail<'_> {
             return Ok(());
         }
         let Ok(commit) = Commit::decode(&plain) else {
+            if self.salvage {
+                self.break_off(1);
+                return Ok(());
+            }
             return Err(OpenFault::Damaged(format!("segment {segment}: a commit that makes no sense")));
         };
         if !self.joined && commit.seq <= self.position.seq {
@@ -489,6 +506,8 @@ impl Tail<'_> {
         let mut changes = Vec::new();
         while !r.is_empty() {
             match Record::decode(&mut r)? {
+                // It would undo what the log itself makes of its records.
+                Record::Put { key, .. } | Record::Delete { key } if is_derived(key) && self.salvage => self.lost += 1,
                 Record::Put { key, .. } | Record::Delete { key } if is_derived(key) => {
                     return Err(VaultFault::Index("a record sets a derived key".into()));
                 }

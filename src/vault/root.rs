@@ -119,6 +119,13 @@ pub fn read(backing: &dyn Backing, master: &MasterKey, vault: VaultId) -> io::Re
     }
 }
 
+/// The files that are missing or do not hold, while the other does: the next `write` mends them.
+pub fn spoiled(backing: &dyn Backing, master: &MasterKey, vault: VaultId) -> Vec<&'static str> {
+    let held = both(backing, master, vault).map(|copy| copy.is_ok_and(|root| root.is_some()));
+    let any = held.contains(&true);
+    NAMES.into_iter().zip(held).filter(|(_, holds)| any && !holds).map(|(name, _)| name).collect()
+}
+
 /// A root for a vault that has lost both, from what the log and the names of the index files tell. Nothing is written; its
 /// generation is 0, and for the pins to raise.
 ///

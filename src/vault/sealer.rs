@@ -6,6 +6,7 @@
 
 use super::shared::Shared;
 use super::stats::Stats;
+use super::step::Actor;
 use crate::base::choice::{Codec, Compression};
 use crate::base::id::{Ino, SegmentId, Slot};
 use crate::base::limits::{CHUNK_FRAMES_MAX, SEGMENT_BYTES, TAG_BYTES, UNIT_COMPRESSED_BYTES, UNIT_RAW_BYTES};
@@ -17,7 +18,7 @@ use crate::format::group::Entry;
 use crate::seal::Compressor;
 use crate::segment::{SealedFrames, SegmentContext};
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
 /// Work for the pool.
@@ -25,13 +26,15 @@ pub enum Job {
     /// Seal a chunk of a batch.
     Chunk { chunk: Arc<Chunk>, outstanding: Arc<AtomicU64> },
     /// Seal a piece of a batch's records.
-    Records { bytes: Vec<u8>, outstanding: Arc<AtomicU64> },
+    Records { bytes: Arc<Vec<u8>>, outstanding: Arc<AtomicU64> },
     /// Read ahead of a sequential reader.
     Ahead { file: Arc<FileBuffer>, from: u64, to: u64 },
 }
 
 /// What a worker gives to the log.
 pub struct Sealed {
+    /// The restarts of the log when it took its place: of an earlier one it is void.
+    pub generation: u64,
     /// Its place in the log's order.
     pub turn: u64,
     /// The segment whose key sealed it.
@@ -50,6 +53,7 @@ struct Place {
     context: Arc<SegmentContext>,
     taken_bytes: u64,
     next_turn: u64,
+    generation: u64,
 }
 
 /// Where the next job goes.
@@ -60,6 +64,7 @@ pub struct Cursor {
 
 /// What the cursor gives a job.
 pub struct Ticket {
+    pub generation: u64,
     pub turn: u64,
     pub context: Arc<SegmentContext>,
     pub slot: Slot,
@@ -68,7 +73,7 @@ pub struct Ticket {
 impl Cursor {
     /// Begins with segment `first`; `fresh` makes a segment with a new salt.
     pub fn new(first: SegmentId, fresh: Box<dyn Fn(SegmentId) -> SegmentContext + Send + Sync>) -> Self {
-        let place = Place { context: Arc::new(fresh(first)), taken_bytes: 0, next_turn: 0 };
+        let place = Place { context: Arc::new(fresh(first)), taken_bytes: 0, next_turn: 0, generation: 0 };
         Cursor { place: Mutex::new(place), fresh }
     }
 
@@ -80,7 +85,18 @@ impl Cursor {
         place.taken_bytes += bytes;
         place.next_turn += 1;
         let slot = place.context.take_data_slots(slots);
-        Ticket { turn: place.next_turn - 1, context: Arc::clone(&place.context), slot }
+        let (generation, turn) = (place.generation, place.next_turn - 1);
+        Ticket { generation, turn, context: Arc::clone(&place.context), slot }
+    }
+
+    /// Begins a new generation with a new segment, beyond `above` too; gives both.
+    pub fn restart(&self, above: SegmentId) -> (u64, SegmentId) {
+        let mut place = self.place.held();
+        let id = SegmentId(place.context.id.max(above).0 + 1);
+        place.context = Arc::new((self.fresh)(id));
+        (place.taken_bytes, place.next_turn) = (0, 0);
+        place.generation += 1;
+        (place.generation, id)
     }
 
     fn roll(&self, place: &mut Place) {
@@ -117,13 +133,31 @@ impl Cursor {
     }
 }
 
-/// A worker's life: until the queue closes.
-pub fn work(shared: &Arc<Shared>) {
-    let mut compressor = Compressor::new();
-    loop {
-        // One at a time from picking up to taking a place, so that the log's order is the queue's.
-        let picker = shared.pick.held();
-        let Ok(job) = shared.jobs.recv() else { return };
+/// A worker.
+pub struct Worker {
+    shared: Arc<Shared>,
+    compressor: Compressor,
+}
+
+impl Worker {
+    /// One that has not worked yet.
+    pub fn new(shared: Arc<Shared>) -> Worker {
+        Worker { shared, compressor: Compressor::new() }
+    }
+
+    /// Its life: until the queue closes.
+    pub fn run(mut self) {
+        let shared = Arc::clone(&self.shared);
+        loop {
+            // One at a time from picking up to taking a place, so that the log's order is the queue's.
+            let picker = shared.pick.held();
+            let Ok(job) = shared.jobs.recv() else { return };
+            self.work(job, picker);
+        }
+    }
+
+    fn work(&mut self, job: Job, picker: MutexGuard<'_, ()>) {
+        let shared = &self.shared;
         match job {
             Job::Ahead { file, from, to } => {
                 drop(picker);
@@ -135,24 +169,33 @@ pub fn work(shared: &Arc<Shared>) {
                     drop(picker);
                     outstanding.fetch_sub(1, SeqCst);
                     shared.wake_log();
-                    continue;
+                    return;
                 }
                 let set_aside = worst_bytes(chunk.data().len());
                 let ticket = shared.cursor.take(CHUNK_FRAMES_MAX, set_aside);
                 drop(picker);
-                let sealed = seal_chunk(shared, &mut compressor, ticket, set_aside, chunk, outstanding);
+                let sealed = seal_chunk(shared, &mut self.compressor, ticket, set_aside, chunk, outstanding);
                 shared.to_log(sealed);
             }
             Job::Records { bytes, outstanding } => {
                 let set_aside = worst_bytes(bytes.len());
-                let ticket = shared.cursor.take(1, set_aside);
+                let Ticket { generation, turn, context, slot } = shared.cursor.take(1, set_aside);
                 drop(picker);
-                let frames =
-                    seal_metadata(&ticket.context, &mut compressor, Kind::Records, ticket.slot, &bytes, &shared.stats);
-                let Ticket { turn, context, .. } = ticket;
-                shared.to_log(Sealed { turn, context, frames, set_aside, chunk: None, outstanding });
+                let stats = &shared.stats;
+                let frames = seal_metadata(&context, &mut self.compressor, Kind::Records, slot, &bytes, stats);
+                shared.to_log(Sealed { generation, turn, context, frames, set_aside, chunk: None, outstanding });
             }
         }
+    }
+}
+
+impl Actor for Worker {
+    fn step(&mut self) -> bool {
+        let shared = Arc::clone(&self.shared);
+        let picker = shared.pick.held();
+        let Ok(job) = shared.jobs.try_recv() else { return false };
+        self.work(job, picker);
+        true
     }
 }
 
@@ -191,7 +234,7 @@ fn seal_chunk(
     chunk: Arc<Chunk>,
     outstanding: Arc<AtomicU64>,
 ) -> Sealed {
-    let Ticket { turn, context, slot } = ticket;
+    let Ticket { generation, turn, context, slot } = ticket;
     let codec = codec_now(shared);
     let (frames, run) = seal_data(
         &context,
@@ -204,7 +247,7 @@ fn seal_chunk(
         &shared.sealed_pool,
         &shared.stats,
     );
-    Sealed { turn, context, frames, set_aside, chunk: Some((chunk, run)), outstanding }
+    Sealed { generation, turn, context, frames, set_aside, chunk: Some((chunk, run)), outstanding }
 }
 
 /// Compresses and encrypts a chunk's data as frames of one run.

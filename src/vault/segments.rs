@@ -28,7 +28,8 @@ pub struct OpenSegment {
 
 /// The table.
 pub struct Segments {
-    pub backing: Arc<dyn Backing>,
+    /// Both places as one: a segment is read wherever it lies.
+    pub everywhere: Arc<dyn Backing>,
     pub master: MasterKey,
     pub suite: SuiteId,
     pub vault: VaultId,
@@ -39,8 +40,8 @@ pub struct Segments {
 
 impl Segments {
     /// An empty table.
-    pub fn new(backing: Arc<dyn Backing>, master: MasterKey, suite: SuiteId, vault: VaultId) -> Self {
-        Segments { backing, master, suite, vault, open: Mutex::default(), written: Mutex::default() }
+    pub fn new(everywhere: Arc<dyn Backing>, master: MasterKey, suite: SuiteId, vault: VaultId) -> Self {
+        Segments { everywhere, master, suite, vault, open: Mutex::default(), written: Mutex::default() }
     }
 
     /// Takes in a segment that was just begun.
@@ -72,10 +73,15 @@ impl Segments {
         }
         let info = info()?;
         let context = SegmentContext::new(&self.master, self.suite, self.vault, info.epoch, id, info.salt);
-        let file = self.backing.open(&path(id), Open::Read, Cache::Direct)?;
+        let file = self.everywhere.open(&path(id), Open::Read, Cache::Direct)?;
         let segment = Arc::new(OpenSegment { context: Arc::new(context), file });
         self.add(&segment);
         Ok(segment)
+    }
+
+    /// Forgets an open segment: the next reader opens it where it lies then.
+    pub fn forget(&self, id: SegmentId) {
+        self.open.held().remove(&id);
     }
 
     /// Adds a segment; if there are too many, forgets some that no one is using at the moment.

@@ -1,15 +1,22 @@
 //! What all threads of an open vault share.
 //!
 //! Promise: locks are taken in this order, and never while waiting for the disk: gate, a file's, batch, progress.
-//! Called by: every file of `vault`. On failure: `fail` stops acknowledging for good; buffers and reads stay.
+//! Called by: every file of `vault`. On failure: `nowhere` stops acknowledging until the log finds a place again, `give_up`
+//! until the vault is opened anew; buffers and reads stay.
 
 use super::VaultFault;
 use super::batch::Batch;
 use super::cache::FrameCache;
 use super::pin::Pins;
+use super::place::{Place, Places};
+use super::reserve::Reserve;
 use super::sealer::{Cursor, Job, Sealed};
 use super::segments::Segments;
+use super::state::{Event, Machine, State};
 use super::stats::Stats;
+use super::step::Stepper;
+use super::totals::Totals;
+use super::trouble::Trouble;
 use super::window::Windows;
 use crate::backing::{AlignedBuf, Backing, Space};
 use crate::base::choice::{Compression, Verify};
@@ -22,8 +29,8 @@ use crate::format::segment::LogPosition;
 use crate::index::Index;
 use crossbeam_channel::{Receiver, Sender};
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
-use std::sync::{Arc, Condvar, Mutex, OnceLock, RwLock, Weak};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
 /// Called with the outcome of a sync, on whatever thread finds it out.
@@ -78,13 +85,22 @@ impl Shares {
 /// The shared state.
 pub struct Shared {
     pub world: Arc<dyn World>,
+    /// The backing directory.
     pub backing: Arc<dyn Backing>,
+    /// It and the emergency directory.
+    pub places: Arc<Places>,
+    /// The actors, where there are no threads.
+    pub stepper: Option<Stepper>,
     pub stats: Stats,
     pub index: Index,
     pub segments: Segments,
     pub compression: Compression,
     pub verify: Verify,
+    /// Of a hundred groups read back, so many are also opened and compared with the plaintext.
+    pub verify_open_percent: u32,
     pub flush_interval: Duration,
+    /// A flush that takes longer makes the log go on in the emergency directory, if there is one.
+    pub flush_deadline: Duration,
     pub read_only: bool,
     pub shares: Shares,
     pub quota_bytes: Option<u64>,
@@ -131,7 +147,6 @@ pub struct Shared {
     pub checkpoint_wanted: AtomicBool,
     pub checkpoint_running: AtomicBool,
     pub closing: AtomicBool,
-    pub committing: AtomicBool,
     pub verifying: AtomicU64,
     pub last_op_ms: AtomicU64,
     /// The newest commit written.
@@ -145,7 +160,35 @@ pub struct Shared {
     pub root: Mutex<Root>,
     pub pins: Pins,
     pub space: Mutex<Option<(Duration, Space)>>,
-    pub failed: OnceLock<Arc<str>>,
+
+    /// Room kept for when there is none.
+    pub reserve: Reserve,
+    pub machine: Mutex<Machine>,
+    /// Whether statistics and history are to go into the next batch.
+    pub totals_wanted: AtomicBool,
+    /// What earlier mounts counted.
+    pub earlier: Totals,
+    /// Whether the log has ended: nothing more comes to rest.
+    pub log_ended: AtomicBool,
+    /// When closing began.
+    pub closing_since: Mutex<Option<Duration>>,
+    /// What stops the generation being written, until the log has taken it up.
+    pub trouble: Mutex<Option<Trouble>>,
+    /// Counts the restarts of the log.
+    pub generation: AtomicU64,
+    /// Whether the log lies in the emergency directory at the moment.
+    pub away: AtomicBool,
+    /// Whether the backing directory is well again.
+    pub home_wanted: AtomicBool,
+    /// Whether segments that the log has left behind in the emergency directory are to be brought home.
+    pub bring_home: AtomicBool,
+    /// The greatest segment number for which a file may have been prepared.
+    pub prepared: AtomicU64,
+    /// Why nothing is acknowledged, while that is so.
+    pub failed: Mutex<Option<Arc<str>>>,
+    pub is_failed: AtomicBool,
+    /// Whether that is for good.
+    pub given_up: AtomicBool,
 }
 
 /// Bytes of a segment that nothing names any more.
@@ -176,14 +219,69 @@ impl Shared {
         let _ = self.wake_in.try_send(());
     }
 
-    /// Stops acknowledging: what is buffered stays readable, every waiter is told.
-    pub fn fail(&self, why: &str) {
-        let first = self.failed.set(why.into()).is_ok();
-        if first {
-            self.stats.error(self.world.now(), format!("writing stopped: {why}"));
-            self.stats.event(self.world.now(), "error".to_owned());
+    /// Something happened that may change the state; `why` is for the history. An event that the state refuses changes nothing.
+    pub fn happened(&self, event: Event, why: &str) {
+        let taken = self.machine.held().take(event, self.world.elapsed());
+        match taken {
+            Ok(Some((before, after))) if !(before.is_work() && after.is_work()) => {
+                let colon = if why.is_empty() { "" } else { ": " };
+                self.stats.event(self.world.now(), format!("{after}{colon}{why}"));
+                // Opening and closing store a checkpoint anyway.
+                if before != State::Init && after != State::Closed {
+                    self.totals_wanted.store(true, SeqCst);
+                }
+            }
+            Ok(_) => {}
+            // Late news of a vault that is closed or being opened.
+            Err(refused) => log::debug!("state: {refused}"),
         }
+    }
+
+    /// Stops the generation being written: the log begins anew elsewhere. The first trouble counts.
+    pub fn raise(&self, trouble: Trouble) {
+        if trouble.generation == self.generation.load(SeqCst) {
+            self.trouble.held().get_or_insert(trouble);
+        }
+        self.wake_log();
+        self.progressed.notify_all();
+    }
+
+    /// Stops acknowledging until a place takes the log again: what is buffered stays readable, every waiter is told.
+    pub fn nowhere(&self, why: &str) {
+        if self.failed.held().replace(why.into()).is_none() {
+            self.stats.error(self.world.now(), format!("writing stopped: {why}"));
+        }
+        self.is_failed.store(true, SeqCst);
+        self.happened(Event::Nowhere, why);
         self.dirty.close();
+        self.tell_all(why);
+    }
+
+    /// The same until the vault is opened anew.
+    pub fn give_up(&self, why: &str) {
+        self.given_up.store(true, SeqCst);
+        self.nowhere(why);
+    }
+
+    /// Acknowledges again: a batch has come to rest.
+    fn well_again(&self) {
+        if self.is_failed.load(SeqCst) && !self.given_up.load(SeqCst) {
+            *self.failed.held() = None;
+            self.is_failed.store(false, SeqCst);
+            if !self.closing.load(SeqCst) {
+                self.dirty.open();
+            }
+            if self.away.load(SeqCst) {
+                self.happened(Event::Away, "the emergency directory takes the log");
+            } else {
+                self.happened(Event::Back, "the backing directory takes the log again");
+                self.bring_home.store(true, SeqCst);
+            }
+        }
+    }
+
+    /// Tells every waiter that it waits for nothing.
+    pub fn tell_all(&self, why: &str) {
         let waiters = std::mem::take(&mut self.progress.held().waiters);
         self.progressed.notify_all();
         for w in waiters {
@@ -191,11 +289,51 @@ impl Shared {
         }
     }
 
-    /// Refuses if the vault has failed.
+    /// Refuses while no place takes the log.
     pub fn check_failed(&self) -> Result<(), VaultFault> {
-        match self.failed.get() {
+        if !self.is_failed.load(SeqCst) {
+            return Ok(());
+        }
+        match &*self.failed.held() {
             Some(why) => Err(VaultFault::Failed(Arc::clone(why))),
             None => Ok(()),
+        }
+    }
+
+    /// Gives the reserve to a write that found the disk full; false if it was given before.
+    pub fn release_reserve(&self) -> bool {
+        *self.space.held() = None;
+        self.reserve.release(&*self.backing)
+    }
+
+    /// Takes the reserve again, if there is room.
+    pub fn refill_reserve(&self) {
+        if !self.read_only && !self.is_failed.load(SeqCst) && !self.away.load(SeqCst) {
+            self.reserve.refill(&*self.backing);
+        }
+    }
+
+    /// Where the log lies.
+    pub fn place(&self) -> Place {
+        if self.away.load(SeqCst) { Place::Emergency } else { Place::Primary }
+    }
+
+    /// Waits for progress, for `most` at the longest; without threads, lets another actor work meanwhile.
+    pub fn await_progress<'a>(&'a self, held: MutexGuard<'a, Progress>, most: Duration) -> MutexGuard<'a, Progress> {
+        match &self.stepper {
+            None => self.progressed.wait_timeout(held, most).unwrap_or_else(PoisonError::into_inner).0,
+            Some(_) => {
+                drop(held);
+                self.pause(most);
+                self.progress.held()
+            }
+        }
+    }
+
+    /// Lets others work, or time pass.
+    pub fn pause(&self, most: Duration) {
+        if !self.stepper.as_ref().is_some_and(Stepper::step) {
+            self.world.sleep(most);
         }
     }
 
@@ -223,6 +361,7 @@ impl Shared {
             due
         };
         self.progressed.notify_all();
+        self.well_again();
         for w in due {
             self.stats.fsyncs.add(1);
             self.stats.fsync.record(self.world.elapsed().saturating_sub(w.since));
@@ -235,20 +374,8 @@ impl Shared {
         self.dirty.used_bytes() + self.batch.held().records_bytes as u64
     }
 
-    /// One word for what the vault is doing.
-    pub fn state(&self) -> &'static str {
-        if self.failed.get().is_some() {
-            "error"
-        } else if self.closing.load(SeqCst) {
-            "closed"
-        } else if self.committing.load(Relaxed) {
-            "flushing"
-        } else if self.verifying.load(Relaxed) > 0 {
-            "verifying"
-        } else if !self.batch.held().is_empty() {
-            "writing"
-        } else {
-            "ready"
-        }
+    /// What the vault is doing.
+    pub fn state(&self) -> State {
+        self.machine.held().state()
     }
 }

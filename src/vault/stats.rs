@@ -27,6 +27,14 @@ pub struct Stats {
     pub verified_bytes: Counter,
     /// Groups that did not read back as written.
     pub verify_mismatches: Counter,
+    /// Chunks opened again after the read-back and compared with their plaintext.
+    pub opened_chunks: Counter,
+    /// Segments given up because a write, flush or read-back failed.
+    pub segments_abandoned: Counter,
+    /// Times the log began anew after that.
+    pub restarts: Counter,
+    /// Segments brought home from the emergency directory.
+    pub segments_home: Counter,
     /// Frames that did not open when read.
     pub damaged_frames: Counter,
     /// Commits.
@@ -93,6 +101,48 @@ fn push(lines: &Mutex<VecDeque<Line>>, at: Time, text: String) {
 }
 
 impl Stats {
+    /// Every counter: its name, what it counts, and how much since the mount.
+    #[must_use]
+    pub fn counters(&self) -> Vec<(&'static str, &'static str, u64)> {
+        let n = Counter::get;
+        vec![
+            ("written_bytes", "Plaintext bytes taken from writers.", n(&self.written_bytes)),
+            ("read_bytes", "Plaintext bytes given to readers.", n(&self.read_bytes)),
+            ("sealed_plain_bytes", "Plaintext bytes sealed.", n(&self.sealed_plain_bytes)),
+            ("sealed_bytes", "Bytes after compression and encryption.", n(&self.sealed_bytes)),
+            ("log_bytes", "Bytes written to segments.", n(&self.log_bytes)),
+            ("verified_bytes", "Bytes read back and found right.", n(&self.verified_bytes)),
+            ("verify_mismatches", "Groups that did not read back as written.", n(&self.verify_mismatches)),
+            (
+                "opened_chunks",
+                "Chunks opened after the read-back and compared with their plaintext.",
+                n(&self.opened_chunks),
+            ),
+            ("segments_abandoned", "Segments given up after a failure.", n(&self.segments_abandoned)),
+            ("restarts", "Times the log began anew after a failure.", n(&self.restarts)),
+            ("segments_home", "Segments brought home from the emergency directory.", n(&self.segments_home)),
+            ("damaged_frames", "Frames that did not open when read.", n(&self.damaged_frames)),
+            ("commits", "Commits.", n(&self.commits)),
+            ("fsyncs", "fsyncs answered.", n(&self.fsyncs)),
+            ("device_flushes", "Device flushes.", n(&self.device_flushes)),
+            ("checkpoints", "Checkpoints.", n(&self.checkpoints)),
+            ("checkpoint_failures", "Checkpoints that could not be stored.", n(&self.checkpoint_failures)),
+            ("punched_bytes", "Bytes given back by punching holes.", n(&self.punched_bytes)),
+            ("cache_hits", "Reads answered from decoded frames.", n(&self.cache_hits)),
+            ("cache_misses", "Frames read from the disk.", n(&self.cache_misses)),
+            ("prefetched", "Frames read ahead.", n(&self.prefetched)),
+            ("chunks_zstd", "Chunks compressed with zstd.", n(&self.codec_chunks[0])),
+            ("chunks_lz4", "Chunks compressed with lz4.", n(&self.codec_chunks[1])),
+            ("chunks_raw", "Chunks stored as they are.", n(&self.codec_chunks[2])),
+            ("writer_waits", "Times a writer waited for the byte budget.", n(&self.writer_waits)),
+        ]
+    }
+
+    /// Notes what earlier mounts left in the history.
+    pub fn remember(&self, lines: Vec<Line>) {
+        lines.into_iter().for_each(|l| push(&self.history, l.at, l.text));
+    }
+
     /// Notes an error for `/.storage/errors`, and logs it.
     pub fn error(&self, at: Time, text: String) {
         log::error!("{text}");

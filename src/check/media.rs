@@ -1,0 +1,225 @@
+//! Reads every block of a vault's files and compares it with its checksum; with the key, opens the frames of the log, too.
+//!
+//! Promise: nothing is written. Without a key, a hole that was punched is told from rot (not in groups of version 1, which
+//! are counted as untold); with it, every directory and every frame of records, of a commit or of a Start that recovery could
+//! need is opened. What a writer that was interrupted left at the end of a segment is no damage, and is counted.
+//! Called by: `cli::scrub`, tests. Takes: nothing; the caller holds the vault's lock.
+//! On failure: the disk's error: then nothing is known.
+
+use super::damage::Damage;
+use crate::backing::{AlignedBuf, Backing, BackingFile, Cache, Open};
+use crate::base::id::SegmentId;
+use crate::base::limits::BLOCK_BYTES;
+use crate::format::FORMAT_VERSION_OLDEST;
+use crate::format::frame::Kind;
+use crate::format::group::{HEADER_BYTES, Header as GroupHeader};
+use crate::format::root::{MAGIC, ROOT_BYTES, ROOT_VERSION, ROOT_VERSION_1};
+use crate::seal::{Header, MasterKey, read_header};
+use crate::segment::{Body, Shapes, Unreadable, Walk, parse_file_name, path};
+use crate::vault::{HEADER, HEADER_COPY, ROOTS};
+use std::io;
+use std::sync::Arc;
+
+const BLOCK: u64 = BLOCK_BYTES as u64;
+
+/// What was found.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Media {
+    /// Segments read.
+    pub segments: u64,
+    /// Groups in them.
+    pub groups: u64,
+    /// Their bytes, padding included.
+    pub bytes: u64,
+    /// Bytes of them that are holes: punched, or never written.
+    pub hole_bytes: u64,
+    /// Groups of version 1 whose one checksum does not hold: a hole or rot, which cannot be told without the key.
+    pub untold_groups: u64,
+    /// Segments that end in a write that was interrupted.
+    pub unfinished_segments: u64,
+    /// What is wrong.
+    pub damage: Vec<Damage>,
+}
+
+/// A segment under way.
+struct Segment {
+    id: SegmentId,
+    file: Arc<dyn BackingFile>,
+    /// Damage since the last commit (without a key: since the last whole group): it may be an interrupted write.
+    pending: Vec<Damage>,
+    /// Damage between that commit and the one before: the last one of a segment may have been interrupted.
+    suspect: Vec<Damage>,
+}
+
+/// Reads everything; `key` opens the log. `progress` is told bytes read of bytes in all.
+pub fn scrub_media(
+    backing: &Arc<dyn Backing>,
+    key: Option<(&Header, &MasterKey)>,
+    progress: &dyn Fn(u64, u64),
+) -> io::Result<Media> {
+    let mut media = Media::default();
+    media.outer_shapes(&**backing)?;
+    let names = backing.list("segments")?;
+    let mut files = Vec::new();
+    let mut total = 0;
+    for id in names.iter().filter_map(|name| parse_file_name(name)) {
+        let file = backing.open(&path(id), Open::Read, Cache::Direct)?;
+        total += file.len()?;
+        files.push((id, file));
+    }
+    let mut done = 0;
+    for (id, file) in files {
+        let len = file.len()?;
+        let mut segment = Segment { id, file, pending: Vec::new(), suspect: Vec::new() };
+        let tell = |position: u64| progress(done + position.min(len), total);
+        let end = match key {
+            None => media.shapes(&mut segment, &tell)?,
+            Some((header, master)) => media.walk(&mut segment, header, master, &tell)?,
+        };
+        media.end_of_segment(segment, end, len)?;
+        media.segments += 1;
+        done += len;
+        progress(done, total);
+    }
+    Ok(media)
+}
+
+impl Media {
+    /// Header, roots and their copies: what can be said of them without a key.
+    fn outer_shapes(&mut self, backing: &dyn Backing) -> io::Result<()> {
+        let read = |name: &str| match crate::backing::read_file(backing, name, 64 << 10) {
+            Ok(bytes) => Ok(Ok(bytes)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Err("it is missing".to_owned())),
+            Err(e) if e.kind() == io::ErrorKind::InvalidData => Ok(Err(e.to_string())),
+            Err(e) => Err(e),
+        };
+        let shape = |text: Vec<u8>| read_header(&text).map_err(|e| e.to_string());
+        let (header, copy) = (read(HEADER)?.and_then(shape), read(HEADER_COPY)?.and_then(shape));
+        // Format 1 knew no copy.
+        let copied = header.as_ref().is_ok_and(|h| h.format > FORMAT_VERSION_OLDEST);
+        self.damage.extend(header.err().map(|why| Damage::File { name: HEADER, why }));
+        self.damage.extend(copy.err().filter(|_| copied).map(|why| Damage::File { name: HEADER_COPY, why }));
+        for name in ROOTS {
+            let judged = read(name)?.and_then(|b| if is_root(&b) { Ok(()) } else { Err("it is no root".to_owned()) });
+            self.damage.extend(judged.err().map(|why| Damage::File { name, why }));
+        }
+        Ok(())
+    }
+
+    /// A segment by what is in the clear; where its last group ends.
+    fn shapes(&mut self, segment: &mut Segment, tell: &dyn Fn(u64)) -> io::Result<u64> {
+        let mut shapes = Shapes::new(Arc::clone(&segment.file), segment.id);
+        while let Some(shape) = shapes.next(|_, _| true)? {
+            segment.gap(shape.gap_before.map(|gap| (gap.from_bytes, gap.to_bytes)));
+            self.group(segment, &shape.header, shape.position_bytes, &shape.body);
+            // Something whole lies behind it: without the key, that is as good as it gets.
+            if !matches!(&shape.body, Body::Blocks { table_holds, rotten, .. } if !table_holds || !rotten.is_empty()) {
+                self.damage.append(&mut segment.pending);
+            }
+            tell(shapes.position_bytes());
+        }
+        Ok(shapes.position_bytes())
+    }
+
+    /// A segment with the key, likewise.
+    fn walk(
+        &mut self,
+        segment: &mut Segment,
+        header: &Header,
+        master: &MasterKey,
+        tell: &dyn Fn(u64),
+    ) -> io::Result<u64> {
+        let mut walk = Walk::new(Arc::clone(&segment.file), segment.id, header.suite, header.vault);
+        let mut plain = Vec::new();
+        while let Some(group) = walk.next(master).map_err(io_error)? {
+            segment.gap(group.gap_before.map(|gap| (gap.from_bytes, gap.to_bytes)));
+            self.group(segment, &group.header, group.position_bytes, &group.body);
+            for frame in group.frames.iter().filter(|f| f.entry.kind != Kind::Data) {
+                plain.clear();
+                match walk.open(frame, &mut plain) {
+                    Err(_) => segment
+                        .pending
+                        .push(Damage::LogRotten { segment: segment.id, position_bytes: frame.position_bytes }),
+                    // A commit is written only after the one before was flushed and read back.
+                    Ok(()) if frame.entry.kind == Kind::Commit => {
+                        self.damage.append(&mut segment.suspect);
+                        segment.suspect.append(&mut segment.pending);
+                    }
+                    Ok(()) => {}
+                }
+            }
+            tell(walk.position_bytes());
+        }
+        Ok(walk.position_bytes())
+    }
+
+    /// What the checksums of a group say.
+    fn group(&mut self, segment: &mut Segment, header: &GroupHeader, position: u64, body: &Body) {
+        self.groups += 1;
+        self.bytes += header.blocks() as u64 * BLOCK;
+        match body {
+            Body::Holds => {}
+            Body::Unknown => self.untold_groups += 1,
+            Body::Blocks { table_holds, empty, rotten } => {
+                if !table_holds {
+                    // Which blocks hold cannot be said, then.
+                    let damage = Damage::TableRotten { segment: segment.id, position_bytes: position };
+                    return segment.pending.push(damage);
+                }
+                self.hole_bytes += empty.len() as u64 * BLOCK;
+                for run in rotten.chunk_by(|a, b| a + 1 == *b) {
+                    let from_bytes = position + u64::from(run[0]) * BLOCK;
+                    let to_bytes = from_bytes + run.len() as u64 * BLOCK;
+                    segment.pending.push(Damage::BlocksRotten { segment: segment.id, from_bytes, to_bytes });
+                }
+            }
+        }
+    }
+
+    /// What lies behind the last group, and what became of damage that nothing whole follows.
+    fn end_of_segment(&mut self, mut segment: Segment, end: u64, len: u64) -> io::Result<()> {
+        segment.suspect.append(&mut segment.pending);
+        if end >= len {
+            // Ended, and cut to its length: nothing of it was under way.
+            self.damage.append(&mut segment.suspect);
+            return Ok(());
+        }
+        let mut block = AlignedBuf::with_capacity(BLOCK_BYTES);
+        block.set_len(BLOCK_BYTES);
+        let got = segment.file.read_at(&mut block, end)?;
+        let head = &block[..got.min(HEADER_BYTES)];
+        let written = head.iter().any(|b| *b != 0);
+        // A group's first sector is written whole or not at all: it is zeros, or a header; and of a segment that was ended, the
+        // last group ends with the file.
+        let damaged = match GroupHeader::decode(head) {
+            Err(_) => written,
+            Ok(header) => end + header.blocks() as u64 * BLOCK == len,
+        };
+        if damaged {
+            segment.suspect.push(Damage::GroupsMissing { segment: segment.id, from_bytes: end, to_bytes: None });
+            self.damage.append(&mut segment.suspect);
+        } else if !segment.suspect.is_empty() || written {
+            self.unfinished_segments += 1;
+        }
+        Ok(())
+    }
+}
+
+impl Segment {
+    fn gap(&mut self, gap: Option<(u64, u64)>) {
+        let damage = |(from_bytes, to)| Damage::GroupsMissing { segment: self.id, from_bytes, to_bytes: Some(to) };
+        self.pending.extend(gap.map(damage));
+    }
+}
+
+fn is_root(bytes: &[u8]) -> bool {
+    let version = |v: u16| bytes.get(4..6) == Some(&v.to_le_bytes()[..]);
+    bytes.len() == ROOT_BYTES && bytes.starts_with(&MAGIC) && (version(ROOT_VERSION) || version(ROOT_VERSION_1))
+}
+
+fn io_error(e: Unreadable) -> io::Error {
+    match e {
+        Unreadable::Io(e) => e,
+        Unreadable::Damaged { .. } => io::Error::other(e.to_string()),
+    }
+}

@@ -1,0 +1,260 @@
+//! Begins the log anew after a failure: in a new segment, elsewhere if need be, with everything that is not yet at rest.
+//!
+//! Promise: nothing acknowledged depends on the segment that failed; what was acknowledged before lies behind an earlier
+//! flush and read-back, and is left alone; everything later is still in its buffers, and is written again, in the same
+//! order. A failed write, flush or read-back is never tried again on the same file.
+//! How: the verifier is heard out (what is good may still come to rest), jobs of cut batches are let arrive and dropped, a
+//! place is chosen, the cursor begins a new segment, and every chunk that had been in the failed one goes to the workers again.
+//! Called by: `log`. Takes: the gate alone, for the moment of the restart.
+//! On failure: no place takes the log: state `error`, until a probe says that one does.
+
+use super::log::Log;
+use super::place::Place;
+use super::sealer::{Job, Sealed};
+use super::state::{BatchEvent, BatchState, Event};
+use super::trouble::{Kind, Trouble};
+use super::verifier::ToVerify;
+use crate::base::id::SegmentId;
+use crate::base::limits::CLOSE_DEADLINE;
+use crate::base::lock::{Held, Shared as _};
+use crate::seal::Chain;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::time::Duration;
+
+/// First wait between two probes while no place takes the log; doubled up to …
+const PROBE_FIRST: Duration = Duration::from_millis(100);
+/// … this.
+const PROBE_MOST: Duration = Duration::from_secs(5);
+/// How long a stuck verifier is waited for beyond the deadline of a flush.
+const VERIFIER_GRACE: Duration = Duration::from_secs(5);
+
+/// What was tried since a batch last came to rest.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Tried {
+    /// New segments in the backing directory.
+    primary: u32,
+    /// New segments in the emergency directory.
+    emergency: u32,
+}
+
+/// The wait while no place takes the log.
+pub struct Waiting {
+    why: Arc<str>,
+    /// Between two probes.
+    pause: Duration,
+    /// When the next is due.
+    until: Duration,
+}
+
+impl Log {
+    /// Takes trouble up.
+    pub(super) fn begin_anew(&mut self, trouble: &Trouble) {
+        let s = Arc::clone(&self.shared);
+        s.stats.error(s.world.now(), format!("{}: {}", trouble.place.name(), trouble.why));
+        s.stats.segments_abandoned.add(1);
+        self.hear_the_verifier_out(trouble);
+        if s.given_up.load(SeqCst) {
+            return self.end();
+        }
+        if trouble.kind == Kind::Stalled {
+            self.ends.flushes.begin_anew();
+        }
+        self.forget_durable();
+        self.abandon();
+        for cut in &mut self.cuts {
+            // Whatever state it was in, what holds it failed, and its buffers are whole.
+            cut.state = cut.state.after(BatchEvent::Fault).unwrap_or(BatchState::Failed);
+        }
+        self.drain();
+        match self.choose(trouble) {
+            Some(place) => self.restart(place),
+            None => {
+                s.nowhere(&trouble.why);
+                let until = s.world.elapsed() + PROBE_FIRST;
+                self.waiting = Some(Waiting { why: Arc::clone(&trouble.why), pause: PROBE_FIRST, until });
+            }
+        }
+    }
+
+    /// What the verifier was given before the trouble may be good, and then it comes to rest.
+    fn hear_the_verifier_out(&mut self, trouble: &Trouble) {
+        let s = Arc::clone(&self.shared);
+        let (tell, told) = crossbeam_channel::bounded(1);
+        let _ = self.ends.verify.send(ToVerify::Barrier(tell));
+        if s.stepper.is_some() {
+            while told.try_recv().is_err() && !s.given_up.load(SeqCst) {
+                s.pause(Duration::from_millis(1));
+            }
+        } else if trouble.kind == Kind::Stalled {
+            // It may hang on the same device.
+            if told.recv_timeout(s.flush_deadline + VERIFIER_GRACE).is_err() {
+                s.give_up("the backing directory does not answer: neither a flush nor a read-back ends");
+            }
+        } else {
+            // Its end is not waited for if it has gone: then the vault was given up.
+            let _ = told.recv();
+        }
+    }
+
+    /// Leaves the segment, and what was in the log since the last batch came to rest.
+    fn abandon(&mut self) {
+        self.writer = None;
+        self.written.clear();
+        for (_, job) in std::mem::take(&mut self.early) {
+            self.consume(job);
+        }
+    }
+
+    /// Frames that will not be in the log: whoever holds the data knows.
+    pub(super) fn consume(&self, job: Sealed) {
+        if let Some((chunk, _)) = &job.chunk {
+            chunk.lose();
+        }
+        self.shared.sealed_pool.put(job.frames.bytes);
+        job.outstanding.fetch_sub(1, SeqCst);
+    }
+
+    /// Frames sealed for a segment that has failed since: sealed again, for the one in force.
+    pub(super) fn send_again(&self, job: Sealed) {
+        self.shared.sealed_pool.put(job.frames.bytes);
+        match job.chunk {
+            Some((chunk, _)) => self.shared.to_sealers(Job::Chunk { chunk, outstanding: job.outstanding }),
+            // Records are of cut batches, and those were let arrive before the restart.
+            None => {
+                job.outstanding.fetch_sub(1, SeqCst);
+            }
+        }
+    }
+
+    /// Lets all jobs of cut batches arrive, and drops them.
+    fn drain(&mut self) {
+        while self.cuts.iter().any(|c| c.outstanding.load(SeqCst) > 0) {
+            if let Some(job) = self.next_sealed() {
+                self.consume(job);
+            }
+        }
+    }
+
+    /// Where to go on; `None` if no place that was not tried takes the log.
+    fn choose(&mut self, trouble: &Trouble) -> Option<Place> {
+        let s = Arc::clone(&self.shared);
+        let room = trouble.kind == Kind::Full && trouble.place == Place::Primary && s.release_reserve();
+        let same = match trouble.kind {
+            Kind::Full => room,
+            // Perhaps a bad spot: a new segment lies elsewhere on the device.
+            Kind::Failed | Kind::Mismatch => true,
+            Kind::Gone | Kind::Stalled => false,
+        };
+        let tried = |t: &Tried, p: Place| if p == Place::Primary { t.primary } else { t.emergency };
+        let order = [(trouble.place, same), (trouble.place.other(), true)];
+        for (place, allowed) in order {
+            if allowed && s.places.has(place) && tried(&self.tried, place) == 0 {
+                if place == Place::Emergency && trouble.place == Place::Primary {
+                    s.happened(Event::Away, &trouble.why);
+                }
+                match s.places.probe(place) {
+                    Ok(()) => return Some(self.chosen(place)),
+                    Err(e) => s.stats.error(s.world.now(), format!("{}: a test write failed: {e}", place.name())),
+                }
+            }
+        }
+        None
+    }
+
+    fn chosen(&mut self, place: Place) -> Place {
+        match place {
+            Place::Primary => self.tried.primary += 1,
+            Place::Emergency => self.tried.emergency += 1,
+        }
+        place
+    }
+
+    /// No place takes the log: reads go on, writers and fsync get an error, buffers are kept, and probing goes on.
+    pub(super) fn wait_on(&mut self, mut waiting: Waiting) {
+        let s = Arc::clone(&self.shared);
+        // Workers must not be held up by a full queue.
+        let job = if s.stepper.is_some() { self.ends.sealed.try_recv().ok() } else { self.next_sealed() };
+        if let Some(job) = job {
+            self.consume(job);
+        }
+        // Whoever came to wait after all were told.
+        s.tell_all(&waiting.why);
+        if s.given_up.load(SeqCst) {
+            return self.end();
+        }
+        if s.world.elapsed() >= waiting.until {
+            for place in [Place::Primary, Place::Emergency] {
+                if s.places.has(place) && s.places.probe(place).is_ok() {
+                    self.tried = Tried::default();
+                    let place = self.chosen(place);
+                    self.restart(place);
+                    // Written again at once, though no one asks for it: that is how it heals.
+                    s.pressed.store(true, Relaxed);
+                    return;
+                }
+            }
+            let since = *s.closing_since.held();
+            let late = |since| s.world.elapsed().saturating_sub(since) > CLOSE_DEADLINE;
+            if s.closing.load(SeqCst) && since.is_none_or(late) {
+                return self.end();
+            }
+            waiting.pause = (waiting.pause * 2).min(PROBE_MOST);
+            waiting.until = s.world.elapsed() + waiting.pause;
+        }
+        self.waiting = Some(waiting);
+    }
+
+    /// A new generation, in a new segment of `place`, that voids what the failed one left.
+    fn restart(&mut self, place: Place) {
+        let s = Arc::clone(&self.shared);
+        // No operation is under way while it is held: every file with a layer of the filling batch is on its list.
+        let gate = s.gate.alone();
+        s.away.store(place == Place::Emergency, SeqCst);
+        let above = s.newest_begun.load(SeqCst).max(s.prepared.load(SeqCst));
+        let (generation, _) = s.cursor.restart(SegmentId(above));
+        self.generation = generation;
+        s.generation.store(generation, SeqCst);
+        *s.trouble.held() = None;
+        (self.next_turn, self.frames, self.restarts) = (0, 0, true);
+        self.position = self.durable;
+        *s.committed.held() = self.durable;
+        self.chain = Chain::after(&self.durable.chain);
+        let filling = {
+            let batch = s.batch.held();
+            (*gate, batch.touched.clone(), Arc::clone(&batch.outstanding))
+        };
+        let cut = self.cuts.iter().map(|c| (c.number, c.touched.clone(), Arc::clone(&c.outstanding)));
+        let again: Vec<_> = cut.chain([filling]).collect();
+        for (number, touched, outstanding) in again {
+            for chunk in touched.iter().flat_map(|file| file.chunks(number)) {
+                if chunk.send_again() {
+                    outstanding.fetch_add(1, SeqCst);
+                    s.to_sealers(Job::Chunk { chunk, outstanding: Arc::clone(&outstanding) });
+                }
+            }
+        }
+        for cut in &mut self.cuts {
+            cut.state = cut.state.after(BatchEvent::Retry).unwrap_or(BatchState::Sealed);
+            // What it takes to answer those who wait must not wait itself.
+            cut.urgent = true;
+        }
+        drop(gate);
+        s.stats.restarts.add(1);
+        s.wake_log();
+    }
+
+    /// The backing directory is well again, and everything cut is at rest: goes on there, and has the rest brought home.
+    pub(super) fn go_home(&mut self) {
+        let s = Arc::clone(&self.shared);
+        s.home_wanted.store(false, SeqCst);
+        if !s.away.load(SeqCst) {
+            return;
+        }
+        self.abandon();
+        self.tried = Tried::default();
+        self.restart(Place::Primary);
+        s.happened(Event::Back, "the backing directory is well again");
+        s.bring_home.store(true, SeqCst);
+    }
+}

@@ -1,0 +1,94 @@
+//! What only whoever repairs a vault may do: set derived keys, raise numbers, look at copies.
+//!
+//! Promise: derived keys are set as I5 would have them or not at all: a caller gives what the extents in the index add up to,
+//! and a mark where an extent itself made no sense; a rebuild from the log, where it is possible, comes first and makes
+//! all this needless. What is set is in the next checkpoint or nowhere, so a crash leaves the vault as it was.
+//! Called by: `check::repair`, and by tests that plant damage. Takes: the gate alone, for memory work only.
+//! On failure: the vault's fault; nothing was set.
+
+use super::{Locked, OpenFault, Vault, VaultFault, apply, root};
+use crate::backing::{Cache, Open};
+use crate::base::choice::Codec;
+use crate::base::id::{Epoch, SegmentId, Slot};
+use crate::base::limits::{CHUNK_BYTES, TAG_BYTES};
+use crate::base::lock::Shared as _;
+use crate::format::extent::{Extent, Run};
+use crate::format::key::{self, is_derived};
+use crate::format::segment::SegmentInfo;
+use crate::seal::Unlock;
+use crate::segment::{Walk, path};
+use std::sync::atomic::Ordering::Relaxed;
+
+/// The segment that nobody ever writes: an extent in it stands for bytes that are lost, and reading it is an error.
+pub const NOWHERE: SegmentId = SegmentId(0);
+
+/// The extent that stands for `len_bytes` lost bytes at `offset_bytes` of a file; they must lie within one chunk.
+#[must_use]
+pub fn lost_extent(offset_bytes: u64, len_bytes: u32) -> Extent {
+    let unit = 1u32 << UNIT_LOG2;
+    let sealed_lens =
+        (0..len_bytes.div_ceil(unit)).map(|i| unit.min(len_bytes - i * unit) + TAG_BYTES as u32).collect();
+    let run = Run {
+        segment: NOWHERE,
+        // Told apart from others of its chunk, as runs are by where they lie.
+        position_bytes: offset_bytes % CHUNK_BYTES as u64,
+        slot: Slot(0),
+        codec: Codec::Raw,
+        unit_log2: UNIT_LOG2,
+        plain_len_bytes: len_bytes,
+        sealed_lens,
+    };
+    Extent { len_bytes, skip_bytes: 0, run }
+}
+
+const UNIT_LOG2: u8 = 16;
+
+impl Vault {
+    /// Sets (`Some`) and removes (`None`) derived keys, all at once, and stores a checkpoint with them. Nobody else may be
+    /// at work. What the log covers cannot be set.
+    pub fn set_derived(&self, changes: Vec<(Vec<u8>, Option<Vec<u8>>)>) -> Result<(), VaultFault> {
+        if let Some((k, _)) = changes.iter().find(|(k, _)| !is_derived(k) || *k == key::total("log")) {
+            return Err(VaultFault::Index(format!("the key {k:?} is not for repair to set").into()));
+        }
+        self.sync_and_retire()?;
+        let s = &self.shared;
+        {
+            let _gate = s.gate.alone();
+            s.index.change(changes);
+            s.allocated.store(apply::read_u64(&s.index, &key::total("bytes")).unwrap_or(0), Relaxed);
+        }
+        self.checkpoint()
+    }
+
+    /// From now on inode numbers and cookies above these are given out.
+    pub fn raise_numbers(&self, ino: u64, cookie: u64) {
+        self.shared.next_ino.fetch_max(ino.saturating_add(1), Relaxed);
+        self.shared.next_cookie.fetch_max(cookie.saturating_add(1), Relaxed);
+    }
+
+    /// What the index should say of a segment of which it says nothing: epoch and salt as its first group has them, or
+    /// zeros if that cannot be read (then nothing in it can). Nothing is counted in it.
+    pub fn segment_as_found(&self, id: SegmentId) -> SegmentInfo {
+        let s = &self.shared.segments;
+        let backing = &self.shared.backing;
+        let nothing = SegmentInfo { epoch: Epoch(0), salt: [0; 16], data_bytes: 0, live_bytes: 0 };
+        let Ok(file) = backing.open(&path(id), Open::Read, Cache::Direct) else {
+            return nothing;
+        };
+        let mut walk = Walk::new(file, id, self.suite, s.vault);
+        let found = walk.next(&s.master).is_ok();
+        match walk.context().filter(|_| found) {
+            Some(context) => SegmentInfo { epoch: context.epoch, salt: context.salt, ..nothing },
+            None => nothing,
+        }
+    }
+}
+
+impl Locked {
+    /// The files kept twice of which this one is missing or does not hold; opening the vault restores them.
+    pub fn spoiled_copies(&self, unlock: &Unlock) -> Result<Vec<&'static str>, OpenFault> {
+        let opened = self.headers().open(unlock)?;
+        let roots = root::spoiled(&**self.backing(), &opened.master, opened.header.vault);
+        Ok(roots.into_iter().chain(self.headers().spoiled(&opened)).collect())
+    }
+}

@@ -1,0 +1,235 @@
+//! The two places a log may lie in: the backing directory and the emergency directory.
+//!
+//! Promise: a segment has the same number and the same bytes wherever it lies, for its frames are bound to its number and
+//! not to a place; so what was written in the emergency directory is brought home by copying it. For readers the two are
+//! one directory (`Everywhere`). Called by: `open`, `segments`, `recover` (reading), `writer`, `home` (writing).
+//! On failure: the `io::Error` as it came; an emergency directory that is not there is looked for again at each use.
+
+use crate::backing::{AlignedBuf, Backing, BackingFile, Cache, Open, Space};
+use crate::base::id::VaultId;
+use crate::base::limits::BLOCK_BYTES;
+use crate::base::lock::Held;
+use std::io;
+use std::sync::{Arc, Mutex};
+
+/// Opens the emergency directory's part for this vault, making it if need be.
+pub type Reach = Arc<dyn Fn(VaultId) -> io::Result<Arc<dyn Backing>> + Send + Sync>;
+
+/// Where the emergency directory is.
+#[derive(Clone)]
+pub struct EmergencyDir {
+    /// Its path, as a person would type it.
+    pub path: String,
+    /// How to get at it.
+    pub reach: Reach,
+}
+
+impl std::fmt::Debug for EmergencyDir {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "EmergencyDir({})", self.path)
+    }
+}
+
+/// One of the two.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// The backing directory.
+    Primary,
+    /// The emergency directory.
+    Emergency,
+}
+
+impl Place {
+    /// The other one.
+    #[must_use]
+    pub fn other(self) -> Place {
+        match self {
+            Place::Primary => Place::Emergency,
+            Place::Emergency => Place::Primary,
+        }
+    }
+
+    /// What people call it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Place::Primary => "backing directory",
+            Place::Emergency => "emergency directory",
+        }
+    }
+}
+
+/// Both places.
+pub struct Places {
+    primary: Arc<dyn Backing>,
+    emergency: Option<EmergencyDir>,
+    vault: VaultId,
+    reached: Mutex<Option<Arc<dyn Backing>>>,
+}
+
+impl Places {
+    /// A backing directory, and perhaps an emergency directory.
+    pub fn new(primary: Arc<dyn Backing>, emergency: Option<EmergencyDir>, vault: VaultId) -> Places {
+        Places { primary, emergency, vault, reached: Mutex::new(None) }
+    }
+
+    /// Whether there is a second place at all.
+    pub fn has(&self, place: Place) -> bool {
+        place == Place::Primary || self.emergency.is_some()
+    }
+
+    /// The path of the emergency directory; empty if there is none.
+    pub fn emergency_path(&self) -> &str {
+        self.emergency.as_ref().map_or("", |e| &e.path)
+    }
+
+    /// The directory of a place.
+    pub fn of(&self, place: Place) -> io::Result<Arc<dyn Backing>> {
+        let Place::Emergency = place else { return Ok(Arc::clone(&self.primary)) };
+        let Some(emergency) = &self.emergency else { return Err(io::ErrorKind::NotFound.into()) };
+        let mut reached = self.reached.held();
+        // A handle to a directory that was taken away stays open for ever: look whether it still answers.
+        if let Some(known) = &*reached
+            && known.list(SEGMENTS).is_ok()
+        {
+            return Ok(Arc::clone(known));
+        }
+        *reached = None;
+        let new = (emergency.reach)(self.vault)?;
+        match new.make_dir(SEGMENTS) {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
+            _ => new.sync_dir("")?,
+        }
+        *reached = Some(Arc::clone(&new));
+        Ok(new)
+    }
+
+    /// The names of the segment files that lie in the emergency directory.
+    pub fn away(&self) -> io::Result<Vec<String>> {
+        if self.emergency.is_none() {
+            return Ok(Vec::new());
+        }
+        let names = self.of(Place::Emergency)?.list(SEGMENTS)?;
+        Ok(names.into_iter().filter(|n| crate::segment::parse_file_name(n).is_some()).collect())
+    }
+
+    /// Makes one real test write in a place, flushes it, and reads it back from the device.
+    pub fn probe(&self, place: Place) -> io::Result<()> {
+        let backing = self.of(place)?;
+        remove_if_there(&*backing, PROBE)?;
+        let file = backing.open(PROBE, Open::Create, Cache::Direct)?;
+        let tried = probe_file(&*file);
+        remove_if_there(&*backing, PROBE)?;
+        tried
+    }
+}
+
+const SEGMENTS: &str = "segments";
+const PROBE: &str = "probe.new";
+
+fn probe_file(file: &dyn BackingFile) -> io::Result<()> {
+    let mut out = AlignedBuf::with_capacity(BLOCK_BYTES);
+    out.set_len(BLOCK_BYTES);
+    out.fill(0x5a);
+    file.write_all_at(&out, 0)?;
+    file.sync_data()?;
+    let mut back = AlignedBuf::with_capacity(BLOCK_BYTES);
+    back.set_len(BLOCK_BYTES);
+    if file.read_device(&mut back, 0)? != BLOCK_BYTES || back[..] != out[..] {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "a test write did not read back as it was written"));
+    }
+    Ok(())
+}
+
+/// Removes a file; that there is none is as good.
+pub fn remove_if_there(backing: &dyn Backing, path: &str) -> io::Result<()> {
+    match backing.remove(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
+}
+
+/// Both places as one directory to read from: what lies in both is the same, and the emergency directory's counts, for
+/// the backing directory may hold a file of that number that was prepared and never begun.
+pub struct Everywhere(pub Arc<Places>);
+
+impl Backing for Everywhere {
+    fn open(&self, path: &str, how: Open, cache: Cache) -> io::Result<Arc<dyn BackingFile>> {
+        if self.0.emergency.is_some()
+            && how == Open::Read
+            && let Ok(emergency) = self.0.of(Place::Emergency)
+        {
+            match emergency.open(path, how, cache) {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                found => return found,
+            }
+        }
+        self.0.primary.open(path, how, cache)
+    }
+    fn make_dir(&self, path: &str) -> io::Result<()> {
+        self.0.primary.make_dir(path)
+    }
+    fn list(&self, path: &str) -> io::Result<Vec<String>> {
+        let mut names = self.0.primary.list(path)?;
+        if path == SEGMENTS {
+            // Whether it must be there is for `open` to say, before anything is read.
+            names.extend(self.0.away().unwrap_or_default());
+            names.sort_unstable();
+            names.dedup();
+        }
+        Ok(names)
+    }
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.0.primary.rename(from, to)
+    }
+    fn remove(&self, path: &str) -> io::Result<()> {
+        self.0.primary.remove(path)
+    }
+    fn sync_dir(&self, path: &str) -> io::Result<()> {
+        self.0.primary.sync_dir(path)
+    }
+    fn space(&self) -> io::Result<Space> {
+        self.0.primary.space()
+    }
+    fn lock(&self, path: &str) -> io::Result<Box<dyn Send + Sync>> {
+        self.0.primary.lock(path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backing::MemoryBacking;
+
+    #[test]
+    fn an_emergency_directory_that_comes_late_is_found() {
+        let (home, away) = (MemoryBacking::default(), MemoryBacking::default());
+        home.make_dir(SEGMENTS).unwrap();
+        let there = Arc::new(Mutex::new(false));
+        let (seen, dir) = (Arc::clone(&there), away.clone());
+        let reach: Reach = Arc::new(move |_| match *seen.held() {
+            true => Ok(Arc::new(dir.clone())),
+            false => Err(io::ErrorKind::NotFound.into()),
+        });
+        let emergency = EmergencyDir { path: "/e".to_owned(), reach };
+        let places = Arc::new(Places::new(Arc::new(home.clone()), Some(emergency), VaultId([0; 16])));
+        assert!(places.probe(Place::Emergency).is_err() && places.probe(Place::Primary).is_ok());
+        *there.held() = true;
+        places.probe(Place::Emergency).expect("it is there now");
+        assert!(away.list("").unwrap() == [SEGMENTS] && home.list("").unwrap() == [SEGMENTS], "the probes are gone");
+
+        let put = |b: &MemoryBacking, id: &str, byte: u8| {
+            let f = b.open(&format!("segments/{id}"), Open::Create, Cache::Direct).unwrap();
+            f.write_all_at(&[byte], 0).unwrap();
+        };
+        put(&home, "0000000000000001", 1);
+        put(&away, "0000000000000002", 2);
+        put(&home, "0000000000000002", 0);
+        let both = Everywhere(places);
+        assert_eq!(both.list(SEGMENTS).unwrap(), ["0000000000000001", "0000000000000002"]);
+        for (id, byte) in [("0000000000000001", 1), ("0000000000000002", 2)] {
+            let path = format!("segments/{id}");
+            assert_eq!(crate::backing::read_file(&both, &path, 9).unwrap(), [byte]);
+        }
+    }
+}

@@ -1,0 +1,215 @@
+//! Starts an opened vault: what its threads share, its first checkpoint, its threads.
+//!
+//! Promise: nothing is served before the first checkpoint is stored, so the old tail of the log is never walked again; a
+//! thread that panics stops all acknowledging, and says so. Without threads (`OpenOptions::stepped`) the same actors run
+//! inline. Called by: `open`. On failure: an `OpenFault`; what runs already ends with the value it was to be part of.
+
+use super::checkpoint::{self, Housekeeper};
+use super::flusher::{Flusher, Flushes};
+use super::log::{Ends, Log};
+use super::open::Parts;
+use super::place::Everywhere;
+use super::recover::Recovered;
+use super::reserve::Reserve;
+use super::sealer::{Cursor, Worker};
+use super::segments::Segments;
+use super::shared::{Progress, Shared};
+use super::state::{Event, Machine};
+use super::step::{Actor, Stepper};
+use super::verifier::Verifier;
+use super::window::Windows;
+use super::{OpenFault, OpenOptions, Running, Vault, cache, stats, totals};
+use crate::backing::Backing;
+use crate::base::id::SegmentId;
+use crate::base::limits::CHUNK_BYTES;
+use crate::buffer::{Budget, Pool};
+use crate::segment::SegmentContext;
+use crossbeam_channel::{Receiver, Sender};
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Condvar, Mutex, RwLock};
+use std::thread::JoinHandle;
+
+/// A queue of so many; without threads of any length, for nobody could wait there.
+fn queue<T>(stepped: bool, most: usize) -> (Sender<T>, Receiver<T>) {
+    if stepped { crossbeam_channel::unbounded() } else { crossbeam_channel::bounded(most) }
+}
+
+/// Starts it.
+pub(super) fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sync>) -> Result<Arc<Vault>, OpenFault> {
+    let Parts { backing, places, world, header, master, root, pins, index, index_lost, .. } = parts;
+    let Parts { shares, found, allocated, was_clean, .. } = parts;
+    let (suite, vault, epoch) = (header.suite, header.vault, root.epoch);
+    let fresh = {
+        let (master, world) = (master.clone(), Arc::clone(&world));
+        move |id| {
+            let mut salt = [0; 16];
+            world.fill(&mut salt);
+            SegmentContext::new(&master, suite, vault, epoch, id, salt)
+        }
+    };
+    let first = SegmentId(found.newest_segment.0 + 1);
+    let stepped = options.stepped.is_some();
+    // A worker's job or a reader's look-ahead each holds bytes of the budget, so this queue is bounded by it.
+    let (jobs_in, jobs) = crossbeam_channel::unbounded();
+    let (sealed_in, sealed) = queue(stepped, 32);
+    let (wake_in, wake) = crossbeam_channel::bounded(1);
+    let (verify, to_verify) = queue(stepped, shares.verify_lag_groups);
+    let (house_in, house) = queue(stepped, 4);
+    let (prepare, to_prepare) = crossbeam_channel::bounded(1);
+    let everywhere: Arc<dyn Backing> = Arc::new(Everywhere(Arc::clone(&places)));
+    let stats = stats::Stats::default();
+    let shared = Arc::new(Shared {
+        segments: Segments::new(everywhere, master, suite, vault),
+        reserve: Reserve::take(&*backing, !options.read_only),
+        machine: Mutex::new(Machine::new(world.elapsed())),
+        stepper: options.stepped.clone().map(Stepper::new),
+        earlier: totals::load(&index, &stats),
+        stats,
+        world,
+        backing,
+        places,
+        index,
+        compression: options.compression.unwrap_or(header.compression),
+        verify: options.verify,
+        verify_open_percent: options.verify_open_percent.min(100),
+        flush_deadline: options.flush_deadline,
+        flush_interval: options.flush_interval,
+        read_only: options.read_only,
+        shares,
+        quota_bytes: header.quota_bytes,
+        quota_inodes: header.quota_inodes,
+        gate: RwLock::new(1),
+        batch: Mutex::default(),
+        progress: Mutex::new(Progress { durable: 0, retired: 0, waiters: Vec::new() }),
+        progressed: Condvar::new(),
+        in_flight: Mutex::default(),
+        next_ino: found.counters.next_ino.into(),
+        next_cookie: found.counters.next_cookie.into(),
+        inodes: (found.counters.inodes as i64).into(),
+        allocated: allocated.into(),
+        dirty: Budget::new(shares.dirty_bytes),
+        near_quota: Mutex::default(),
+        making_segment: Mutex::default(),
+        cut_at_bytes: shares.dirty_bytes / 2,
+        records_limit: (shares.budget_bytes / 32).clamp(1 << 20, 8 << 20) as usize,
+        pool: Pool::new(CHUNK_BYTES, shares.dirty_bytes / 4),
+        sealed_pool: Pool::new(CHUNK_BYTES + 4096, 8 << 20),
+        group_buffers: Mutex::default(),
+        cache: cache::FrameCache::new(shares.cache_bytes),
+        windows: Windows::new(shares.cache_bytes / 8),
+        files: Mutex::new(HashMap::new()),
+        cursor: Cursor::new(first, Box::new(fresh)),
+        pick: Mutex::default(),
+        jobs,
+        jobs_in: Mutex::new(Some(jobs_in)),
+        sealed_in,
+        wake_in,
+        cut_wanted: false.into(),
+        pressed: false.into(),
+        checkpoint_wanted: false.into(),
+        checkpoint_running: false.into(),
+        closing: false.into(),
+        verifying: 0.into(),
+        last_op_ms: 0.into(),
+        committed: Mutex::new(found.position),
+        newest_begun: found.newest_segment.0.into(),
+        log_since_checkpoint: 0.into(),
+        dead: Mutex::new(found.dead.clone()),
+        root: Mutex::new(root),
+        pins,
+        space: Mutex::new(None),
+        totals_wanted: false.into(),
+        log_ended: false.into(),
+        closing_since: Mutex::default(),
+        trouble: Mutex::default(),
+        generation: 0.into(),
+        away: false.into(),
+        home_wanted: false.into(),
+        bring_home: false.into(),
+        prepared: 0.into(),
+        failed: Mutex::default(),
+        is_failed: false.into(),
+        given_up: false.into(),
+    });
+    let is_away = !shared.places.away().unwrap_or_default().is_empty();
+    let Recovered { commits, dropped_frames, rotten_commits, .. } = &found;
+    let before = if was_clean {
+        "init: closed cleanly before".to_owned()
+    } else {
+        format!("init: {commits} commits taken in ({rotten_commits} with damage), {dropped_frames} frames dropped")
+    };
+    shared.stats.event(shared.world.now(), before);
+    if found.lost_records > 0 {
+        let lost = found.lost_records;
+        let said = format!(
+            "recovery: {lost} frames or groups of the log are damaged that held changes of names and attributes: \
+             these changes are lost; strongroom check says what they left behind"
+        );
+        shared.stats.error(shared.world.now(), said);
+    }
+    // What was recovered is checkpointed before anything new, so that the old tail is never walked again.
+    shared.index.seal_direct();
+    shared.index.seal_derived();
+    checkpoint::store(&shared, found.position, found.counters, first, false)
+        .map_err(|e| OpenFault::Damaged(format!("the first checkpoint: {e}")))?;
+    if is_away {
+        shared.happened(Event::OpenedAway, "segments lie in the emergency directory");
+        shared.bring_home.store(true, std::sync::atomic::Ordering::SeqCst);
+    } else {
+        shared.happened(Event::Opened, "");
+    }
+
+    let workers = options.workers.max(1);
+    let sealers: Vec<Worker> = (0..workers).map(|_| Worker::new(Arc::clone(&shared))).collect();
+    let verifier = Verifier::new(Arc::clone(&shared), to_verify, house_in.clone());
+    let keeper = Housekeeper::new(Arc::clone(&shared), house, to_prepare);
+    let log = |flushes| {
+        let ends = Ends { sealed, wake, verify, prepare, flushes };
+        Log::new(Arc::clone(&shared), ends, found.position)
+    };
+    let running = if let Some(stepper) = &shared.stepper {
+        let (to, flushes) = crossbeam_channel::unbounded();
+        sealers.into_iter().for_each(|worker| stepper.add(Box::new(worker)));
+        let others: [Box<dyn Actor>; 4] = [
+            Box::new(log(Flushes::to(to))),
+            Box::new(Flusher::new(Arc::clone(&shared), flushes)),
+            Box::new(verifier),
+            Box::new(keeper),
+        ];
+        others.into_iter().for_each(|actor| stepper.add(actor));
+        Running { workers: Vec::new(), log: None, verify: None, house: None, house_in }
+    } else {
+        let s = Arc::clone(&shared);
+        let flushes = Flushes::spawned(Box::new(move |flushes| {
+            let flusher = Flusher::new(Arc::clone(&s), flushes);
+            // A thread that cannot be had drops the queue: every flush then answers that it was given up.
+            let _ = spawn(&s, "flush", move || flusher.run());
+        }));
+        let log = log(flushes);
+        let mut threads = Vec::new();
+        for (i, worker) in sealers.into_iter().enumerate() {
+            threads.push(spawn(&shared, &format!("seal-{i}"), move || worker.run())?);
+        }
+        Running {
+            workers: threads,
+            log: Some(spawn(&shared, "log", move || log.run())?),
+            verify: Some(spawn(&shared, "verify", move || verifier.run())?),
+            house: Some(spawn(&shared, "housekeeper", move || keeper.run())?),
+            house_in,
+        }
+    };
+    let (running, lock) = (Mutex::new(Some(running)), Mutex::new(Some(lock)));
+    Ok(Arc::new(Vault { shared, running, lock, workers, suite, index_lost, lost_records: found.lost_records }))
+}
+
+fn spawn(shared: &Arc<Shared>, name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, OpenFault> {
+    let (shared, what) = (Arc::clone(shared), name.to_owned());
+    let guarded = move || {
+        // A thread that is gone acknowledges nothing more: that must be said, not waited for.
+        if catch_unwind(AssertUnwindSafe(body)).is_err() {
+            shared.give_up(&format!("the {what} thread panicked"));
+        }
+    };
+    std::thread::Builder::new().name(name.to_owned()).spawn(guarded).map_err(OpenFault::Backing)
+}

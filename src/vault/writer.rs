@@ -1,0 +1,171 @@
+//! The segment that the log is writing: its file, the room taken for it, and the group being filled.
+//!
+//! Promise (I9): a segment is begun once, written by this value alone, and after a failed write never written to again:
+//! whoever gets an error drops the writer. Groups begin on blocks and follow each other without gaps.
+//! Called by: `log`. On failure: the disk's error; what was written of the group is not named by anything.
+
+use super::VaultFault;
+use super::place::Place;
+use super::place::Places;
+use super::segments::OpenSegment;
+use super::shared::Shared;
+use super::verifier::{Sample, ToVerify};
+use crate::backing::{AlignedBuf, BackingFile, Cache, Open};
+use crate::base::limits::{ALLOCATE_STEP_BYTES, BLOCK_BYTES, GROUP_BYTES_MAX, ZERO_STEP_BYTES, ZERO_STEP_COMMITS};
+use crate::base::lock::Held;
+use crate::segment::{GroupBuilder, SealedFrames, SegmentContext, path};
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
+
+/// A segment being written.
+pub struct Writer {
+    /// The segment.
+    pub segment: Arc<OpenSegment>,
+    /// Where its next group goes.
+    pub position: u64,
+    /// Commits since the last look at how small they are.
+    pub step_commits: u32,
+    /// Room taken for the file so far.
+    allocated: u64,
+    /// Where the next look is due.
+    step_end: u64,
+    next_group: u32,
+    builder: GroupBuilder,
+    samples: Vec<Sample>,
+}
+
+/// A group on its way to the verifier.
+pub struct Written {
+    pub position: u64,
+    pub image: AlignedBuf,
+    pub samples: Vec<Sample>,
+}
+
+impl Writer {
+    /// Makes or takes over the segment's file. `step_commits` is what the segment before had.
+    pub fn begin(
+        shared: &Shared,
+        context: &Arc<SegmentContext>,
+        place: Place,
+        step_commits: u32,
+    ) -> Result<Writer, VaultFault> {
+        // The housekeeper may be making this very file.
+        let making = shared.making_segment.held();
+        let (file, allocated) = open_file(&shared.places, place, &path(context.id))?;
+        drop(making);
+        let segment = Arc::new(OpenSegment { context: Arc::clone(context), file });
+        let builder = GroupBuilder::new(context, spare_buffer(shared));
+        let (position, step_end, next_group, samples) = (0, 0, 0, Vec::new());
+        Ok(Writer { segment, position, step_commits, allocated, step_end, next_group, builder, samples })
+    }
+
+    /// Whether frames still fit into the group being filled.
+    pub fn fits(&self, frames: &SealedFrames) -> bool {
+        self.builder.fits(frames.entries.len(), frames.bytes.len())
+    }
+
+    /// Adds frames to the group being filled; gives their position in the segment.
+    pub fn add(&mut self, frames: &SealedFrames) -> u64 {
+        self.position + self.builder.add(frames)
+    }
+
+    /// Has the verifier open what it reads back and compare it with this.
+    pub fn sample(&mut self, sample: Sample) {
+        self.samples.push(sample);
+    }
+
+    /// Writes the group being filled, if there is anything in it.
+    pub fn write_group(&mut self, shared: &Shared) -> Result<Option<Written>, VaultFault> {
+        if self.builder.is_empty() {
+            return Ok(None);
+        }
+        let context = &self.segment.context;
+        let next = GroupBuilder::new(context, spare_buffer(shared));
+        let image = std::mem::replace(&mut self.builder, next).finish(context, self.next_group);
+        let (position, len) = (self.position, image.len() as u64);
+        let began = Instant::now();
+        self.make_room(len)?;
+        self.segment.file.write_all_at(&image, position)?;
+        shared.stats.log_write.record(began.elapsed());
+        shared.stats.log_bytes.add(len);
+        shared.log_since_checkpoint.fetch_add(len, Relaxed);
+        self.position += len;
+        self.next_group += 1;
+        debug_assert_eq!(self.position % BLOCK_BYTES as u64, 0, "groups begin on blocks");
+        Ok(Some(Written { position, image, samples: std::mem::take(&mut self.samples) }))
+    }
+
+    /// Takes room for a group of `len` bytes; where commits are small, fills it with zeros.
+    fn make_room(&mut self, len: u64) -> Result<(), VaultFault> {
+        let end = self.position + len;
+        let file = &self.segment.file;
+        if end <= self.step_end {
+            return Ok(());
+        }
+        self.step_end = end.max(self.position + ZERO_STEP_BYTES);
+        while self.allocated < self.step_end {
+            match file.preallocate(self.allocated + ALLOCATE_STEP_BYTES) {
+                Ok(()) => self.allocated += ALLOCATE_STEP_BYTES,
+                // On a disk that is nearly full, what is needed must do.
+                Err(e) if is_full(&e) => {
+                    file.preallocate(end)?;
+                    (self.allocated, self.step_end) = (end, end);
+                    return Ok(());
+                }
+                Err(e) => return Err(e.into()),
+            }
+        }
+        if self.step_commits >= ZERO_STEP_COMMITS {
+            let mut zeros = AlignedBuf::with_capacity((self.step_end - self.position) as usize);
+            zeros.set_len(zeros.capacity());
+            file.write_all_at(&zeros, self.position)?;
+            file.sync_data()?;
+        }
+        self.step_commits = 0;
+        Ok(())
+    }
+
+    /// The group as the verifier wants it.
+    pub fn to_verify(&self, generation: u64, written: Written) -> ToVerify {
+        let Written { position, image, samples } = written;
+        ToVerify::Group { generation, segment: Arc::clone(&self.segment), position, image, samples }
+    }
+}
+
+/// Whether an error says that there is no room.
+pub fn is_full(e: &io::Error) -> bool {
+    super::trouble::kind_of(e) == super::trouble::Kind::Full
+}
+
+/// A group's buffer, used before if there is one.
+fn spare_buffer(shared: &Shared) -> AlignedBuf {
+    let spare = shared.group_buffers.held().pop();
+    spare.unwrap_or_else(|| AlignedBuf::with_capacity(GROUP_BYTES_MAX))
+}
+
+/// The file of a segment, and the room it has.
+fn open_file(places: &Places, place: Place, name: &str) -> io::Result<(Arc<dyn BackingFile>, u64)> {
+    let backing = places.of(place)?;
+    match backing.open(name, Open::Write, Cache::Direct) {
+        // Prepared by the housekeeper, who may have failed after making it.
+        Ok(file) => {
+            backing.sync_dir("segments")?;
+            let len = file.len()?;
+            Ok((file, len))
+        }
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            let file = backing.open(name, Open::Create, Cache::Direct)?;
+            let allocated = match file.preallocate(ALLOCATE_STEP_BYTES) {
+                Ok(()) => ALLOCATE_STEP_BYTES,
+                Err(e) if is_full(&e) => 0,
+                Err(e) => return Err(e),
+            };
+            file.sync_data()?;
+            backing.sync_dir("segments")?;
+            Ok((file, allocated))
+        }
+        Err(e) => Err(e),
+    }
+}

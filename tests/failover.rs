@@ -1,0 +1,308 @@
+//! A vault whose backing directory fails, with an emergency directory beside it.
+//!
+//! Method: two test disks, faults planted in the one or the other, with threads and without. Promise: what sync
+//! acknowledged is there after a power cut that meets both disks, wherever it lay; the vault comes home by itself, and what
+//! it left in the emergency directory is removed only then; the history says what happened, in order.
+
+#![allow(clippy::unwrap_used, reason = "a test may")]
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use strongroom::backing::{Backing, Effect, Fault, MUTATING, MemoryBacking};
+use strongroom::base::id::Ino;
+use strongroom::base::secret::Passphrase;
+use strongroom::base::world::{RealWorld, Time, World};
+use strongroom::format::key;
+use strongroom::seal::Unlock;
+use strongroom::vault::{
+    Choose, CreateOptions, EmergencyDir, OpenFault, OpenOptions, State, Vault, VaultFault, create, open,
+};
+
+/// A clock that moves when it is waited for, and scripted entropy.
+struct Script {
+    now: Mutex<Duration>,
+    state: AtomicU64,
+}
+
+impl Script {
+    fn new(seed: u64) -> Arc<Script> {
+        Arc::new(Script { now: Mutex::new(Duration::ZERO), state: AtomicU64::new(seed) })
+    }
+
+    fn next(&self) -> u64 {
+        let mut z = self.state.fetch_add(0x9e37_79b9_7f4a_7c15, SeqCst);
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+}
+
+impl World for Script {
+    fn now(&self) -> Time {
+        Time { seconds: self.elapsed().as_secs() as i64, nanos: 0 }
+    }
+    fn elapsed(&self) -> Duration {
+        *self.now.lock().unwrap()
+    }
+    fn fill(&self, out: &mut [u8]) {
+        out.iter_mut().for_each(|b| *b = self.next() as u8);
+    }
+    fn sleep(&self, time: Duration) {
+        *self.now.lock().unwrap() += time;
+    }
+}
+
+/// Two disks and a vault on them.
+struct Pair {
+    home: MemoryBacking,
+    away: MemoryBacking,
+    reachable: Arc<AtomicBool>,
+    world: Arc<dyn World>,
+    stepped: Option<Choose>,
+}
+
+fn unlock() -> Unlock {
+    Unlock::KeyFile(Passphrase(b"a key file of thirty-two bytes, or more".to_vec()))
+}
+
+impl Pair {
+    fn new() -> Pair {
+        Self::with(Arc::new(RealWorld::default()), None)
+    }
+
+    fn stepped(seed: u64) -> Pair {
+        let world = Script::new(seed);
+        let chance = Script::new(seed ^ 77);
+        Self::with(world, Some(Arc::new(move |n| (chance.next() % n as u64) as usize)))
+    }
+
+    fn with(world: Arc<dyn World>, stepped: Option<Choose>) -> Pair {
+        let (home, away) = (MemoryBacking::default(), MemoryBacking::default());
+        let backing: Arc<dyn Backing> = Arc::new(home.clone());
+        create(&backing, &unlock(), &CreateOptions::default(), &world).unwrap();
+        Pair { home, away, reachable: Arc::new(AtomicBool::new(true)), world, stepped }
+    }
+
+    fn options(&self) -> OpenOptions {
+        let (away, reachable) = (self.away.clone(), Arc::clone(&self.reachable));
+        let reach = move |_| match reachable.load(SeqCst) {
+            true => Ok(Arc::new(away.clone()) as Arc<dyn Backing>),
+            false => Err(std::io::ErrorKind::NotFound.into()),
+        };
+        let emergency = Some(EmergencyDir { path: "/emergency".to_owned(), reach: Arc::new(reach) });
+        OpenOptions { emergency, stepped: self.stepped.clone(), budget_bytes: 32 << 20, ..OpenOptions::default() }
+    }
+
+    fn open(&self) -> Arc<Vault> {
+        self.try_open(&self.options()).unwrap_or_else(|e| panic!("{e}"))
+    }
+
+    fn try_open(&self, options: &OpenOptions) -> Result<Arc<Vault>, OpenFault> {
+        open(Arc::new(self.home.clone()), &unlock(), options, Arc::clone(&self.world))
+    }
+
+    /// Both disks as a power cut leaves them that takes everything unsynced.
+    fn cut(&self) -> Pair {
+        let (home, away) = (self.home.crash(|_, _| false), self.away.crash(|_, _| false));
+        let (world, stepped) = (Arc::clone(&self.world), self.stepped.clone());
+        Pair { home, away, reachable: Arc::new(AtomicBool::new(true)), world, stepped }
+    }
+
+    fn fail_home(&self, errno: i32) {
+        self.home.plant(Fault::of(MUTATING, Effect::Error(errno)));
+    }
+
+    fn segments_away(&self) -> usize {
+        self.away.list("segments").map_or(0, |names| names.len())
+    }
+
+    fn wait(&self, vault: &Vault, what: &str, mut holds: impl FnMut() -> bool) {
+        for _ in 0..900 {
+            if holds() {
+                return;
+            }
+            if self.stepped.is_none() || !vault.step() {
+                self.world.sleep(Duration::from_millis(20));
+            }
+        }
+        panic!("{what}: not in time; history: {:?}; errors: {:?}", history(vault), vault.stats().errors());
+    }
+}
+
+fn write(vault: &Vault, ino: u64, offset: u64, data: &[u8]) -> Result<(), VaultFault> {
+    let file = vault.file(Ino(ino));
+    let room = vault.reserve(&file, offset, data.len() as u64)?;
+    let mut op = vault.begin();
+    op.write(&file, offset, data, room);
+    op.put(key::inode(Ino(ino)), data.len().to_le_bytes().to_vec());
+    op.commit();
+    Ok(())
+}
+
+fn read(vault: &Vault, ino: u64, len: usize) -> Vec<u8> {
+    let mut out = Vec::new();
+    vault.read(&vault.file(Ino(ino)), 0, len, &mut out).unwrap();
+    out
+}
+
+fn noise(seed: u64, len: usize) -> Vec<u8> {
+    let chance = Script::new(seed);
+    (0..len).map(|_| chance.next() as u8).collect()
+}
+
+fn history(vault: &Vault) -> Vec<String> {
+    let word = |l: strongroom::vault::Line| l.text.split(':').next().unwrap_or_default().to_owned();
+    vault.stats().history().into_iter().map(word).collect()
+}
+
+fn goes_away_and_comes_home(pair: &Pair, errno: i32) {
+    let vault = pair.open();
+    let before = noise(1, 300_000);
+    write(&vault, 10, 0, &before).unwrap();
+    vault.sync_wait().unwrap();
+    // Some of the next batch is in the failing segment already.
+    let after = noise(2, 700_000);
+    write(&vault, 11, 0, &after).unwrap();
+    pair.fail_home(errno);
+    write(&vault, 12, 0, b"small").unwrap();
+    vault.sync_wait().expect("the emergency directory takes it");
+    assert_eq!(vault.state(), State::Backup);
+    assert!(pair.segments_away() > 0 && vault.is_away());
+    assert_eq!((read(&vault, 10, 300_000), read(&vault, 11, 700_000)), (before.clone(), after.clone()));
+    // A power cut while it is away.
+    let cut = pair.cut();
+    {
+        let again = cut.open();
+        assert_eq!((read(&again, 10, 300_000), read(&again, 11, 700_000)), (before.clone(), after.clone()));
+        assert_eq!(read(&again, 12, 5), b"small");
+        cut.wait(&again, "coming home after the cut", || cut.segments_away() == 0);
+        cut.wait(&again, "ready after the cut", || again.state() != State::Recovering);
+        assert_eq!(read(&again, 11, 700_000), after);
+        again.close().unwrap();
+    }
+    // And more while it is away.
+    write(&vault, 13, 0, &before).unwrap();
+    vault.sync_wait().unwrap();
+    pair.home.lift_all();
+    pair.wait(&vault, "coming home", || pair.segments_away() == 0 && vault.state() != State::Recovering);
+    let lines: Vec<String> = history(&vault).into_iter().filter(|l| l != "init").collect();
+    assert_eq!(lines, ["ready", "backup", "recovering", "ready"]);
+    write(&vault, 14, 0, b"home again").unwrap();
+    vault.sync_wait().unwrap();
+    for (ino, want) in [(10, &before[..]), (11, &after), (12, b"small"), (13, &before), (14, b"home again")] {
+        assert_eq!(read(&vault, ino, want.len()), want);
+    }
+    vault.close().unwrap();
+    drop(vault);
+    pair.reachable.store(false, SeqCst);
+    let vault = pair.open();
+    assert_eq!((read(&vault, 13, 300_000), read(&vault, 14, 10)), (before, b"home again".to_vec()));
+    assert!(vault.totals()["state_backup_entered"] >= 1, "statistics outlive the mount");
+    assert!(history(&vault).iter().any(|l| l == "backup"), "and so does the history");
+    vault.close().unwrap();
+}
+
+#[test]
+fn with_errors_at_home_the_log_goes_away_and_comes_back() {
+    for errno in [libc::EIO, libc::ENOSPC, libc::EROFS, libc::ENODEV] {
+        goes_away_and_comes_home(&Pair::new(), errno);
+    }
+}
+
+#[test]
+fn the_same_without_threads_is_the_same_each_time() {
+    for seed in 1..=8 {
+        let pair = Pair::stepped(seed);
+        goes_away_and_comes_home(&pair, libc::EIO);
+        let twin = Pair::stepped(seed);
+        goes_away_and_comes_home(&twin, libc::EIO);
+        assert_eq!(pair.world.elapsed(), twin.world.elapsed(), "seed {seed}");
+        assert_eq!(pair.home.calls(), twin.home.calls(), "seed {seed}");
+    }
+}
+
+#[test]
+fn a_vault_that_needs_its_emergency_directory_says_where_it_was() {
+    let pair = Pair::new();
+    let vault = pair.open();
+    pair.fail_home(libc::EIO);
+    write(&vault, 10, 0, b"far away").unwrap();
+    vault.sync_wait().unwrap();
+    let cut = pair.cut();
+    cut.reachable.store(false, SeqCst);
+    for options in [cut.options(), OpenOptions { emergency: None, ..cut.options() }] {
+        match cut.try_open(&options) {
+            Err(OpenFault::EmergencyNeeded { path }) => assert_eq!(path, "/emergency"),
+            Err(other) => panic!("{other}"),
+            Ok(_) => panic!("it opened without what it had acknowledged"),
+        }
+    }
+    cut.reachable.store(true, SeqCst);
+    let again = cut.open();
+    assert_eq!(read(&again, 10, 8), b"far away");
+    again.close().unwrap();
+    // Whoever says so goes without.
+    let other = pair.cut();
+    let without = OpenOptions { emergency: None, without_emergency: true, ..other.options() };
+    let again = other.try_open(&without).unwrap();
+    assert_eq!(again.get(&key::inode(Ino(10))).unwrap(), None);
+    again.close().unwrap();
+}
+
+#[test]
+fn when_both_places_fail_nothing_is_lost_and_both_heal() {
+    for stepped in [false, true] {
+        let pair = if stepped { Pair::stepped(5) } else { Pair::new() };
+        let vault = pair.open();
+        pair.fail_home(libc::EIO);
+        pair.away.plant(Fault::of(MUTATING, Effect::Error(libc::ENOSPC)));
+        let data = noise(3, 400_000);
+        write(&vault, 10, 0, &data).unwrap();
+        assert!(vault.sync_wait().is_err(), "nobody has it");
+        assert_eq!(vault.state(), State::Error);
+        assert_eq!(read(&vault, 10, 400_000), data, "its buffers do");
+        assert!(matches!(write(&vault, 11, 0, b"x"), Err(VaultFault::Failed(_))));
+        assert_eq!(vault.unsaved(), [Ino(10)]);
+        // First the emergency directory heals, then the backing directory.
+        pair.away.lift_all();
+        pair.wait(&vault, "the emergency directory takes it", || vault.state() == State::Backup);
+        assert_eq!(read(&pair.cut().open(), 10, 400_000), data);
+        pair.home.lift_all();
+        pair.wait(&vault, "home", || pair.segments_away() == 0 && vault.state() != State::Recovering);
+        let lines: Vec<String> = history(&vault).into_iter().filter(|l| l != "init").collect();
+        assert_eq!(lines, ["ready", "backup", "error", "backup", "recovering", "ready"], "stepped: {stepped}");
+        vault.close().unwrap();
+        assert_eq!(read(&pair.open(), 10, 400_000), data);
+    }
+}
+
+#[test]
+fn closing_while_away_leaves_everything_safe_and_the_next_opening_brings_it_home() {
+    let pair = Pair::new();
+    let vault = pair.open();
+    pair.fail_home(libc::EIO);
+    write(&vault, 10, 0, b"unsynced").unwrap();
+    // The last checkpoint cannot be stored; what was written is in the emergency directory.
+    let _ = vault.close();
+    assert!(vault.unsaved().is_empty() && vault.is_away());
+    drop(vault);
+    pair.home.lift_all();
+    let vault = pair.open();
+    assert_eq!(read(&vault, 10, 8), b"unsynced");
+    pair.wait(&vault, "coming home", || pair.segments_away() == 0);
+    vault.close().unwrap();
+}
+
+#[test]
+fn an_emergency_directory_that_was_taken_away_is_used_when_it_is_back() {
+    let pair = Pair::new();
+    pair.reachable.store(false, SeqCst);
+    let vault = pair.open();
+    pair.fail_home(libc::EIO);
+    write(&vault, 10, 0, b"patience").unwrap();
+    assert!(vault.sync_wait().is_err());
+    pair.reachable.store(true, SeqCst);
+    pair.wait(&vault, "the emergency directory takes it", || vault.state() == State::Backup);
+    assert_eq!(read(&pair.cut().open(), 10, 8), b"patience");
+}
