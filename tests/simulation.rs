@@ -12,9 +12,8 @@ mod sim;
 
 use sim::from_environment;
 use sim::place::Manner;
-use sim::run::{Plant, USUAL, World, caught, play, play_on_failing_disk, sound};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use sim::run::{Plant, USUAL, World, caught, on_every_core, play, play_on_failing_disk, sound};
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::Instant;
 use strongroom::backing::{Effect, Fault, Kind, MemoryBacking, SYNCS};
 use strongroom::base::choice::Verify;
@@ -32,49 +31,20 @@ fn cut_everywhere_on_failing_disk(seed: u64, fates: u64) -> Result<u64, String> 
     world.judge_all(fates, USUAL).map_err(|e| format!("on a failing disk (STRONGROOM_SIM_FAILING=1), {e}"))
 }
 
-/// Cuts worlds on every core until there were enough cuts; gives how many of both, and what failed first.
-fn soak(
-    first: u64,
-    worlds_max: u64,
-    cuts_min: u64,
-    cut_one: &(dyn Fn(u64) -> Result<u64, String> + Sync),
-) -> (u64, u64, Option<String>) {
-    let (next, cuts, worlds) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
-    let (stop, failed) = (AtomicBool::new(false), Mutex::new(None));
-    let threads = std::thread::available_parallelism().map_or(2, usize::from);
-    std::thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(|| {
-                while !stop.load(SeqCst) && cuts.load(SeqCst) < cuts_min {
-                    let n = next.fetch_add(1, SeqCst);
-                    if n >= worlds_max {
-                        return;
-                    }
-                    match cut_one(first + n) {
-                        Ok(done) => {
-                            cuts.fetch_add(done, SeqCst);
-                            worlds.fetch_add(1, SeqCst);
-                        }
-                        Err(why) => {
-                            eprintln!("{why}");
-                            failed.lock().unwrap().get_or_insert(why);
-                            stop.store(true, SeqCst);
-                        }
-                    }
-                }
-            });
-        }
-    });
-    (worlds.into_inner(), cuts.into_inner(), failed.into_inner().unwrap())
-}
-
+/// Cuts worlds on every core until there were enough cuts, and says how many of both.
 fn soak_and_say(what: &str, cuts_usual: u64, cut_one: &(dyn Fn(u64, u64) -> Result<u64, String> + Sync)) {
     let first = from_environment("STRONGROOM_SIM_SEED").unwrap_or(1);
     let worlds_max = from_environment("STRONGROOM_SIM_WORLDS").unwrap_or(u64::MAX);
     let cuts_min = from_environment("STRONGROOM_SIM_CUTS").unwrap_or(cuts_usual);
     let fates = from_environment("STRONGROOM_SIM_FATES").unwrap_or(1);
     let began = Instant::now();
-    let (worlds, cuts, failed) = soak(first, worlds_max, cuts_min, &|seed| cut_one(seed, fates));
+    let (worlds, cuts) = (AtomicU64::new(0), AtomicU64::new(0));
+    let failed = on_every_core(worlds_max, &|| cuts.load(SeqCst) >= cuts_min, &|n| {
+        cuts.fetch_add(cut_one(first + n, fates)?, SeqCst);
+        worlds.fetch_add(1, SeqCst);
+        Ok(())
+    });
+    let (worlds, cuts) = (worlds.into_inner(), cuts.into_inner());
     let seconds = began.elapsed().as_secs_f64();
     eprintln!("{cuts} power cuts in {worlds} worlds{what}, seeds from {first}, in {seconds:.0} s");
     assert_eq!(failed, None);
@@ -89,6 +59,18 @@ fn every_power_cut_leaves_a_vault_that_opens_with_one_allowed_state() {
 #[test]
 fn what_was_acknowledged_on_a_failing_disk_survives_every_power_cut() {
     soak_and_say(" on failing disks", 5_000, &cut_everywhere_on_failing_disk);
+}
+
+#[test]
+fn one_seed_is_one_world_to_the_last_call_of_the_disk() {
+    for seed in 1..=from_environment("STRONGROOM_SIM_WORLDS").unwrap_or(20).min(200) {
+        for play in [&(|seed| play(seed, &sound)) as &dyn Fn(u64) -> Result<World, String>, &play_on_failing_disk] {
+            let (one, other) = (play(seed).unwrap(), play(seed).unwrap());
+            let calls = |w: &World| w.cuts.calls().iter().map(ToString::to_string).collect::<Vec<_>>();
+            assert_eq!(calls(&one), calls(&other), "seed {seed}");
+            assert_eq!(one.cuts.hash(), other.cuts.hash(), "seed {seed}: the calls are the same, and not the bytes");
+        }
+    }
 }
 
 #[test]

@@ -14,7 +14,7 @@ use strongroom::fs::{
     Attr, Caller, Fallocate, FileSystem, FsFault, FsOptions, RenameHow, SetAttr, WriteHow, XattrHow, XattrReply,
 };
 use strongroom::seal::Unlock;
-use strongroom::vault::{self, CreateOptions, OpenFault, OpenOptions, Vault};
+use strongroom::vault::{self, Choose, CreateOptions, OpenFault, OpenOptions, Vault};
 
 const CALLER: Caller = Caller { uid: 0, gid: 0, umask: 0o022 };
 const STAMPED: WriteHow = WriteHow { drop_set_id: false, stamp: true };
@@ -39,8 +39,12 @@ impl Manner {
         vault::create(&backing, &unlock(), &options, &(world.clone() as Arc<dyn World>))
     }
 
-    fn options(&self) -> OpenOptions {
-        OpenOptions { budget_bytes: 16 << 20, workers: 1, verify: self.verify, ..OpenOptions::default() }
+    /// Without threads: who works when is chance of the world.
+    fn options(&self, world: &Arc<Simulated>) -> OpenOptions {
+        let world = world.clone();
+        let stepped: Choose = Arc::new(move |of| world.choose(of));
+        let (stepped, verify) = (Some(stepped), self.verify);
+        OpenOptions { budget_bytes: 16 << 20, workers: 2, verify, stepped, ..OpenOptions::default() }
     }
 }
 
@@ -59,7 +63,7 @@ pub enum NoPlace {
 
 impl Place {
     pub fn open(disk: &MemoryBacking, world: &Arc<Simulated>, manner: &Manner) -> Result<Place, NoPlace> {
-        let opened = vault::open(Arc::new(disk.clone()), &unlock(), &manner.options(), world.clone());
+        let opened = vault::open(Arc::new(disk.clone()), &unlock(), &manner.options(world), world.clone());
         let vault = opened.map_err(|e| match e {
             OpenFault::NotAVault => NoPlace::NotAVault,
             other => NoPlace::Other(format!("the vault does not open: {other}")),

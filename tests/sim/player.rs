@@ -60,6 +60,12 @@ impl Player {
     /// Does one step; `Err` says what the vault did wrong. With `STRONGROOM_SIM_TRACE=1` it says what it does.
     pub fn step(&mut self, step: &Step) -> Result<(), String> {
         let did = self.attempt(step);
+        if let Some(place) = &self.place {
+            // The vault works on for a while, or not.
+            for _ in 0..self.world.choose(8) {
+                place.vault.step();
+            }
+        }
         if self.told {
             let (calls, struck) = (self.disk.calls(), self.disk.struck());
             let newest = self.history.newest();
@@ -89,6 +95,7 @@ impl Player {
             }
             Step::Wait(time) => {
                 self.world.pass(*time);
+                while self.place().vault.step() {}
                 return Ok(());
             }
             _ => return self.change(step),

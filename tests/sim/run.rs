@@ -10,7 +10,8 @@ use super::program::{Dice, Habits, Step};
 use super::tree::Tree;
 use super::world::Simulated;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use strongroom::backing::{Backing, Cuts, Effect, Fault, Kind, MUTATING, MemoryBacking, SYNCS, mix};
 use strongroom::base::choice::{Compression, SuiteId, Verify};
@@ -129,10 +130,56 @@ pub fn play_on_failing_disk(seed: u64) -> Result<World, String> {
         let step = habits.step(&mut dice, &player.tree, player.held());
         player.step(&step)?;
     }
+    // The disk is well again: the vault heals by itself, nothing that it took in is lost, and it acknowledges again.
     player.disk.lift_all();
+    player.faulty = false;
+    for _ in 0..20 {
+        player.step(&Step::Wait(Duration::from_secs(5)))?;
+    }
+    player.step(&Step::Fsync).map_err(|e| format!("after the disk is well again: {e}"))?;
+    player.compare()?;
+    player.step(&Step::Checkpoint).map_err(|e| format!("after the disk is well again: {e}"))?;
     player.close()?;
     let history = player.history.clone();
     Ok(World { seed, manner, history, made_at: 0, cuts: player.disk.cuts() })
+}
+
+/// Lets the allocator keep what it got: each opening takes and gives back the same large buffers, and the kernel would clear
+/// their pages each time.
+pub fn keep_memory() {
+    // SAFETY: both calls only set parameters of the allocator.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 30);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 1 << 30);
+    }
+}
+
+/// Runs `one` for the numbers from 0 on, on every core, until it was done `most` times, `enough` says so, or one fails.
+pub fn on_every_core(
+    most: u64,
+    enough: &(dyn Fn() -> bool + Sync),
+    one: &(dyn Fn(u64) -> Result<(), String> + Sync),
+) -> Option<String> {
+    keep_memory();
+    let (next, failed) = (AtomicU64::new(0), Mutex::new(None));
+    let threads = std::thread::available_parallelism().map_or(2, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                while !enough() && failed.lock().unwrap().is_none() {
+                    let n = next.fetch_add(1, SeqCst);
+                    if n >= most {
+                        return;
+                    }
+                    if let Err(why) = one(n) {
+                        eprintln!("{why}");
+                        failed.lock().unwrap().get_or_insert(why);
+                    }
+                }
+            });
+        }
+    });
+    failed.into_inner().unwrap()
 }
 
 /// What is done at each cut beside opening and comparing: one cut in so many.
@@ -178,13 +225,19 @@ impl World {
     pub fn judge(&self, fate: u64, depth: Depth) -> Result<(), Failure> {
         let cut = self.cuts.cut();
         let number = mix(self.seed ^ mix(cut as u64) ^ fate.rotate_left(48));
-        let image = self.cuts.image(&mut |u| Fates(number).of(u, cut));
-        let judged = caught(|| {
-            let mut dice = Dice(mix(number));
-            let begin = Before { history: &self.history, cut, made: cut >= self.made_at };
-            begin.survive(&image, self.manner, &mut dice, depth, 2)
-        });
+        let judged = self.judge_fates(Fates(number), depth);
         judged.map_err(|why| Failure { seed: self.seed, cut, fate, why })
+    }
+
+    /// The same with these fates.
+    pub fn judge_fates(&self, fates: Fates, depth: Depth) -> Result<(), String> {
+        let cut = self.cuts.cut();
+        let image = self.cuts.image(&mut |u| fates.of(u, cut));
+        caught(|| {
+            let mut dice = Dice(mix(fates.0 ^ cut as u64));
+            let before = Before { history: &self.history, cut, made: cut >= self.made_at };
+            before.survive(&image, self.manner, &mut dice, depth, 2)
+        })
     }
 
     /// Cuts after every call, with so many fates each; gives how many cuts that were.

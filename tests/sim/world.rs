@@ -1,4 +1,5 @@
-//! Clock and chance of a simulated world: time stands still unless the harness moves it, and chance is a seed.
+//! Clock and chance of a simulated world: time stands still unless the harness moves it or the vault waits, and chance is a
+//! seed.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
@@ -19,6 +20,12 @@ impl Simulated {
     pub fn new(seed: u64) -> Simulated {
         Simulated { nanos: AtomicU64::new(0), chance: Mutex::new(mix(seed)) }
     }
+    /// Who goes next, of so many.
+    pub fn choose(&self, of: usize) -> usize {
+        let mut bytes = [0; 8];
+        self.fill(&mut bytes);
+        (u64::from_le_bytes(bytes) % of as u64) as usize
+    }
     /// Lets time go by.
     pub fn pass(&self, time: Duration) {
         self.nanos.fetch_add(time.as_nanos() as u64, SeqCst);
@@ -32,6 +39,9 @@ impl World for Simulated {
     }
     fn elapsed(&self) -> Duration {
         Duration::from_nanos(self.nanos.load(SeqCst))
+    }
+    fn sleep(&self, time: Duration) {
+        self.pass(time);
     }
     fn fill(&self, out: &mut [u8]) {
         let mut chance = self.chance.lock().unwrap();
