@@ -13,9 +13,9 @@ mod rng;
 
 use damage::*;
 use rng::Rng;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use strongroom::backing::{Backing, Cache, MemoryBacking, Open, read_file};
+use strongroom::backing::{Backing, Cache, Fate, MemoryBacking, Open, read_file};
 use strongroom::base::id::{Ino, ROOT_INO};
 use strongroom::check::{Finding, Owner, Repaired, Share, check, rebuild, repair};
 use strongroom::format::inode::Inode;
@@ -198,6 +198,139 @@ fn where_the_log_cannot_give_the_index_anew_it_is_mended_in_place() {
     assert!(planted >= 9, "{planted}");
 }
 
+/// Repairs, and says what is wrong with that: anything left but losses, or a second look that differs.
+fn wrong_with_repair(disk: &MemoryBacking) -> Result<Vec<Finding>, String> {
+    let again = || lock(Arc::new(disk.clone()));
+    let done = repair(again().unwrap(), &again, &unlock(), &world(), Owner::default(), Share::All, &|_, _| ());
+    let Repaired { mended, left } = done.map_err(|fault| format!("not repaired: {fault}"))?;
+    if !left.iter().all(Finding::is_loss) {
+        return Err(format!("left {left:?} after {mended:?}"));
+    }
+    let second = checked(disk, true);
+    if second == left {
+        Ok(left)
+    } else {
+        Err(format!("a second look finds {second:?}, not {left:?}, after {mended:?}"))
+    }
+}
+
+/// Random ruin of single keys: gone, garbled, or those of another; some behind the log's back, some through it.
+#[test]
+fn whatever_keys_are_ruined_repair_leaves_nothing_but_losses() {
+    let seeds: u64 = std::env::var("STRONGROOM_REPAIRS").ok().map_or(60, |n| n.parse().unwrap());
+    let mut wrong = Vec::new();
+    for seed in 1..=seeds {
+        let mut rng = Rng(seed);
+        let disk = damaged(|p| {
+            if rng.below(2) == 0 {
+                // No rebuilding from the log, then.
+                let mut op = p.vault.begin();
+                op.put(key::total("x"), Vec::new());
+                op.delete(key::total("x"));
+                op.commit();
+                p.vault.sync_wait().unwrap();
+            }
+            let all = p.vault.scan(&[], &[], 100_000).unwrap();
+            let mut changes: BTreeMap<Vec<u8>, Option<Vec<u8>>> = BTreeMap::new();
+            for _ in 0..1 + rng.below(8) {
+                let (k, v) = rng.pick(&all).clone();
+                if k == key::total("log") {
+                    continue;
+                }
+                let (other_key, other) = rng.pick(&all).clone();
+                match rng.below(6) {
+                    0 | 1 => drop(changes.insert(k, None)),
+                    2 => {
+                        let mut v = v;
+                        if !v.is_empty() {
+                            let at = rng.below(v.len() as u64) as usize;
+                            v[at] ^= 1 << rng.below(8);
+                        }
+                        changes.insert(k, Some(v));
+                    }
+                    3 => drop(changes.insert(k, Some(rng.bytes(20)))),
+                    4 if other_key[0] == k[0] => drop(changes.insert(k, Some(other))),
+                    _ => {
+                        let mut k = k;
+                        let at = 1 + rng.below(k.len() as u64 - 1) as usize;
+                        k[at] ^= 1 << rng.below(3);
+                        changes.insert(k, Some(v));
+                    }
+                }
+            }
+            // A vault does not run, let alone close, over a total that is no number.
+            let total =
+                |k: &[u8], v: &Option<Vec<u8>>| k == key::total("bytes") && v.as_ref().is_some_and(|v| v.len() != 8);
+            changes.retain(|k, v| *k != key::total("log") && !total(k, v));
+            p.change(changes.into_iter().collect());
+        });
+        if let Err(why) = wrong_with_repair(&disk) {
+            wrong.push(format!("seed {seed}: {why}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Several of the planted damages at once.
+#[test]
+fn damages_that_meet_are_mended_too() {
+    let seeds: u64 = std::env::var("STRONGROOM_REPAIRS").ok().map_or(60, |n| n.parse().unwrap());
+    let all = damages(healthy());
+    // What hurts files at rest, or takes the vault away from whoever comes after.
+    let at_rest = ["index-lost", "copy-spoiled", "more", "segment-missing", "segment-short", "data-lost"];
+    let all: Vec<&Damage> = all.iter().filter(|d| !at_rest.contains(&d.want[0].kind())).collect();
+    for seed in 1..=seeds {
+        let mut rng = Rng(seed);
+        let mut planted = Vec::new();
+        let disk = damaged(|p| {
+            for _ in 0..2 + rng.below(3) {
+                let damage = *rng.pick(&all);
+                // One may have taken away what the next would hurt.
+                if std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| (damage.plant)(p))).is_ok() {
+                    planted.push(&damage.want[0]);
+                }
+            }
+        });
+        if let Err(why) = wrong_with_repair(&disk) {
+            panic!("seed {seed}, with {planted:#?}: {why}");
+        }
+    }
+}
+
+/// The power is cut in the middle of repairs, at calls of the disk here and there: the next repair ends what the first began.
+#[test]
+fn a_repair_that_is_cut_off_is_done_again() {
+    let cuts_each: u64 = std::env::var("STRONGROOM_REPAIR_CUTS").ok().map_or(1, |n| n.parse().unwrap());
+    let whole = readable(&copy(&healthy().disk));
+    let mut rng = Rng(17);
+    for Damage { want, plant, .. } in damages(healthy()) {
+        // Ten thousand entries more take their time.
+        if want[0].kind() == "more" {
+            continue;
+        }
+        let disk = damaged(plant);
+        disk.record();
+        let Repaired { left, .. } = repaired(&disk);
+        let calls = disk.calls();
+        for _ in 0..cuts_each {
+            let cut = rng.below(calls as u64 + 1) as usize;
+            let mut coins = Rng(rng.next());
+            let image = disk.image_after(cut, &mut |_| match coins.below(3) {
+                0 => Fate::Lost,
+                1 => Fate::Kept,
+                _ => Fate::Torn { unit_bytes: 512, coins: coins.next() },
+            });
+            let again = wrong_with_repair(&image).unwrap_or_else(|why| panic!("{want:?}, cut at {cut}: {why}"));
+            assert!(again.len() <= left.len(), "{want:?}, cut at {cut} of {calls}: {again:?} is lost, and was not");
+            for (ino, is) in readable(&image) {
+                let Some((_, was)) = whole.iter().find(|(i, _)| *i == ino) else { continue };
+                let wrong = is.iter().zip(was).position(|(a, b)| a != b);
+                assert_eq!(wrong, None, "{want:?}, cut at {cut}: inode {ino} reads otherwise than it was written");
+            }
+        }
+    }
+}
+
 #[test]
 fn roots_that_are_both_lost_are_made_anew() {
     let disk = copy(&healthy().disk);
@@ -243,7 +376,7 @@ fn each_planted_damage_is_mended_or_said_to_be_lost() {
         let first = checked(&disk, false);
         let Repaired { mended, left } = repaired(&disk);
         let lost = |f: &Finding| f.is_loss();
-        assert!(left.iter().all(lost), "{want:?}: left {left:#?} after {mended:#?}");
+        assert!(left.iter().all(lost), "{want:?}: left {left:?} after {mended:?}");
         assert!(!mended.is_empty() || want.iter().all(lost), "{want:?}: nothing was done");
         for finding in first.iter().filter(|f| !lost(f) && !matches!(f, Finding::More { .. })) {
             assert!(mended.iter().any(|m| m.finding == *finding), "{finding:?} is not among {mended:#?}");

@@ -338,6 +338,33 @@ fn what_check_advises_helps() {
 }
 
 #[test]
+fn scrub_of_a_mount_waits_and_names_what_is_hurt() {
+    let desk = Desk::new();
+    ok(&desk.mount());
+    let body: Vec<u8> = (0..300_000u32).map(|i| (i.wrapping_mul(i.wrapping_mul(2_654_435_761)) >> 13) as u8).collect();
+    fs::create_dir(desk.mnt().join("films")).unwrap();
+    fs::write(desk.mnt().join("films/film"), &body).unwrap();
+    fs::File::open(desk.mnt().join("films/film")).unwrap().sync_all().unwrap();
+    let clean = desk.run(&["scrub", "--json", "--rate", "0", "mnt"]);
+    ok(&clean);
+    let said = json(&clean);
+    assert_eq!((&said["ok"], &said["state"], &said["done_bytes"]), (&true.into(), &"done".into(), &300_000.into()));
+    let segment = desk.path("vault/segments/0000000000000001");
+    let file = fs::OpenOptions::new().read(true).write(true).open(&segment).unwrap();
+    let mut byte = [0];
+    std::os::unix::fs::FileExt::read_exact_at(&file, &mut byte, 150_000).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, &[byte[0] ^ 4], 150_000).unwrap();
+    file.sync_all().unwrap();
+    let hurt = desk.run(&["scrub", "mnt"]);
+    assert_eq!(hurt.status.code(), Some(FINDINGS));
+    assert!(String::from_utf8_lossy(&hurt.stdout).contains("/films/film (inode"), "{hurt:?}");
+    fs::write(desk.mnt().join(".storage/control"), "scrub pause\n").unwrap();
+    assert!(fs::read_to_string(desk.mnt().join(".storage/scrub")).unwrap().starts_with("state"));
+    ends_with(&desk.run(&["scrub", "--no-key", "mnt"]), USAGE, "--no-key");
+    ok(&desk.run(&["umount", "mnt"]));
+}
+
+#[test]
 fn a_copy_made_after_umount_is_a_vault() {
     let desk = Desk::new();
     ok(&desk.mount());

@@ -9,14 +9,15 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use strongroom::backing::{Backing, Effect, Fault, MUTATING, MemoryBacking};
+use strongroom::backing::{Backing, Effect, Fault, MUTATING, MemoryBacking, read_file};
 use strongroom::base::id::Ino;
 use strongroom::base::secret::Passphrase;
 use strongroom::base::world::{RealWorld, Time, World};
+use strongroom::check::{Share, check_locked};
 use strongroom::format::key;
 use strongroom::seal::Unlock;
 use strongroom::vault::{
-    Choose, CreateOptions, EmergencyDir, OpenFault, OpenOptions, State, Vault, VaultFault, create, open,
+    Choose, CreateOptions, EmergencyDir, OpenFault, OpenOptions, State, Vault, VaultFault, create, lock, open,
 };
 
 /// A clock that moves when it is waited for, and scripted entropy.
@@ -305,4 +306,47 @@ fn an_emergency_directory_that_was_taken_away_is_used_when_it_is_back() {
     pair.reachable.store(true, SeqCst);
     pair.wait(&vault, "the emergency directory takes it", || vault.state() == State::Backup);
     assert_eq!(read(&pair.cut().open(), 10, 8), b"patience");
+}
+
+/// Every file of a disk but the lock, whole.
+fn files(disk: &MemoryBacking) -> Vec<(String, Vec<u8>)> {
+    let mut all = Vec::new();
+    for dir in ["", "segments/", "index/"] {
+        for name in disk.list(dir.trim_end_matches('/')).unwrap_or_default() {
+            if !["lock", "segments", "index"].contains(&name.as_str()) {
+                let path = format!("{dir}{name}");
+                let bytes = read_file(disk, &path, 1 << 30).unwrap();
+                all.push((path, bytes));
+            }
+        }
+    }
+    all
+}
+
+#[test]
+fn a_look_sees_what_is_away_and_touches_neither_place() {
+    let pair = Pair::new();
+    let vault = pair.open();
+    write(&vault, 10, 0, &[1; 50_000]).unwrap();
+    vault.sync_wait().unwrap();
+    pair.fail_home(libc::EIO);
+    write(&vault, 11, 0, &[2; 50_000]).unwrap();
+    vault.sync_wait().unwrap();
+    assert!(pair.segments_away() > 0);
+    let cut = pair.cut();
+    let before = (files(&cut.home), files(&cut.away));
+    let locked = || lock(Arc::new(cut.home.clone())).unwrap();
+    let look = |locked| check_locked(locked, &unlock(), &cut.world, Share::All, &|_, _| ());
+    assert!(matches!(look(locked()), Err(OpenFault::EmergencyNeeded { .. })));
+    let found = look(locked().beside(cut.options().emergency, false)).unwrap();
+    // What these tests store for inodes is no inode; of the segments nothing is missing.
+    let lost: Vec<_> = found.iter().filter(|f| f.is_loss() || f.kind().starts_with("segment")).collect();
+    assert!(lost.is_empty(), "{lost:?}");
+    assert!((files(&cut.home), files(&cut.away)) == before);
+    // Without the second place it would be found missing.
+    let without = look(locked().beside(None, true)).unwrap();
+    assert_ne!(without, found, "what is away was not looked at");
+    assert!((files(&cut.home), files(&cut.away)) == before);
+    let vault = cut.open();
+    cut.wait(&vault, "home again", || cut.segments_away() == 0);
 }

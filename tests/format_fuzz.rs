@@ -17,7 +17,8 @@ use strongroom::format::key;
 use strongroom::format::pin::Pin;
 use strongroom::format::record::{Commit, Counters, Record};
 use strongroom::format::root::Root;
-use strongroom::format::segment::{Covered, LogPosition, SegmentInfo};
+use strongroom::format::segment::{Covered, LogPosition, SegmentInfo, Start};
+use strongroom::format::setting::ScrubMark;
 use strongroom::format::wire::{Reader, Write as _};
 
 /// One change of some bytes.
@@ -65,7 +66,7 @@ fn changed(mut bytes: Vec<u8>, changes: &[Change]) -> Vec<u8> {
 type Again = fn(&[u8]) -> Option<Vec<u8>>;
 
 /// Every decoder that takes a whole value.
-const WHOLE: [(&str, Again); 10] = [
+const WHOLE: [(&str, Again); 11] = [
     ("extent", |b| Extent::decode(b).ok().map(|v| v.encode())),
     ("root", |b| Root::decode(b).ok().map(|v| v.encode())),
     ("log position", |b| LogPosition::decode(b).ok().map(|v| v.encode().to_vec())),
@@ -74,6 +75,7 @@ const WHOLE: [(&str, Again); 10] = [
     ("inode", |b| Inode::decode(b).ok().map(|v| v.encode())),
     ("name entry", |b| NameEntry::decode(b).ok().map(|v| v.encode())),
     ("cookie entry", |b| CookieEntry::decode(b).ok().map(|v| v.encode())),
+    ("scrub mark", |b| ScrubMark::decode(b).ok().map(|v| v.encode())),
     ("commit", |b| Commit::decode(b).ok().map(|v| v.encode())),
     ("records", |b| {
         let (mut r, mut out) = (Reader::new(b), Vec::new());
@@ -108,6 +110,14 @@ fn judge(bytes: &[u8]) {
         let mut out = Vec::new();
         out.varint(n);
         assert_eq!(out, bytes[..bytes.len() - r.rest().len()], "varint");
+    }
+    if let Ok(start) = Start::decode(bytes) {
+        // Format 1 had the position alone.
+        let first = start.after.encode() == bytes;
+        assert!(first && !start.restarts || start.encode() == bytes, "start");
+    }
+    if let Ok(root) = Root::decode_1(bytes) {
+        assert!(bytes.len() == 73 && root.emergency.is_empty(), "root of version 1");
     }
     // With any claim of what the frames add up to.
     for sum in [0, 16, bytes.len(), 1 << 20] {
@@ -216,6 +226,10 @@ fn position() -> impl Strategy<Value = LogPosition> {
     (number(), any::<[u8; 32]>()).prop_map(|(seq, chain)| LogPosition { seq: CommitSeq(seq), chain })
 }
 
+fn start() -> impl Strategy<Value = Vec<u8>> {
+    (position(), any::<bool>()).prop_map(|(after, restarts)| Start { after, restarts }.encode())
+}
+
 fn counters() -> impl Strategy<Value = Counters> {
     (number(), number(), number()).prop_map(|(next_ino, next_cookie, inodes)| Counters {
         next_ino,
@@ -304,6 +318,7 @@ fn valid() -> impl Strategy<Value = Vec<u8>> {
         commit(),
         root().prop_map(|v| v.encode()),
         position().prop_map(|v| v.encode().to_vec()),
+        start(),
         (position(), counters(), number())
             .prop_map(|(position, counters, s)| { Covered { position, counters, replay_from: SegmentId(s) }.encode() }),
         inode().prop_map(|v| v.encode()),
@@ -314,6 +329,12 @@ fn valid() -> impl Strategy<Value = Vec<u8>> {
             name
         }
         .encode()),
+        (any::<bool>(), number(), number(), number(), any::<i64>()).prop_map(
+            |(under_way, ino, n, damaged, finished_s)| {
+                let (ino, offset_bytes, done_bytes) = (Ino(ino), n, n / 2);
+                ScrubMark { under_way, ino, offset_bytes, done_bytes, damaged, finished_s }.encode()
+            }
+        ),
         (number(), any::<[u8; 16]>(), number(), number()).prop_map(|(epoch, salt, data_bytes, live_bytes)| {
             SegmentInfo { epoch: Epoch(epoch), salt, data_bytes, live_bytes }.encode()
         }),

@@ -5,7 +5,7 @@
 #![allow(clippy::unwrap_used)] // tests may
 
 use std::sync::Arc;
-use strongroom::backing::{AlignedBuf, Backing, Cache, MemoryBacking, Open};
+use strongroom::backing::{AlignedBuf, Backing, Cache, Fate, MemoryBacking, Open};
 use strongroom::base::id::{Ino, SegmentId};
 use strongroom::base::limits::BLOCK_BYTES;
 use strongroom::base::secret::Passphrase;
@@ -253,6 +253,50 @@ fn damage_anywhere_in_an_older_lease_costs_what_it_hit_when_the_index_is_rebuilt
             assert!(whole(&vault, n), "{place:?}: commit {n}, the second time");
         }
     }
+}
+
+#[test]
+fn a_torn_tail_is_not_taken_for_rot() {
+    let disk = MemoryBacking::default();
+    let backing: Arc<dyn Backing> = Arc::new(disk.clone());
+    create(&backing, &unlock(), &CreateOptions::default(), &world()).unwrap();
+    let vault = opened(&disk).unwrap();
+    disk.record();
+    let mut answered = Vec::new();
+    for n in 1..=6 {
+        commit(&vault, n);
+        answered.push(disk.calls());
+    }
+    let worlds = std::env::var("STRONGROOM_TEARS").map_or(4, |n| n.parse().unwrap());
+    let (mut cuts, mut partly) = (disk.cuts(), 0);
+    loop {
+        let durable = answered.iter().filter(|calls| **calls <= cuts.cut()).count() as u64;
+        for coins in 0..worlds {
+            let after = cuts.image(&mut |_| Fate::Torn { unit_bytes: 4096, coins });
+            let vault = opened(&after).unwrap();
+            let at = format!("cut {} coins {coins}: ", cuts.cut());
+            assert!(vault.stats().errors().is_empty(), "{at}nothing that was answered is damaged");
+            let history: Vec<_> = vault.stats().history().into_iter().map(|l| l.text).collect();
+            assert!(
+                history.iter().all(|l| !l.contains("taken in") || l.contains("(0 with damage)")),
+                "{at}{history:?}"
+            );
+            let mut gone = false;
+            for n in 1..=6 {
+                let Seen { changes: there, data } = seen(&vault, n);
+                let is_whole = there == changes(n) && data;
+                assert!(is_whole || there == 0 && !data, "{at}half of commit {n}");
+                assert!(is_whole || n > durable, "{at}commit {n} was answered");
+                assert!(!(gone && is_whole), "{at}commit {n} without the one before");
+                gone |= !is_whole;
+            }
+            partly += u64::from(gone);
+        }
+        if !cuts.advance() {
+            break;
+        }
+    }
+    assert!(partly > 20, "the cuts tore something: {partly}");
 }
 
 #[test]

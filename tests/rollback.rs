@@ -20,7 +20,7 @@ use strongroom::base::id::{Generation, Slot};
 use strongroom::base::world::{RealWorld, Time, World};
 use strongroom::seal::open_header;
 use strongroom::segment::{Walk, parse_file_name, path};
-use strongroom::vault::{HEADER, OpenFault, OpenOptions, PinStore, Vault, lock};
+use strongroom::vault::{EmergencyDir, HEADER, OpenFault, OpenOptions, PinStore, Vault, lock};
 
 /// Where a machine remembers: the user's state directory, and the emergency directory.
 #[derive(Clone, Default)]
@@ -423,4 +423,28 @@ fn no_nonce_is_used_twice_over_both_histories() {
             _ => assert_eq!(twice, 0, "broken entropy: {broken}, pins: {remembers}"),
         }
     }
+}
+
+#[test]
+fn the_emergency_directory_remembers_too() {
+    let (disk, away) = (made(), MemoryBacking::default());
+    let reach = away.clone();
+    let emergency = EmergencyDir { path: "/e".to_owned(), reach: Arc::new(move |_| Ok(Arc::new(reach.clone()))) };
+    let armed = OpenOptions { emergency: Some(emergency), ..OpenOptions::default() };
+    let open = |disk: &MemoryBacking, accepted: Option<u64>| {
+        let locked = lock(Arc::new(disk.clone())).unwrap().remembered(Vec::new(), accepted.map(Generation));
+        locked.open(&unlock(), &armed, Arc::new(RealWorld::default()))
+    };
+    let lives = |ino| {
+        let vault = open(&disk, None).unwrap();
+        write(&vault, ino);
+        vault.close().unwrap();
+    };
+    lives(10);
+    let old = disk.copy();
+    lives(11);
+    assert!(away.list("").unwrap().iter().any(|name| name == "pin"));
+    let refused = open(&old, None).map(|_| ()).unwrap_err();
+    let OpenFault::RolledBack { to, .. } = refused else { panic!("{refused}") };
+    assert!(has(&open(&old, Some(to.0)).unwrap(), 10));
 }

@@ -17,7 +17,7 @@ use strongroom::format::frame::Kind;
 use strongroom::fs::{Caller, FileSystem, FsOptions, WriteHow};
 use strongroom::seal::{Unlock, open_header};
 use strongroom::segment::{Walk, path};
-use strongroom::vault::{self, CreateOptions, OpenOptions};
+use strongroom::vault::{self, CreateOptions, OpenOptions, ScrubReport, ScrubState, Vault};
 
 fn unlock() -> Unlock {
     Unlock::KeyFile(Passphrase(vec![7; 32]))
@@ -242,4 +242,103 @@ fn a_vault_of_format_1_is_read_as_it_is_and_what_cannot_be_told_is_counted() {
     let media = scrub_media(&backing, None, &|_, _| {}).unwrap();
     assert_eq!((&media.damage[..], media.untold_groups), (&[][..], 1), "it has a punched segment");
     assert!(contents(dir.path()) == before, "scrub writes nothing");
+}
+
+/// Waits until the scrub stands; how it then is.
+fn stands(vault: &Vault) -> ScrubReport {
+    loop {
+        let report = vault.scrub_report().unwrap();
+        if report.state != ScrubState::Running {
+            return report;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn a_mounted_vault_is_read_past_its_caches_and_what_is_hurt_is_named_once() {
+    let disk = punched();
+    let frames: Vec<u64> = places(&disk).into_iter().filter(|p| p.0 == "data").map(|p| p.1).collect();
+    let fs = opened(&disk);
+    let vault = fs.vault();
+    assert_eq!(vault.scrub_report().unwrap().state, ScrubState::Idle);
+    vault.scrub(Some(0)).unwrap();
+    let clean = stands(vault);
+    assert_eq!((clean.state, clean.mark.damaged, clean.hurt.len()), (ScrubState::Done, 0, 0));
+    assert_eq!((clean.mark.done_bytes, clean.total_bytes), (400_000, 400_000), "all live data, and the deleted not");
+    assert!(clean.finished().is_some());
+    // Read it all into the cache, then turn a bit on the disk.
+    let first = fs.lookup(ROOT_INO, b"first").unwrap().ino;
+    let mut out = Vec::new();
+    fs.read(first, 0, 100_000, &mut out).unwrap();
+    disk.flip_bit(&path(SegmentId(1)), frames[0] * 8 + 5);
+    for _ in 0..2 {
+        vault.scrub(Some(0)).unwrap();
+        let report = stands(vault);
+        assert_eq!((report.state, report.mark.damaged), (ScrubState::Done, 1));
+        let [hurt] = &report.hurt[..] else { panic!("{report:?}") };
+        assert_eq!((hurt.ino, hurt.path.as_deref()), (first, Some(&b"/first"[..])));
+        assert_eq!((hurt.from_bytes, hurt.to_bytes), (0, 16_384));
+    }
+    let errors = vault.stats().errors();
+    assert!(errors.iter().all(|l| !l.text.contains("first")), "no names in the error list: {errors:?}");
+    assert_eq!((errors.len(), vault.stats().damaged_frames.get()), (1, 1), "told and counted once: {errors:?}");
+    // A copy is written over it: the scrub finds nothing any more.
+    fs.write(first, 0, &noise(1, 100_000), WriteHow::default()).unwrap();
+    fs.sync_wait().unwrap();
+    vault.scrub(None).unwrap();
+    assert_eq!(stands(vault).mark.damaged, 0);
+}
+
+#[test]
+fn a_scrub_that_was_stopped_goes_on_in_the_next_mount() {
+    let disk = punched();
+    let fs = opened(&disk);
+    // Slow enough that it stands at its first extents until it is stopped.
+    fs.vault().scrub(Some(1000)).unwrap();
+    while fs.vault().scrub_report().unwrap().mark.done_bytes == 0 {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    fs.vault().close().unwrap();
+    assert!(fs.vault().scrub(None).is_err(), "a closed vault begins nothing");
+    drop(fs);
+    let fs = opened(&disk);
+    let before = fs.vault().scrub_report().unwrap();
+    assert_eq!(before.state, ScrubState::Paused);
+    assert!(0 < before.mark.done_bytes && before.mark.done_bytes < 400_000, "{before:?}");
+    fs.vault().scrub(Some(0)).unwrap();
+    let after = stands(fs.vault());
+    assert_eq!((after.state, after.mark.done_bytes), (ScrubState::Done, 400_000), "nothing twice, nothing left out");
+    fs.vault().close().unwrap();
+    drop(fs);
+    assert_eq!(opened(&disk).vault().scrub_report().unwrap().state, ScrubState::Done);
+}
+
+#[test]
+fn a_scrub_is_paused_and_hurried_by_order() {
+    let disk = punched();
+    let fs = opened(&disk);
+    fs.vault().scrub(Some(1000)).unwrap();
+    fs.vault().scrub_pause();
+    assert_eq!(fs.vault().scrub_report().unwrap().state, ScrubState::Paused);
+    fs.vault().scrub(Some(1000)).unwrap();
+    fs.vault().scrub(Some(0)).unwrap();
+    assert_eq!(stands(fs.vault()).mark.done_bytes, 400_000);
+}
+
+#[test]
+fn writers_go_on_while_a_scrub_reads_and_nothing_seems_damaged() {
+    let disk = punched();
+    let fs = opened(&disk);
+    let ino = fs.lookup(ROOT_INO, b"second").unwrap().ino;
+    for round in 0..30 {
+        fs.vault().scrub(Some(0)).unwrap();
+        fs.write(ino, 0, &noise(100 + round, 100_000), WriteHow::default()).unwrap();
+        fs.sync_wait().unwrap();
+        if round % 5 == 0 {
+            fs.vault().checkpoint().unwrap();
+        }
+    }
+    assert_eq!(stands(fs.vault()).mark.damaged, 0);
+    assert!(fs.vault().stats().errors().is_empty());
 }

@@ -63,6 +63,8 @@ pub const CHECKPOINT_LOG_BYTES: u64 = 512 << 20;
 pub const CHECKPOINT_IDLE: Duration = Duration::from_secs(30);
 /// Bytes of the backing filesystem that ordinary writes may not take, so that deletes and checkpoints always work.
 pub const RESERVE_BYTES: u64 = 192 << 20;
+/// Most bytes that a scrub of a mount reads in a second unless told otherwise: it must not be felt.
+pub const SCRUB_RATE_BYTES: u64 = 64 << 20;
 /// Room that a file in the backing directory really takes, for the moment when the disk is full …
 pub const RESERVE_FILE_BYTES: u64 = 32 << 20;
 /// … and the part of the filesystem that it may be at most: one in so many.

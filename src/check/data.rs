@@ -7,14 +7,12 @@
 use super::finding::{Finding, Place};
 use super::nodes::REGULAR;
 use super::survey::Survey;
-use crate::backing::{Cache, Open};
 use crate::base::id::{Ino, SegmentId};
 use crate::base::limits::{CHUNK_BYTES, UNIT_RAW_BYTES};
 use crate::buffer::FileBuffer;
 use crate::format::extent::{Extent, Run};
 use crate::format::key;
 use crate::format::segment::SegmentInfo;
-use crate::segment::path;
 use crate::vault::{NOWHERE, VaultFault};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -237,7 +235,7 @@ impl Survey<'_> {
 
     /// Looks at a segment's file; gives how far it can be read if that is not far enough.
     fn segment_file(&mut self, segment: SegmentId, needed_bytes: u64) -> Option<u64> {
-        match self.backing.open(&path(segment), Open::Read, Cache::Buffered).and_then(|file| file.len()) {
+        match self.vault.segment_len_bytes(segment) {
             Ok(len_bytes) if len_bytes >= needed_bytes => None,
             Ok(len_bytes) => {
                 self.found(Finding::SegmentShort { segment, len_bytes, needed_bytes });

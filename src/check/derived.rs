@@ -51,7 +51,9 @@ pub fn is_about(finding: &Finding) -> bool {
 /// What to set for these findings. Counts that hang on what is set here come with the next survey.
 pub fn plan(vault: &Vault, findings: &[Finding]) -> Result<Plan, VaultFault> {
     let mut plan = Plan::default();
-    let (mut files, mut gaps) = (BTreeSet::new(), BTreeSet::new());
+    let (mut files, mut gaps, mut beyond) = (BTreeSet::new(), BTreeSet::new(), false);
+    // The segment that the vault writes now, since it was opened: no extent can lie there or further on yet.
+    let newest = vault.gauges().segments;
     // While extents are not what they should be, what was counted of them is not, either.
     let is_extent = |f: &Finding| {
         matches!(f, Finding::ExtentMalformed { .. } | Finding::ExtentMisplaced { .. } | Finding::ExtentsOverlap { .. })
@@ -90,6 +92,11 @@ pub fn plan(vault: &Vault, findings: &[Finding]) -> Result<Plan, VaultFault> {
                 plan.changes.insert(key::total("bytes"), Some(counted.to_le_bytes().to_vec()));
                 "counted anew".to_owned()
             }
+            Finding::SegmentUnknown { segment } if segment.0 >= newest => {
+                beyond = true;
+                "it was never begun: what is said to lie in it reads as an error now, until it is written over"
+                    .to_owned()
+            }
             Finding::SegmentUnknown { segment } => {
                 let info = vault.segment_as_found(*segment);
                 plan.changes.insert(key::segment(*segment), Some(info.encode()));
@@ -108,6 +115,16 @@ pub fn plan(vault: &Vault, findings: &[Finding]) -> Result<Plan, VaultFault> {
             _ => continue,
         };
         plan.did.push((i, did));
+    }
+    if beyond {
+        each_entry(vault, &[key::EXTENT], |k, value| {
+            if let (Ok((_, ino, _)), Ok(extent)) = (key::split(k), Extent::decode(value))
+                && extent.run.segment.0 >= newest
+            {
+                files.insert(Ino(ino));
+            }
+            Ok(())
+        })?;
     }
     for ino in files {
         plan.file(vault, ino, gaps.contains(&ino))?;
@@ -129,9 +146,10 @@ impl Plan {
     /// Lays a file's extents out anew: nothing twice, and what makes no sense as what it is, lost.
     fn file(&mut self, vault: &Vault, ino: Ino, gaps_are_lost: bool) -> Result<(), VaultFault> {
         let stored = stored(vault, ino)?;
-        let mut after = laid_out(&stored);
+        let size = size(vault, ino)?;
+        let mut after = laid_out(&stored, size.unwrap_or(u64::MAX));
         if gaps_are_lost {
-            for (from, to) in gaps(&after, size(vault, ino)?) {
+            for (from, to) in gaps(&after, size.unwrap_or(0)) {
                 let chunk = CHUNK_BYTES as u64;
                 for n in from / chunk..to.div_ceil(chunk) {
                     let (a, b) = (from.max(n * chunk), to.min((n + 1) * chunk));
@@ -151,21 +169,25 @@ impl Plan {
 
 /// A file's extents; `None` for one that makes no sense.
 fn stored(vault: &Vault, ino: Ino) -> Result<Vec<(u64, Option<Extent>)>, VaultFault> {
-    let mut stored = Vec::new();
+    let (mut stored, newest) = (Vec::new(), vault.gauges().segments);
     each_entry(vault, &key::prefix(key::EXTENT, ino.0), |k, value| {
         let (_, _, rest) = key::split(k)?;
         // A key that has no offset is a stray entry of its own.
         if let Ok(offset) = key::tail_u64(rest) {
-            stored.push((offset, Extent::decode(value).ok().filter(|e| is_placed(offset, e))));
+            stored.push((
+                offset,
+                Extent::decode(value).ok().filter(|e| is_placed(offset, e) && e.run.segment.0 < newest),
+            ));
         }
         Ok(())
     })?;
     Ok(stored)
 }
 
-fn size(vault: &Vault, ino: Ino) -> Result<u64, VaultFault> {
+/// How long a file is; `None` if it has no attributes that make sense.
+fn size(vault: &Vault, ino: Ino) -> Result<Option<u64>, VaultFault> {
     let inode = vault.get(&key::inode(ino))?.and_then(|value| Inode::decode(&value).ok());
-    Ok(inode.map_or(0, |inode| inode.size.min(FILE_BYTES_MAX)))
+    Ok(inode.map(|inode| inode.size.min(FILE_BYTES_MAX)))
 }
 
 /// The ranges below `size` that no extent covers.
@@ -182,7 +204,8 @@ fn gaps(extents: &BTreeMap<u64, Extent>, size: u64) -> Vec<(u64, u64)> {
 
 /// Whether there are holes that can have been data once.
 fn has_gaps(vault: &Vault, ino: Ino) -> Result<bool, VaultFault> {
-    let gaps = gaps(&laid_out(&stored(vault, ino)?), size(vault, ino)?);
+    let size = size(vault, ino)?.unwrap_or(0);
+    let gaps = gaps(&laid_out(&stored(vault, ino)?, size), size);
     Ok((1..=GAPS_MAX).contains(&gaps.iter().map(|(a, b)| b - a).sum()))
 }
 
@@ -195,8 +218,9 @@ fn is_placed(offset: u64, extent: &Extent) -> bool {
             .is_some_and(|start| u64::from(extent.run.plain_len_bytes) <= chunk - start % chunk)
 }
 
-/// The extents of a file without overlaps and without nonsense; `None` is an extent that makes none.
-fn laid_out(stored: &[(u64, Option<Extent>)]) -> BTreeMap<u64, Extent> {
+/// The extents of a file of `size` bytes without overlaps and without nonsense; `None` is an extent that makes no sense. One
+/// that does counts even beyond the end.
+fn laid_out(stored: &[(u64, Option<Extent>)], size: u64) -> BTreeMap<u64, Extent> {
     let mut after: BTreeMap<u64, Extent> = BTreeMap::new();
     let mut good: Vec<(u64, &Extent)> = stored.iter().filter_map(|(at, e)| Some((*at, e.as_ref()?))).collect();
     // Oldest first: the log only grows, so what lies further on in it came later.
@@ -204,12 +228,12 @@ fn laid_out(stored: &[(u64, Option<Extent>)]) -> BTreeMap<u64, Extent> {
     for (at, extent) in good {
         lay(&mut after, at, extent.clone());
     }
-    for (at, _) in stored.iter().filter(|(at, e)| e.is_none() && *at < FILE_BYTES_MAX) {
+    for (at, _) in stored.iter().filter(|(at, e)| e.is_none() && *at < size.min(FILE_BYTES_MAX)) {
         // As far as it can have reached: to what follows, and not beyond its chunk.
         let chunk = CHUNK_BYTES as u64;
         let covered = after.range(..=*at).next_back().is_some_and(|(from, e)| from + u64::from(e.len_bytes) > *at);
         let next = after.range(at + 1..).next().map_or(u64::MAX, |(next, _)| *next);
-        let end = ((at / chunk + 1) * chunk).min(next).min(FILE_BYTES_MAX);
+        let end = ((at / chunk + 1) * chunk).min(next).min(size).min(FILE_BYTES_MAX);
         if !covered {
             after.insert(*at, lost_extent(*at, (end - at) as u32));
         }
@@ -269,17 +293,18 @@ mod tests {
     #[test]
     fn of_what_is_stored_twice_the_newer_counts() {
         let stored = [(0, Some(extent(500, 100))), (50, Some(extent(900, 10))), (90, Some(extent(100, 100)))];
-        let after = laid_out(&stored);
+        let after = laid_out(&stored, u64::MAX);
         assert_eq!(shown(&after), [(0, 50, 0, 500), (50, 10, 0, 900), (60, 40, 60, 500), (100, 90, 10, 100)]);
     }
 
     #[test]
     fn nonsense_reads_as_an_error_as_far_as_it_can_have_reached() {
         let stored = [(0, None), (5000, Some(extent(0, 100))), (131_000, None), (200_000, None)];
-        let after = laid_out(&stored);
+        let after = laid_out(&stored, u64::MAX);
         let lost: Vec<_> =
             after.iter().filter(|(_, e)| e.run.segment == NOWHERE).map(|(at, e)| (*at, e.len_bytes)).collect();
         assert_eq!(lost, [(0, 5000), (131_000, 72), (200_000, 62_144)]);
+        assert_eq!(laid_out(&stored, 131_010).last_key_value().map(|(at, e)| (*at, e.len_bytes)), Some((131_000, 10)));
         for (at, extent) in &after {
             assert_eq!(Extent::decode(&extent.encode()).as_ref(), Ok(extent), "at {at}");
             assert!(is_placed(*at, extent));
@@ -302,7 +327,7 @@ mod tests {
                 model[at as usize..(at + len) as usize].fill(position * 1000);
             }
             let mut got = vec![0u64; 2000];
-            for (at, e) in laid_out(&stored) {
+            for (at, e) in laid_out(&stored, u64::MAX) {
                 let range = at as usize..at as usize + e.len_bytes as usize;
                 assert!(got[range.clone()].iter().all(|p| *p == 0), "nothing twice");
                 got[range].fill(e.run.position_bytes);

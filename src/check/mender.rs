@@ -45,6 +45,9 @@ pub struct Mender<'a> {
     punch: Option<Ino>,
 }
 
+/// The greatest that `phase` gives.
+pub const PHASE_LAST: u8 = 3;
+
 /// In this order: inodes first, then the names that lead to them, then what no name leads to, then what is counted.
 pub fn phase(finding: &Finding) -> Option<u8> {
     use Finding::*;
@@ -150,6 +153,19 @@ impl<'a> Mender<'a> {
                 "removed it".to_owned()
             }
             InodeMalformed { at, .. } => return self.rebuild(at.ino).map(Some),
+            // There is no inode 0, and never was: nothing is anybody's there.
+            WithoutInode { ino: Ino(0), what: "data" } => {
+                self.punch = Some(Ino(0));
+                "removed the data, which no file had".to_owned()
+            }
+            WithoutInode { ino: Ino(0), .. } => {
+                for kind in [key::XATTR, key::TARGET] {
+                    for key in self.keys(&key::prefix(kind, 0))? {
+                        self.delete(key);
+                    }
+                }
+                "removed them".to_owned()
+            }
             // With another finding, or the one before.
             WithoutInode { ino, .. } if self.get(&key::inode(*ino))?.is_some() => return Ok(None),
             WithoutInode { ino, what: "extended attributes" } if self.names_of(*ino).is_empty() => {
@@ -179,12 +195,18 @@ impl<'a> Mender<'a> {
             NameMalformed { dir, name, .. } => self.name_malformed(dir.ino, name)?,
             NameOfNothing { ino, .. } if self.get(&key::inode(*ino))?.is_some() => return Ok(None),
             // With its inode back, the rest of it keeps its name.
-            NameOfNothing { ino, .. } if self.has(key::NAME, *ino)? => return self.rebuild(*ino).map(Some),
+            NameOfNothing { ino, .. } if ino.0 > 0 && self.has(key::NAME, *ino)? => {
+                return self.rebuild(*ino).map(Some);
+            }
             NameInvalid { dir, name } | NameOfNothing { dir, name, .. } => {
                 self.remove_name(dir.ino, name)?;
                 "removed the name".to_owned()
             }
             NameOutsideDirectory { dir, name } => match self.inode(dir.ino)? {
+                None if dir.ino.0 == 0 => {
+                    self.remove_name(dir.ino, name)?;
+                    "removed the name".to_owned()
+                }
                 Some(inode) if kind_of(&inode) == DIRECTORY => return Ok(None),
                 Some(_) => {
                     self.remove_name(dir.ino, name)?;
@@ -445,9 +467,6 @@ impl<'a> Mender<'a> {
 
     /// An inode anew, out of what is stored for it: its type by its data, else by its name.
     fn rebuild(&mut self, ino: Ino) -> Result<String, VaultFault> {
-        if ino.0 == 0 {
-            return Ok("left alone: there is no inode 0".to_owned());
-        }
         let names = self.names_of(ino);
         let by_name = match names.first() {
             Some((dir, name)) => self.entry(*dir, name)?.map_or(0, |entry| entry.kind),

@@ -65,22 +65,16 @@ pub fn check_locked(
 ) -> Result<Vec<Finding>, OpenFault> {
     let copies = locked.spoiled_copies(unlock)?;
     let locked = locked.shadow();
-    let backing = Arc::clone(locked.backing());
     let options = OpenOptions { workers: 1, read_only: true, ..OpenOptions::default() };
     let vault = locked.open(unlock, &options, Arc::clone(world))?;
-    let (findings, _) = look(&vault, &*backing, read_data, progress)?;
+    let (findings, _) = look(&vault, read_data, progress)?;
     vault.close().map_err(could_not_look)?;
     Ok(copies.into_iter().map(|file| Finding::CopySpoiled { file }).chain(findings).collect())
 }
 
 /// Looks an open vault over.
-fn look(
-    vault: &Vault,
-    backing: &dyn Backing,
-    read_data: Share,
-    progress: &dyn Fn(u64, u64),
-) -> Result<(Vec<Finding>, Nodes), OpenFault> {
-    let mut survey = Survey::new(vault, backing, read_data, progress);
+fn look(vault: &Vault, read_data: Share, progress: &dyn Fn(u64, u64)) -> Result<(Vec<Finding>, Nodes), OpenFault> {
+    let mut survey = Survey::new(vault, read_data, progress);
     if let Some(why) = vault.index_lost() {
         survey.found(Finding::IndexLost { why: why.to_owned() });
     }

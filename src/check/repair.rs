@@ -8,10 +8,9 @@
 //! On failure: why the vault could not be opened, or went on failing; what was mended until then stays mended.
 
 use super::finding::Finding;
-use super::mender::{Mender, Owner, phase};
+use super::mender::{Mender, Owner, PHASE_LAST, phase};
 use super::share::Share;
 use super::{could_not_look, derived, look};
-use crate::backing::Backing;
 use crate::base::world::World;
 use crate::seal::Unlock;
 use crate::vault::{Locked, OpenFault, OpenOptions, Vault};
@@ -40,7 +39,6 @@ pub struct Repaired {
 
 /// A repair under way.
 struct Repair<'a> {
-    backing: Arc<dyn Backing>,
     again: &'a dyn Fn() -> Result<Locked, OpenFault>,
     unlock: &'a Unlock,
     world: &'a Arc<dyn World>,
@@ -62,9 +60,8 @@ pub fn repair(
     read_data: Share,
     progress: &dyn Fn(u64, u64),
 ) -> Result<Repaired, OpenFault> {
-    let backing = Arc::clone(locked.backing());
     let (first, done) = (Vec::new(), Repaired::default());
-    let mut repair = Repair { backing, again, unlock, world, owner, read_data, progress, first, done };
+    let mut repair = Repair { again, unlock, world, owner, read_data, progress, first, done };
     for file in locked.spoiled_copies(unlock)? {
         repair.note(Finding::CopySpoiled { file }, "restored from its copy");
     }
@@ -83,10 +80,9 @@ pub fn rebuild(
     read_data: Share,
     progress: &dyn Fn(u64, u64),
 ) -> Result<Vec<Finding>, OpenFault> {
-    let backing = Arc::clone(locked.backing());
     let options = OpenOptions { rebuild_index: true, read_only: true, ..options() };
     let vault = locked.open(unlock, &options, Arc::clone(world))?;
-    let (findings, _) = look(&vault, &*backing, read_data, progress)?;
+    let (findings, _) = look(&vault, read_data, progress)?;
     vault.close().map_err(could_not_look)?;
     Ok(findings)
 }
@@ -164,7 +160,7 @@ impl Repair<'_> {
     }
 
     fn look(&self, vault: &Vault, share: Share) -> Result<(Vec<Finding>, super::nodes::Nodes), OpenFault> {
-        let (mut findings, nodes) = look(vault, &*self.backing, share, self.progress)?;
+        let (mut findings, nodes) = look(vault, share, self.progress)?;
         // Said when it was opened.
         findings.retain(|f| !matches!(f, Finding::IndexLost { .. } | Finding::RecordsLost { .. }));
         Ok((findings, nodes))
@@ -181,14 +177,19 @@ impl Repair<'_> {
                 }
                 continue;
             }
-            let Some(now) = findings.iter().filter_map(phase).min() else { break };
-            let todo: Vec<&Finding> = findings.iter().filter(|f| phase(f) == Some(now)).collect();
-            let mut mender = Mender::new(vault, &nodes, self.owner, &todo).map_err(could_not_look)?;
             let mut any = false;
-            for finding in todo {
-                if let Some(did) = mender.mend(finding).map_err(could_not_look)? {
-                    any = true;
-                    self.done.mended.push(Mended { finding: finding.clone(), did });
+            for now in 0..=PHASE_LAST {
+                let todo: Vec<&Finding> = findings.iter().filter(|f| phase(f) == Some(now)).collect();
+                let mut mender = Mender::new(vault, &nodes, self.owner, &todo).map_err(could_not_look)?;
+                for finding in todo {
+                    if let Some(did) = mender.mend(finding).map_err(could_not_look)? {
+                        any = true;
+                        self.done.mended.push(Mended { finding: finding.clone(), did });
+                    }
+                }
+                // What comes later may look otherwise after this.
+                if any {
+                    break;
                 }
             }
             // What is punched and counted by it is in the index before anyone looks again.

@@ -7,7 +7,6 @@ use super::finding::{Finding, Place};
 use super::nodes::{DIRECTORY, Node, Nodes};
 use super::share::{Chosen, Share};
 use super::{FINDINGS_MAX, places};
-use crate::backing::Backing;
 use crate::base::id::{Ino, ROOT_INO};
 use crate::format::inode::Inode;
 use crate::format::key;
@@ -34,7 +33,6 @@ const KINDS: [u8; 11] = [
 /// A survey under way.
 pub struct Survey<'a> {
     pub vault: &'a Vault,
-    pub backing: &'a dyn Backing,
     pub nodes: Nodes,
     pub chosen: Chosen,
     progress: &'a dyn Fn(u64, u64),
@@ -48,10 +46,10 @@ pub struct Survey<'a> {
 
 impl<'a> Survey<'a> {
     /// Nothing looked at yet.
-    pub fn new(vault: &'a Vault, backing: &'a dyn Backing, share: Share, progress: &'a dyn Fn(u64, u64)) -> Survey<'a> {
+    pub fn new(vault: &'a Vault, share: Share, progress: &'a dyn Fn(u64, u64)) -> Survey<'a> {
         let (nodes, total_bytes, findings) = (Nodes::default(), None, Vec::new());
         let chosen = Chosen::new(share, vault.world());
-        Survey { vault, backing, nodes, chosen, progress, total_bytes, read_bytes: 0, entries: 0, findings, more: 0 }
+        Survey { vault, nodes, chosen, progress, total_bytes, read_bytes: 0, entries: 0, findings, more: 0 }
     }
 
     /// Looks at everything.

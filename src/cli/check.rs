@@ -6,7 +6,7 @@
 
 use super::exit::{Exit, Failure};
 use super::print::Progress;
-use super::{derive, key, mounts, options, pins, print};
+use super::{derive, emergency, key, mounts, options, pins, print};
 use crate::backing::{Backing, DirBacking};
 use crate::base::id::Generation;
 use crate::base::world::{RealWorld, World};
@@ -56,8 +56,11 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
     };
     let locked = vault::lock(Arc::clone(&backing)).map_err(refused)?;
     let unlock = derive::master_key(&path, locked.headers(), unlock)?;
-    let locked = locked.remembered(pins::stores(), args.accept_rollback);
-    let again = || Ok(vault::lock(Arc::clone(&backing))?.remembered(pins::stores(), args.accept_rollback));
+    let locked = locked.remembered(pins::stores(), args.accept_rollback).finding(emergency::find);
+    let again = || {
+        let locked = vault::lock(Arc::clone(&backing))?;
+        Ok(locked.remembered(pins::stores(), args.accept_rollback).finding(emergency::find))
+    };
     let progress = Progress::new("checking");
     let look = |done, total| progress.at(done, total);
     let looked = match (args.repair, args.rebuild) {

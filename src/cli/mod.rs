@@ -7,6 +7,7 @@
 mod check;
 mod daemon;
 mod derive;
+mod emergency;
 mod exit;
 mod init;
 mod key;
@@ -16,6 +17,7 @@ mod mounts;
 mod options;
 mod pins;
 mod print;
+mod recover;
 mod scrub;
 mod size;
 mod status;
@@ -55,6 +57,8 @@ enum Command {
     Check(check::Args),
     /// Read everything and compare it with its checksums; of a vault or a mount, with or without the key
     Scrub(scrub::Args),
+    /// Bring home what lies in an emergency directory, without mounting
+    Recover(recover::Args),
 }
 
 /// Does what the command line says.
@@ -73,6 +77,7 @@ pub fn run(line: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Status(args) => args.json,
         Command::Check(args) => args.json,
         Command::Scrub(args) => args.json,
+        Command::Recover(args) => args.json,
     };
     let run = || match &line.command {
         Command::Init(args) => init::run(args),
@@ -81,6 +86,7 @@ pub fn run(line: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Status(args) => status::run(args),
         Command::Check(args) => check::run(args),
         Command::Scrub(args) => scrub::run(args),
+        Command::Recover(args) => recover::run(args),
     };
     // A panic has been printed where it happened; it ends in a code of ours, too. Nothing of what it may have left half
     // done is used again.
@@ -116,7 +122,7 @@ mod tests {
     #[test]
     fn what_does_not_exist_yet_is_not_offered() {
         let names: Vec<_> = Line::command().get_subcommands().map(|c| c.get_name().to_owned()).collect();
-        assert_eq!(names, ["init", "mount", "umount", "status", "check", "scrub"]);
+        assert_eq!(names, ["init", "mount", "umount", "status", "check", "scrub", "recover"]);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use super::daemon::{self, Answer, Side};
 use super::exit::{Exit, Failure};
 use super::mounts;
 use super::options::{self, Options};
-use super::{derive, key, pins};
+use super::{derive, emergency, key, pins};
 use super::{log as logging, size};
 use crate::backing::{Backing, DirBacking};
 use crate::base::choice::{Compression, Verify};
@@ -78,9 +78,18 @@ pub struct Args {
     /// Oldest that written bytes become before they are flushed [default: 5]
     #[arg(long, value_name = "SECONDS", value_parser = options::seconds)]
     flush_interval: Option<Duration>,
+    /// Directory on another filesystem where the log goes on when the vault's fails: an absolute path, or none
+    #[arg(long, value_name = "DIR", value_parser = options::emergency)]
+    emergency_dir: Option<options::Emergency>,
+    /// Of what is read back, so much is also decrypted and compared with the plaintext [default: 2%]
+    #[arg(long, value_name = "PERCENT", value_parser = options::percent)]
+    verify_open: Option<u32>,
     /// Threads that compress and encrypt [default: one per core]
     #[arg(long, value_name = "N", value_parser = options::workers)]
     workers: Option<usize>,
+    /// Most that a scrub reads in a second, in MiB; 0 for no limit [default: 64]
+    #[arg(long, value_name = "MIB", value_parser = options::mib)]
+    scrub_rate: Option<u64>,
     /// Mount an older copy of the vault although a newer one was known, if it is of this generation
     #[arg(long, value_name = "GEN", value_parser = options::generation)]
     accept_rollback: Option<Generation>,
@@ -159,6 +168,9 @@ fn options(args: &Args) -> Result<Options, Failure> {
     options.verify = args.verify.or(options.verify);
     options.flush_interval = args.flush_interval.or(options.flush_interval);
     options.workers = args.workers.or(options.workers);
+    options.emergency = args.emergency_dir.clone().or(options.emergency);
+    options.verify_open_percent = args.verify_open.or(options.verify_open_percent);
+    options.scrub_rate_bytes = args.scrub_rate.or(options.scrub_rate_bytes);
     options.accept_rollback = args.accept_rollback.or(options.accept_rollback);
     Ok(options)
 }
@@ -285,6 +297,9 @@ fn open(plan: &Plan, unlock: Unlock) -> Result<Arc<Vault>, Failure> {
     options.verify = said.verify.unwrap_or(options.verify);
     options.flush_interval = said.flush_interval.unwrap_or(options.flush_interval);
     options.workers = said.workers.unwrap_or(options.workers);
+    options.verify_open_percent = said.verify_open_percent.unwrap_or(options.verify_open_percent);
+    emergency::choose(said.emergency.as_ref(), &plan.vault, &mut options)?;
+    options.scrub_rate_bytes = said.scrub_rate_bytes.unwrap_or(options.scrub_rate_bytes);
     let begun = world.elapsed();
     let is_mounted = || mounts::strongrooms().is_ok_and(|all| all.iter().any(|m| m.source == plan.vault));
     let locked = loop {
@@ -298,7 +313,7 @@ fn open(plan: &Plan, unlock: Unlock) -> Result<Arc<Vault>, Failure> {
     };
     // After the wait for the lock, so once; before the vault starts its threads, so that it may fork.
     let unlock = derive::master_key(&plan.vault, locked.headers(), unlock)?;
-    let locked = locked.remembered(pins::stores(), said.accept_rollback);
+    let locked = locked.remembered(pins::stores(), said.accept_rollback).finding(emergency::find);
     locked.open(&unlock, &options, world).map_err(|fault| Failure::open(&plan.vault, &fault))
 }
 
@@ -407,12 +422,9 @@ impl Served {
     /// Closes the vault once; whoever comes second waits for the first.
     fn close(&self) -> Exit {
         let mut closed = self.closed.held();
-        *closed.get_or_insert_with(|| match self.vault.close() {
-            Ok(()) => Exit::Ok,
-            Err(fault) => {
-                log::error!("{}", Failure::flush(&self.path, &fault));
-                Exit::FlushFailed
-            }
+        *closed.get_or_insert_with(|| {
+            let result = self.vault.close();
+            emergency::closed(&self.vault, &self.path, result)
         })
     }
 }

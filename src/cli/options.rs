@@ -37,8 +37,14 @@ pub struct Options {
     pub verify: Option<Verify>,
     /// The age at which bytes are flushed.
     pub flush_interval: Option<Duration>,
+    /// The emergency directory.
+    pub emergency: Option<Emergency>,
+    /// The share of what is read back that is opened, too.
+    pub verify_open_percent: Option<u32>,
     /// Sealing threads.
     pub workers: Option<usize>,
+    /// Most that a scrub reads in a second.
+    pub scrub_rate_bytes: Option<u64>,
     /// The passphrase's file.
     pub password_file: Option<PathBuf>,
     /// The key file.
@@ -117,7 +123,10 @@ impl Options {
             "compression" => self.compression = Some(Compression::from_str(value).map_err(Refused::Wrong)?),
             "verify" => self.verify = Some(Verify::from_str(value).map_err(Refused::Wrong)?),
             "flush-interval" => self.flush_interval = Some(seconds(value).map_err(Refused::Wrong)?),
+            "emergency-dir" => self.emergency = Some(emergency(value).map_err(Refused::Wrong)?),
+            "verify-open" => self.verify_open_percent = Some(percent(value).map_err(Refused::Wrong)?),
             "workers" => self.workers = Some(workers(value).map_err(Refused::Wrong)?),
+            "scrub-rate" => self.scrub_rate_bytes = Some(mib(value).map_err(Refused::Wrong)?),
             "accept-rollback" => self.accept_rollback = Some(generation(value).map_err(Refused::Wrong)?),
             "password-file" => self.password_file = Some(value.into()),
             "key-file" => self.key_file = Some(value.into()),
@@ -153,11 +162,45 @@ pub fn seconds(text: &str) -> Result<Duration, String> {
     if duration.is_zero() || duration > FLUSH_INTERVAL_MAX { Err(wrong()) } else { Ok(duration) }
 }
 
+/// Where the log goes on when the backing directory fails.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Emergency {
+    /// In this directory.
+    Dir(PathBuf),
+    /// Nowhere, though the vault was used with one.
+    None,
+}
+
+/// Reads the name of an emergency directory, or `none`.
+pub fn emergency(text: &str) -> Result<Emergency, String> {
+    match text {
+        "none" => Ok(Emergency::None),
+        path if path.starts_with('/') => Ok(Emergency::Dir(path.into())),
+        path => Err(format!("'{path}' is neither an absolute path nor none")),
+    }
+}
+
+/// Reads a whole number of percent, with or without its sign.
+pub fn percent(text: &str) -> Result<u32, String> {
+    match text.strip_suffix('%').unwrap_or(text).parse() {
+        Ok(n @ 0..=100) => Ok(n),
+        _ => Err(format!("'{text}' is not a whole number of percent from 0 to 100")),
+    }
+}
+
 /// Reads a number of threads.
 pub fn workers(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(n @ 1..=256) => Ok(n),
         _ => Err(format!("'{text}' is not a number of workers from 1 to 256")),
+    }
+}
+
+/// Reads a rate in MiB a second; gives bytes.
+pub fn mib(text: &str) -> Result<u64, String> {
+    match text.parse::<u32>() {
+        Ok(n) => Ok(u64::from(n) << 20),
+        Err(_) => Err(format!("'{text}' is not a number of MiB")),
     }
 }
 
@@ -229,6 +272,7 @@ mod tests {
             "flush-interval=0",
             "flush-interval=-1",
             "workers=0",
+            "scrub-rate=fast",
             "accept-rollback=-1",
         ] {
             let failure = read(&[word]).unwrap_err();

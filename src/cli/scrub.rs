@@ -7,7 +7,7 @@
 use super::check::{described, quoted};
 use super::exit::{Exit, Failure};
 use super::print::Progress;
-use super::{derive, key, mounts, pins, print};
+use super::{derive, emergency, key, mounts, pins, print};
 use crate::backing::{Backing, DirBacking};
 use crate::base::world::{RealWorld, World};
 use crate::check::{Damage, Finding, Media, Share, check_locked, scrub_media};
@@ -68,7 +68,7 @@ fn of_vault(args: &Args, path: &Path) -> Result<Exit, Failure> {
     let world: Arc<dyn World> = Arc::new(RealWorld::default());
     let progress = Progress::new("reading");
     // What was read above of files that no checksum names is what their frames' tags and the index say now.
-    let locked = locked.remembered(pins::stores(), None);
+    let locked = locked.remembered(pins::stores(), None).finding(emergency::find);
     let findings = check_locked(locked, &unlock, &world, Share::All, &|done, total| progress.at(done, total));
     drop(progress);
     answer(args, path, &media, &findings.map_err(refused)?)

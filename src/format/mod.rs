@@ -13,6 +13,7 @@ pub mod pin;
 pub mod record;
 pub mod root;
 pub mod segment;
+pub mod setting;
 pub mod wire;
 
 pub use wire::Malformed;

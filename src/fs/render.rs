@@ -7,7 +7,7 @@ use super::{FileSystem, FsFault, OpKind};
 use crate::base::histogram::{EDGES_US, Histogram, Snapshot};
 use crate::base::world::Time;
 use crate::vault::Line;
-use crate::vault::{Gauges, Stats, Usage};
+use crate::vault::{Gauges, State, Stats, Usage};
 use serde_json::{Map, Value, json};
 use std::fmt::Write;
 
@@ -80,12 +80,16 @@ impl FileSystem {
                 "overlay_bytes",
                 "waiting_writers",
             ])?,
-            "workers" => self.gauge_table(&["workers", "sealer_queue", "log_queue", "verify_queue"])?,
+            "workers" => {
+                let queues = self.gauge_table(&["workers", "sealer_queue", "log_queue", "verify_queue"])?;
+                format!("{queues}read-back     {}\n", vault.verify_source())
+            }
             "quota" => self.quota()?,
             "config" => table(&vault.settings()),
             "version" => {
                 format!("strongroom {}\nformat {}\n", env!("CARGO_PKG_VERSION"), crate::format::FORMAT_VERSION)
             }
+            "scrub" => self.scrub()?,
             _ => return Err(FsFault::NoEntry),
         })
     }
@@ -110,6 +114,25 @@ impl FileSystem {
             ("used_inodes", usage.inodes.to_string()),
             ("quota_inodes", quota(usage.quota_inodes)),
         ]))
+    }
+
+    fn scrub(&self) -> Result<String, FsFault> {
+        let r = self.vault.scrub_report()?;
+        let mut text = table(&[
+            ("state", r.state.word().to_owned()),
+            ("position", format!("inode {} byte {}", r.mark.ino, r.mark.offset_bytes)),
+            ("done_bytes", r.mark.done_bytes.to_string()),
+            ("total_bytes", r.total_bytes.to_string()),
+            ("rate_bytes", r.rate_bytes.to_string()),
+            ("damaged", r.mark.damaged.to_string()),
+            ("finished", r.finished().map_or("never".to_owned(), stamp)),
+        ]);
+        for h in &r.hurt {
+            let named = h.path.as_ref().map(|path| format!("{} ", path.escape_ascii()));
+            let (named, ino, from, to) = (named.unwrap_or_default(), h.ino, h.from_bytes, h.to_bytes);
+            text.push_str(&format!("finding {named}(inode {ino}): bytes {from} to {to} do not read\n"));
+        }
+        Ok(text)
     }
 
     fn status(&self) -> Result<String, FsFault> {
@@ -137,6 +160,7 @@ impl FileSystem {
             ("compression", ratio),
             ("fsyncs", fsync),
             ("errors", format!("{}{last}", errors.len())),
+            ("away", if vault.is_away() { "segments lie in the emergency directory" } else { "nothing" }.to_owned()),
         ]))
     }
 
@@ -158,9 +182,16 @@ impl FileSystem {
             .collect();
         let latencies: Map<String, Value> =
             histograms(stats).iter().map(|(name, _, h)| ((*name).to_owned(), histogram_json(h))).collect();
+        let states: Map<String, Value> = State::ALL
+            .into_iter()
+            .zip(vault.states())
+            .map(|(s, held)| (s.to_string(), json!({ "entered": held.entered, "ms": held.time.as_millis() as u64 })))
+            .collect();
         let text = json!({
             "version": env!("CARGO_PKG_VERSION"),
             "state": vault.state().word(),
+            "states": states,
+            "totals": vault.totals(),
             "counters": numbers(stats.counters()),
             "gauges": numbers(self.gauges()?),
             "errors": stats.errors().len(),
@@ -186,6 +217,14 @@ impl FileSystem {
         header(&mut out, "info", "State and version.", "gauge");
         let labels = format!("state=\"{}\",version=\"{}\"", vault.state(), env!("CARGO_PKG_VERSION"));
         line(&mut out, "info", &labels, "1");
+        header(&mut out, "state_entered_total", "Times that a state was entered.", "counter");
+        for (state, held) in State::ALL.into_iter().zip(vault.states()) {
+            line(&mut out, "state_entered_total", &format!("state=\"{state}\""), &held.entered.to_string());
+        }
+        header(&mut out, "state_seconds_total", "Time spent in a state.", "counter");
+        for (state, held) in State::ALL.into_iter().zip(vault.states()) {
+            line(&mut out, "state_seconds_total", &format!("state=\"{state}\""), &held.time.as_secs_f64().to_string());
+        }
         header(&mut out, "errors", "Lines of the error list.", "gauge");
         line(&mut out, "errors", "", &stats.errors().len().to_string());
         for (name, help, h) in histograms(stats) {

@@ -22,7 +22,7 @@ const SNAPSHOT_INO: u64 = STORAGE_INO.0 + 1024;
 /// The file that takes orders.
 const CONTROL: &str = "control";
 /// Every file, in order of listing.
-pub(super) const FILES: [&str; 13] = [
+pub(super) const FILES: [&str; 14] = [
     "state",
     "pending",
     "status",
@@ -35,6 +35,7 @@ pub(super) const FILES: [&str; 13] = [
     "quota",
     "config",
     "version",
+    "scrub",
     CONTROL,
 ];
 
@@ -188,6 +189,13 @@ impl FileSystem {
             // Everything flushed is verified as well.
             b"flush" | b"verify" => self.sync_wait(),
             b"checkpoint" => Ok(self.vault.checkpoint()?),
+            b"scrub pause" => {
+                self.vault.scrub_pause();
+                Ok(())
+            }
+            order if order.strip_prefix(b"scrub").is_some_and(|rate| scrub_rate(rate).is_some()) => {
+                Ok(self.vault.scrub(scrub_rate(&order[5..]).flatten())?)
+            }
             _ => {
                 // Through the kernel's write-back cache the refusal reaches the caller at close, which shells ignore.
                 self.vault.stats().error(self.now(), "control: an unknown order was refused".to_owned());
@@ -197,9 +205,27 @@ impl FileSystem {
     }
 }
 
+/// The rate that an order to scrub names, in bytes a second: nothing, or a space and MiB; `None` if it is something else.
+fn scrub_rate(text: &[u8]) -> Option<Option<u64>> {
+    if text.is_empty() {
+        return Some(None);
+    }
+    let mib: u32 = str::from_utf8(text.strip_prefix(b" ")?).ok()?.trim().parse().ok()?;
+    Some(Some(u64::from(mib) << 20))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_order_to_scrub_may_name_a_rate() {
+        assert_eq!(scrub_rate(b""), Some(None));
+        assert_eq!((scrub_rate(b" 3"), scrub_rate(b" 0")), (Some(Some(3 << 20)), Some(Some(0))));
+        for wrong in [&b"3"[..], b" x", b" -1", b"bing", b" 5000000000"] {
+            assert_eq!(scrub_rate(wrong), None);
+        }
+    }
 
     #[test]
     fn a_snapshot_goes_with_its_last_forget() {

@@ -234,6 +234,12 @@ impl Index {
         result
     }
 
+    /// The table writes nothing any more, not even when it is dropped.
+    pub fn put_away(&self) {
+        let _one = self.applying.held();
+        self.table.put_away();
+    }
+
     /// Changes that the table does not have yet.
     #[must_use]
     pub fn overlay_entries(&self) -> usize {

@@ -185,6 +185,13 @@ impl Table for RedbTable {
         *self.view.alone() = view;
         Ok(())
     }
+
+    fn put_away(&self) {
+        let mut live = self.live.held();
+        let database = live.database.take();
+        // It writes when it is dropped: now, while the file is ours.
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(database)));
+    }
 }
 
 /// Opens the database that a file holds.

@@ -58,6 +58,9 @@ pub trait Table: Send + Sync {
 
     /// Makes all changes durable at once; they come in ascending order, each key once.
     fn apply(&self, changes: &mut Changes<'_>) -> Result<(), IndexFault>;
+
+    /// Writes nothing any more, not even when it is dropped: the file may be another's from now on.
+    fn put_away(&self) {}
 }
 
 /// The first key beyond every key with `prefix`; `None` if there is no such key.

@@ -4,15 +4,37 @@
 //! stays within its share. Called by: `read` (readers and read-ahead). Takes: its own lock, never across a read.
 //! Cannot fail; a reader whose frame did not open tells so itself.
 
-use crate::base::id::SegmentId;
+use crate::base::id::{Ino, SegmentId};
 use crate::base::lock::Held;
+use crate::segment::FrameAt;
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 use std::collections::HashSet;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
-/// A frame's place: segment and position.
-pub type FrameKey = (SegmentId, u64);
+/// Which frame: all that an extent says of it and that opening it binds. An extent that names another file's frame, or says
+/// another length of it, must not find it here any more than it could open it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct FrameKey {
+    segment: SegmentId,
+    position_bytes: u64,
+    ino: Ino,
+    offset_bytes: u64,
+    plain_len_bytes: u32,
+}
+
+impl FrameKey {
+    /// The key of a frame in a segment.
+    pub fn of(segment: SegmentId, at: &FrameAt) -> FrameKey {
+        let FrameAt { position_bytes, ino, offset_bytes, plain_len_bytes, .. } = *at;
+        FrameKey { segment, position_bytes, ino, offset_bytes, plain_len_bytes }
+    }
+
+    /// The segment it lies in.
+    pub fn segment(&self) -> SegmentId {
+        self.segment
+    }
+}
 
 /// A decoded frame.
 pub type Plain = Arc<Vec<u8>>;

@@ -16,7 +16,7 @@ use std::io;
 /// Brings every segment home that lies in the emergency directory; gives how many. The log writes none there meanwhile, and
 /// one that it begins there later is not on the list.
 pub fn bring_all(shared: &Shared) -> io::Result<usize> {
-    let names = shared.places.away()?;
+    let names = if shared.leave_away { Vec::new() } else { shared.places.away()? };
     if names.is_empty() {
         return Ok(0);
     }

@@ -306,6 +306,7 @@ impl Log {
         // Begun or not: no other will be begun under this number.
         s.newest_begun.store(context.id.0, SeqCst);
         let writer = begun.map_err(|fault| self.trouble(&fault))?;
+        s.direct.store(writer.segment.file.is_direct(), Relaxed);
         s.segments.begin(&writer.segment);
         self.writer = Some(writer);
         if s.place() == Place::Primary {

@@ -6,8 +6,9 @@
 //! Called by: `check::repair`, and by tests that plant damage. Takes: the gate alone, for memory work only.
 //! On failure: the vault's fault; nothing was set.
 
+use super::place::Everywhere;
 use super::{Locked, OpenFault, Vault, VaultFault, apply, root};
-use crate::backing::{Cache, Open};
+use crate::backing::{Backing, Cache, Open};
 use crate::base::choice::Codec;
 use crate::base::id::{Epoch, SegmentId, Slot};
 use crate::base::limits::{CHUNK_BYTES, TAG_BYTES};
@@ -17,6 +18,7 @@ use crate::format::key::{self, is_derived};
 use crate::format::segment::SegmentInfo;
 use crate::seal::Unlock;
 use crate::segment::{Walk, path};
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 /// The segment that nobody ever writes: an extent in it stands for bytes that are lost, and reading it is an error.
@@ -66,15 +68,18 @@ impl Vault {
         self.shared.next_cookie.fetch_max(cookie.saturating_add(1), Relaxed);
     }
 
+    /// The length of a segment's file, wherever it lies.
+    pub fn segment_len_bytes(&self, id: SegmentId) -> std::io::Result<u64> {
+        Everywhere(Arc::clone(&self.shared.places)).open(&path(id), Open::Read, Cache::Buffered)?.len()
+    }
+
     /// What the index should say of a segment of which it says nothing: epoch and salt as its first group has them, or
     /// zeros if that cannot be read (then nothing in it can). Nothing is counted in it.
     pub fn segment_as_found(&self, id: SegmentId) -> SegmentInfo {
         let s = &self.shared.segments;
-        let backing = &self.shared.backing;
         let nothing = SegmentInfo { epoch: Epoch(0), salt: [0; 16], data_bytes: 0, live_bytes: 0 };
-        let Ok(file) = backing.open(&path(id), Open::Read, Cache::Direct) else {
-            return nothing;
-        };
+        let everywhere = Everywhere(Arc::clone(&self.shared.places));
+        let Ok(file) = everywhere.open(&path(id), Open::Read, Cache::Direct) else { return nothing };
         let mut walk = Walk::new(file, id, self.suite, s.vault);
         let found = walk.next(&s.master).is_ok();
         match walk.context().filter(|_| found) {

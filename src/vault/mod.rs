@@ -26,8 +26,10 @@ mod pin;
 mod place;
 mod read;
 mod recover;
+mod report;
 mod reserve;
 mod root;
+mod scrub;
 mod sealer;
 mod segments;
 mod shared;
@@ -47,11 +49,12 @@ pub use fault::{OpenFault, VaultFault};
 pub use header_file::{HEADER, HEADER_COPY, HeaderTexts};
 pub use mend::{NOWHERE, lost_extent};
 pub use op::{Op, Reservation};
-pub use open::{LOCK, Locked, lock, open};
+pub use open::{Find, LOCK, Locked, lock, open};
 pub use options::{CreateOptions, Gauges, OpenOptions, Usage};
 pub use pin::PinStore;
 pub use place::{EmergencyDir, Reach};
 pub use root::NAMES as ROOTS;
+pub use scrub::{Hurt, ScrubReport, ScrubState};
 pub use shared::SyncReply;
 pub use state::{Held as HeldState, State};
 pub use stats::{Line, Stats};
@@ -93,6 +96,7 @@ pub struct Vault {
     suite: SuiteId,
     index_lost: Option<String>,
     lost_records: u64,
+    scrub: Arc<scrub::Scrub>,
 }
 
 /// Epoch and salt of a segment: from the index, or from the segment that is being written.
@@ -120,94 +124,14 @@ impl Vault {
         self.shared.state()
     }
 
-    /// How often each state was entered since the mount, and how long it was held.
-    pub fn states(&self) -> [HeldState; State::ALL.len()] {
-        self.shared.machine.held().held(self.shared.world.elapsed())
-    }
-
-    /// Every counter since the vault was made, as far as earlier mounts stored theirs.
-    pub fn totals(&self) -> Totals {
-        totals::now(&self.shared)
-    }
-
     /// Runs one step of one activity of a vault without threads; false if there was nothing to do.
     pub fn step(&self) -> bool {
         self.shared.stepper.as_ref().is_some_and(step::Stepper::step)
     }
 
-    /// Files with changes that are not at rest.
-    pub fn unsaved(&self) -> Vec<Ino> {
-        let s = &self.shared;
-        let mut all: Vec<Ino> = s.in_flight.held().values().flatten().map(|f| f.ino).collect();
-        all.extend(s.batch.held().touched.iter().map(|f| f.ino));
-        all.sort_unstable();
-        all.dedup();
-        all
-    }
-
-    /// Whether segments lie in the emergency directory.
-    pub fn is_away(&self) -> bool {
-        self.shared.away.load(SeqCst) || !self.shared.places.away().unwrap_or_default().is_empty()
-    }
-
     /// Bytes acknowledged to writers and not yet safe.
     pub fn pending_bytes(&self) -> u64 {
         self.shared.pending_bytes()
-    }
-
-    /// What is used of what there is.
-    pub fn usage(&self) -> Result<Usage, VaultFault> {
-        let s = &self.shared;
-        let space = s.space()?;
-        Ok(Usage {
-            bytes: s.allocated.load(Relaxed) + s.dirty.used_bytes(),
-            quota_bytes: s.quota_bytes,
-            inodes: s.inodes.load(Relaxed).max(0) as u64,
-            quota_inodes: s.quota_inodes,
-            backing_free_bytes: space.free_bytes.saturating_sub(reserve_bytes(space.total_bytes)),
-            backing_total_bytes: space.total_bytes,
-        })
-    }
-
-    /// How full everything is.
-    pub fn gauges(&self) -> Gauges {
-        let s = &self.shared;
-        let root = s.root.held().clone();
-        Gauges {
-            budget_bytes: s.shares.budget_bytes,
-            dirty_bytes: s.dirty.used_bytes(),
-            dirty_limit_bytes: s.dirty.limit_bytes(),
-            in_flight_bytes: s.verifying.load(Relaxed) << 20,
-            cache_bytes: s.cache.bytes(),
-            overlay_entries: s.index.overlay_entries() as u64,
-            overlay_bytes: s.index.overlay_bytes() as u64,
-            waiting_writers: s.dirty.waiting(),
-            sealer_queue: s.jobs.len() as u64,
-            log_queue: s.sealed_in.len() as u64,
-            verify_queue: s.verifying.load(Relaxed),
-            workers: self.workers as u64,
-            segments: s.cursor.segment().0,
-            epoch: root.epoch.0,
-            generation: root.generation.0,
-            commit_seq: s.progress.held().durable,
-        }
-    }
-
-    /// What is in force, ready to print.
-    pub fn settings(&self) -> Vec<(&'static str, String)> {
-        let s = &self.shared;
-        vec![
-            ("pid", std::process::id().to_string()),
-            ("vault", s.segments.vault.to_string()),
-            ("cipher", self.suite.to_string()),
-            ("compression", s.compression.to_string()),
-            ("verify", s.verify.to_string()),
-            ("flush_interval_seconds", s.flush_interval.as_secs_f64().to_string()),
-            ("workers", self.workers.to_string()),
-            ("budget_bytes", s.shares.budget_bytes.to_string()),
-            ("read_only", s.read_only.to_string()),
-            ("pins", s.pins.shown()),
-        ]
     }
 
     /// Why the index had to be rebuilt from the log when the vault was opened, if it had to be.
@@ -466,9 +390,30 @@ impl Vault {
         Ok(())
     }
 
+    /// Begins to read all data in the background, or goes on with it; at most so many bytes a second, 0 for no limit.
+    pub fn scrub(&self, rate_bytes: Option<u64>) -> Result<(), VaultFault> {
+        self.shared.check_failed()?;
+        if self.running.held().is_none() {
+            return Err(VaultFault::Closed);
+        }
+        self.scrub.begin(&self.shared, rate_bytes)
+    }
+
+    /// Stops that reading for now.
+    pub fn scrub_pause(&self) {
+        self.scrub.stop();
+    }
+
+    /// How that reading is doing.
+    pub fn scrub_report(&self) -> Result<ScrubReport, VaultFault> {
+        self.scrub.report(&self.shared)
+    }
+
     /// Flushes, stores a last checkpoint, stops the threads and lets go of the lock. A second call does nothing.
     pub fn close(&self) -> Result<(), VaultFault> {
         let Some(running) = self.running.held().take() else { return Ok(()) };
+        // Its last act is an operation.
+        self.scrub.stop();
         let s = &self.shared;
         self.say("closing");
         *s.closing_since.held() = Some(s.world.elapsed());
@@ -505,6 +450,8 @@ impl Vault {
             Ok(()) => self.say("closed"),
             Err(fault) => self.say(&format!("failed: {fault}")),
         }
+        // The database writes when it is dropped, and this value may outlive the lock.
+        s.index.put_away();
         self.lock.held().take();
         closed
     }

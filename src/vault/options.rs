@@ -6,7 +6,9 @@
 use super::place::EmergencyDir;
 use super::step::Choose;
 use crate::base::choice::{Compression, SuiteId, Verify};
-use crate::base::limits::{BUDGET_BYTES_DEFAULT, FLUSH_DEADLINE, FLUSH_INTERVAL, VERIFY_OPEN_PERCENT};
+use crate::base::limits::{
+    BUDGET_BYTES_DEFAULT, FLUSH_DEADLINE, FLUSH_INTERVAL, SCRUB_RATE_BYTES, VERIFY_OPEN_PERCENT,
+};
 use std::time::Duration;
 
 /// What `create` needs beside a key.
@@ -56,12 +58,16 @@ pub struct OpenOptions {
     pub stepped: Option<Choose>,
     /// Refuse every change.
     pub read_only: bool,
+    /// Most bytes that a scrub reads in a second unless told otherwise; 0 for no limit.
+    pub scrub_rate_bytes: u64,
     /// Pass over what in the log contradicts itself, and count it as lost: for whoever was asked to mend.
     pub salvage: bool,
     /// Leave the index aside, and make another from the log; the old one is removed when that is done.
     pub rebuild_index: bool,
     /// Where both roots are lost, make one from the log: for whoever was asked to mend.
     pub rebuild_roots: bool,
+    /// Bring nothing home from the emergency directory: what a look writes stays in memory, and segments are many and large.
+    pub leave_away: bool,
 }
 
 impl Default for OpenOptions {
@@ -78,9 +84,11 @@ impl Default for OpenOptions {
             stepped: None,
             workers: std::thread::available_parallelism().map_or(2, usize::from),
             read_only: false,
+            scrub_rate_bytes: SCRUB_RATE_BYTES,
             salvage: false,
             rebuild_index: false,
             rebuild_roots: false,
+            leave_away: false,
         }
     }
 }

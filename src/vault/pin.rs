@@ -7,6 +7,7 @@
 //! written is said, and keeps nobody out: whoever can spoil it could as well remove it.
 
 use super::OpenFault;
+use super::place::EmergencyDir;
 use crate::backing::{Backing, read_file, replace_file};
 use crate::base::id::{CommitSeq, Generation, VaultId};
 use crate::format::pin::{PIN_BYTES_MAX, Pin};
@@ -63,6 +64,14 @@ pub struct Remembered {
 }
 
 impl Remembered {
+    /// The same, and in the vault's part of the emergency directory; one that cannot be reached now remembers nothing until
+    /// the next mount.
+    pub fn and_in(mut self, emergency: Option<&EmergencyDir>, vault: VaultId) -> Remembered {
+        let reached = emergency.and_then(|dir| (dir.reach)(vault).ok().map(|backing| (dir, backing)));
+        self.pins.extend(reached.map(|(dir, backing)| PinStore::alone(backing, dir.path.clone())));
+        self
+    }
+
     /// The same, only to be looked at: for whoever leaves the vault as it is.
     pub fn read_only(self) -> Remembered {
         let seal = |store| PinStore { sealed: true, ..store };

@@ -5,7 +5,7 @@
 //! one directory (`Everywhere`). Called by: `open`, `segments`, `recover` (reading), `writer`, `home` (writing).
 //! On failure: the `io::Error` as it came; an emergency directory that is not there is looked for again at each use.
 
-use crate::backing::{AlignedBuf, Backing, BackingFile, Cache, Open, Space};
+use crate::backing::{AlignedBuf, Backing, BackingFile, Cache, Open, ShadowBacking, Space};
 use crate::base::id::VaultId;
 use crate::base::limits::BLOCK_BYTES;
 use crate::base::lock::Held;
@@ -22,6 +22,26 @@ pub struct EmergencyDir {
     pub path: String,
     /// How to get at it.
     pub reach: Reach,
+}
+
+impl EmergencyDir {
+    /// The same directory, whose changes stay in memory.
+    #[must_use]
+    pub fn shadow(self) -> EmergencyDir {
+        let under = self.reach;
+        // One shadow for all who reach it, so that they see each other's changes.
+        let made: Mutex<Option<Arc<dyn Backing>>> = Mutex::new(None);
+        let reach = move |vault| -> io::Result<Arc<dyn Backing>> {
+            let mut made = made.held();
+            if let Some(known) = &*made {
+                return Ok(Arc::clone(known));
+            }
+            let new: Arc<dyn Backing> = Arc::new(ShadowBacking::new(under(vault)?));
+            *made = Some(Arc::clone(&new));
+            Ok(new)
+        };
+        EmergencyDir { path: self.path, reach: Arc::new(reach) }
+    }
 }
 
 impl std::fmt::Debug for EmergencyDir {

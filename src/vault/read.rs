@@ -141,17 +141,18 @@ fn want(ino: Ino, at: u64, extent: &Extent, from: u64, to: u64, wanted: &mut Vec
         let frame_from = run_start + u64::from(f.plain_start_bytes);
         let (x, y) = (a.max(frame_from), b.min(frame_from + u64::from(f.plain_len_bytes)));
         if x < y {
+            let at = FrameAt {
+                position_bytes: f.position_bytes,
+                sealed_len_bytes: f.sealed_len_bytes,
+                slot: f.slot,
+                codec: f.codec,
+                plain_len_bytes: f.plain_len_bytes,
+                ino,
+                offset_bytes: frame_from,
+            };
             wanted.push(Wanted {
-                key: (extent.run.segment, f.position_bytes),
-                at: FrameAt {
-                    position_bytes: f.position_bytes,
-                    sealed_len_bytes: f.sealed_len_bytes,
-                    slot: f.slot,
-                    codec: f.codec,
-                    plain_len_bytes: f.plain_len_bytes,
-                    ino,
-                    offset_bytes: frame_from,
-                },
+                key: FrameKey::of(extent.run.segment, &at),
+                at,
                 part: ((x - frame_from) as usize, (y - frame_from) as usize),
                 to: (x - from) as usize,
             });
@@ -215,9 +216,9 @@ fn load(
 ) -> Result<(), VaultFault> {
     let began = Instant::now();
     let mut frames: Vec<(SegmentId, FrameAt)> =
-        wanted.iter().filter(|w| mine.contains(&w.key)).map(|w| (w.key.0, w.at)).collect();
+        wanted.iter().filter(|w| mine.contains(&w.key)).map(|w| (w.key.segment(), w.at)).collect();
     frames.sort_unstable_by_key(|(segment, at)| (*segment, at.position_bytes));
-    frames.dedup_by_key(|(segment, at)| (*segment, at.position_bytes));
+    frames.dedup_by_key(|(segment, at)| FrameKey::of(*segment, at));
     let mut fault = None;
     let mut rest = &frames[..];
     while let Some(((id, first), _)) = rest.split_first() {
@@ -237,7 +238,7 @@ fn load(
         rest = more;
         let span: Vec<FrameAt> = span.iter().map(|(_, at)| *at).collect();
         let result = read_span(shared, ino, *id, &span, |at, plain| {
-            let (key, plain) = ((*id, at.position_bytes), Arc::new(plain));
+            let (key, plain) = (FrameKey::of(*id, at), Arc::new(plain));
             shared.cache.keep(key, Arc::clone(&plain));
             each(key, plain);
         });

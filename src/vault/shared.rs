@@ -96,12 +96,16 @@ pub struct Shared {
     pub segments: Segments,
     pub compression: Compression,
     pub verify: Verify,
+    /// Whether the segment being written is open for direct I/O.
+    pub direct: AtomicBool,
     /// Of a hundred groups read back, so many are also opened and compared with the plaintext.
     pub verify_open_percent: u32,
     pub flush_interval: Duration,
     /// A flush that takes longer makes the log go on in the emergency directory, if there is one.
     pub flush_deadline: Duration,
     pub read_only: bool,
+    /// Bring nothing home.
+    pub leave_away: bool,
     pub shares: Shares,
     pub quota_bytes: Option<u64>,
     pub quota_inodes: Option<u64>,

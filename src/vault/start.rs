@@ -11,6 +11,7 @@ use super::open::Parts;
 use super::place::Everywhere;
 use super::recover::Recovered;
 use super::reserve::Reserve;
+use super::scrub::Scrub;
 use super::sealer::{Cursor, Worker};
 use super::segments::Segments;
 use super::shared::{Progress, Shared};
@@ -72,10 +73,12 @@ pub(super) fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sy
         index,
         compression: options.compression.unwrap_or(header.compression),
         verify: options.verify,
+        direct: true.into(),
         verify_open_percent: options.verify_open_percent.min(100),
         flush_deadline: options.flush_deadline,
         flush_interval: options.flush_interval,
         read_only: options.read_only,
+        leave_away: options.leave_away,
         shares,
         quota_bytes: header.quota_bytes,
         quota_inodes: header.quota_inodes,
@@ -200,7 +203,8 @@ pub(super) fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sy
         }
     };
     let (running, lock) = (Mutex::new(Some(running)), Mutex::new(Some(lock)));
-    Ok(Arc::new(Vault { shared, running, lock, workers, suite, index_lost, lost_records: found.lost_records }))
+    let (lost_records, scrub) = (found.lost_records, Arc::new(Scrub::new(options.scrub_rate_bytes)));
+    Ok(Arc::new(Vault { shared, running, lock, workers, suite, index_lost, lost_records, scrub }))
 }
 
 fn spawn(shared: &Arc<Shared>, name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, OpenFault> {

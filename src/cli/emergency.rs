@@ -1,0 +1,101 @@
+//! The emergency directory, as a person names it; and what is said of a vault that could not bring everything home.
+//!
+//! Promise: a directory that is named must be there when a vault is mounted; one that the vault was last used with, and may
+//! need, is found by the path that the vault remembers. Nothing that is not safe goes unnamed at the end.
+//! Called by: `mount`, `recover`, `check`. On failure: a sentence and `Exit::EmergencyNeeded` or `Exit::Io`.
+
+use super::exit::{Exit, Failure};
+use super::mounts;
+use super::options::Emergency;
+use super::print;
+use crate::backing::{Backing, DirBacking};
+use crate::fs;
+use crate::vault::{EmergencyDir, OpenOptions, Vault, VaultFault};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::Path;
+use std::sync::Arc;
+
+/// Names listed of what could not be saved; the rest is counted.
+const NAMED_MOST: usize = 100;
+
+/// Fills in what was said of an emergency directory.
+pub fn choose(said: Option<&Emergency>, vault: &Path, options: &mut OpenOptions) -> Result<(), Failure> {
+    match said {
+        None => {}
+        Some(Emergency::None) => options.without_emergency = true,
+        Some(Emergency::Dir(path)) => {
+            let whole = path.canonicalize().map_err(|e| Failure::io(path, &e))?;
+            let refuse = |why: &str| Failure::new(Exit::Io, format!("emergency directory {}: {why}", path.display()));
+            if !whole.is_dir() {
+                return Err(refuse("it is not a directory"));
+            }
+            if mounts::lies_in(&whole, vault) || mounts::lies_in(vault, &whole) {
+                return Err(refuse("it and the vault must not lie in each other"));
+            }
+            let device = |p: &Path| p.metadata().map(|m| m.dev()).ok();
+            if device(&whole) == device(vault) {
+                log::warn!("{}: it is on the vault's own filesystem, and fails when that does", path.display());
+            }
+            options.emergency = Some(dir(&whole));
+        }
+    }
+    Ok(())
+}
+
+/// The directory at a path.
+fn dir(path: &Path) -> EmergencyDir {
+    let base = path.to_owned();
+    let reach = move |vault: crate::base::id::VaultId| -> io::Result<Arc<dyn Backing>> {
+        let own = base.join(vault.to_string());
+        // The base is not made: where it is missing, its filesystem is.
+        match std::fs::DirBuilder::new().mode(0o700).create(&own) {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
+            _ => {}
+        }
+        Ok(Arc::new(DirBacking::open(&own)?))
+    };
+    EmergencyDir { path: path.to_string_lossy().into_owned(), reach: Arc::new(reach) }
+}
+
+/// The emergency directory that a vault remembers, if it is there: nobody need name it again.
+pub fn find(path: &str) -> Option<EmergencyDir> {
+    let path = Path::new(path);
+    path.is_dir().then(|| {
+        log::warn!("the vault was last used with the emergency directory {}: it is used again", path.display());
+        dir(path)
+    })
+}
+
+/// What the end of a vault came to, said and as a code.
+pub fn closed(vault: &Vault, path: &Path, result: Result<(), VaultFault>) -> Exit {
+    let unsaved = vault.unsaved();
+    if !unsaved.is_empty() || result.is_err() && !vault.is_away() {
+        if let Err(fault) = &result {
+            say(&Failure::flush(path, fault).sentence);
+        }
+        let names = fs::paths_of(vault, &unsaved);
+        for (ino, name) in names.iter().take(NAMED_MOST) {
+            match name {
+                Some(name) => say(&format!("not saved: {}", fs::printable(name))),
+                None => say(&format!("not saved: inode {ino}, which has no name")),
+            }
+        }
+        if names.len() > NAMED_MOST {
+            say(&format!("not saved: {} more", names.len() - NAMED_MOST));
+        }
+        return Exit::FlushFailed;
+    }
+    if vault.is_away() {
+        let at = path.display();
+        say(&format!("{at}: everything is safe, but part of it is in the emergency directory until the next mount"));
+        return Exit::Away;
+    }
+    Exit::Ok
+}
+
+/// To the log, and to whoever reads stderr: a daemon has none.
+fn say(sentence: &str) {
+    log::error!("{sentence}");
+    print::complain(sentence);
+}

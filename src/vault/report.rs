@@ -1,0 +1,113 @@
+//! What an open vault answers about itself: how full, what is in force, what it did, what is not safe yet.
+//!
+//! Promise: each answer is made at once, from what is in memory; no names, no content, no keys.
+//! Called by: `fs::render`, `cli`. On failure: the backing directory's error, where room is asked for.
+
+use super::place::Place;
+use super::state::{Held as HeldState, State};
+use super::totals::{self, Totals};
+use super::{Gauges, Usage, Vault, VaultFault, reserve_bytes};
+use crate::base::choice::Verify;
+use crate::base::id::Ino;
+use crate::base::lock::Held;
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+
+impl Vault {
+    /// How often each state was entered since the mount, and how long it was held.
+    pub fn states(&self) -> [HeldState; State::ALL.len()] {
+        self.shared.machine.held().held(self.shared.world.elapsed())
+    }
+
+    /// Every counter since the vault was made, as far as earlier mounts stored theirs.
+    pub fn totals(&self) -> Totals {
+        totals::now(&self.shared)
+    }
+
+    /// Files with changes that are not at rest.
+    pub fn unsaved(&self) -> Vec<Ino> {
+        let s = &self.shared;
+        let mut all: Vec<Ino> = s.in_flight.held().values().flatten().map(|f| f.ino).collect();
+        all.extend(s.batch.held().touched.iter().map(|f| f.ino));
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+
+    /// Whether segments lie in the emergency directory.
+    pub fn is_away(&self) -> bool {
+        self.shared.away.load(SeqCst) || !self.shared.places.away().unwrap_or_default().is_empty()
+    }
+
+    /// What is used of what there is.
+    pub fn usage(&self) -> Result<Usage, VaultFault> {
+        let s = &self.shared;
+        let space = s.space()?;
+        Ok(Usage {
+            bytes: s.allocated.load(Relaxed) + s.dirty.used_bytes(),
+            quota_bytes: s.quota_bytes,
+            inodes: s.inodes.load(Relaxed).max(0) as u64,
+            quota_inodes: s.quota_inodes,
+            backing_free_bytes: space.free_bytes.saturating_sub(reserve_bytes(space.total_bytes)),
+            backing_total_bytes: space.total_bytes,
+        })
+    }
+
+    /// How full everything is.
+    pub fn gauges(&self) -> Gauges {
+        let s = &self.shared;
+        let root = s.root.held().clone();
+        Gauges {
+            budget_bytes: s.shares.budget_bytes,
+            dirty_bytes: s.dirty.used_bytes(),
+            dirty_limit_bytes: s.dirty.limit_bytes(),
+            in_flight_bytes: s.verifying.load(Relaxed) << 20,
+            cache_bytes: s.cache.bytes(),
+            overlay_entries: s.index.overlay_entries() as u64,
+            overlay_bytes: s.index.overlay_bytes() as u64,
+            waiting_writers: s.dirty.waiting(),
+            sealer_queue: s.jobs.len() as u64,
+            log_queue: s.sealed_in.len() as u64,
+            verify_queue: s.verifying.load(Relaxed),
+            workers: self.workers as u64,
+            segments: s.cursor.segment().0,
+            epoch: root.epoch.0,
+            generation: root.generation.0,
+            commit_seq: s.progress.held().durable,
+        }
+    }
+
+    /// What is in force, ready to print.
+    pub fn settings(&self) -> Vec<(&'static str, String)> {
+        let s = &self.shared;
+        vec![
+            ("pid", std::process::id().to_string()),
+            ("vault", s.segments.vault.to_string()),
+            ("cipher", self.suite.to_string()),
+            ("compression", s.compression.to_string()),
+            ("verify", s.verify.to_string()),
+            ("flush_interval_seconds", s.flush_interval.as_secs_f64().to_string()),
+            ("workers", self.workers.to_string()),
+            ("budget_bytes", s.shares.budget_bytes.to_string()),
+            ("read_only", s.read_only.to_string()),
+            ("verify_open_percent", s.verify_open_percent.to_string()),
+            (
+                "emergency_dir",
+                if s.places.has(Place::Emergency) { s.places.emergency_path() } else { "none" }.to_owned(),
+            ),
+            ("flush_deadline_seconds", s.flush_deadline.as_secs_f64().to_string()),
+            ("pins", s.pins.shown()),
+        ]
+    }
+
+    /// What a read-back reads, in words.
+    pub fn verify_source(&self) -> &'static str {
+        match (self.shared.verify, self.shared.direct.load(Relaxed)) {
+            (Verify::Device, true) => "the device, by direct I/O",
+            (Verify::Device, false) => {
+                "what is left after sync and dropping the page cache: this filesystem has no direct I/O, and may answer from memory"
+            }
+            (Verify::Cache, _) => "the page cache: finds our mistakes, not the disk's",
+            (Verify::Off, _) => "nothing",
+        }
+    }
+}

@@ -1,0 +1,484 @@
+//! Reads all live data of an open vault from the device, frame by frame, and names what does not open.
+//!
+//! Promise: every frame that an extent needed from the beginning of a pass to its end was read past all caches and
+//! authenticated, or is a finding; each is counted and told once per mount. At most `rate` bytes a second are read. A pass
+//! that was stopped, by whatever, goes on where its mark says, which is an ordinary setting of the index.
+//! Called by: `fs::storage` and `Vault::close`; runs on a thread of its own. Takes: its own lock, for memory only.
+//! On failure: damage is a finding and a line in the error list; an index that cannot be read ends the pass, and is told.
+
+use super::op::Op;
+use super::shared::Shared;
+use super::{VaultFault, segment_info};
+use crate::backing::AlignedBuf;
+use crate::base::id::{Ino, ROOT_INO, SegmentId};
+use crate::base::limits::{CHUNK_BYTES, HISTORY_LINES_MAX};
+use crate::base::lock::Held;
+use crate::base::world::Time;
+use crate::format::extent::Extent;
+use crate::format::inode::{Inode, NameEntry};
+use crate::format::key;
+use crate::format::setting::{SCRUB, ScrubMark};
+use crate::segment::{FrameAt, blocks_of, open_frames};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// Extents looked up at a time.
+const SCAN: usize = 64;
+/// The mark is stored this often, so that a crash costs no more than so much reading.
+const MARK_EVERY: Duration = Duration::from_secs(30);
+/// Longest sleep between two looks at whether the pass is to stop.
+const NAP: Duration = Duration::from_millis(500);
+/// Longest chain of directories that is followed for a path.
+const DEPTH_MAX: usize = 4096;
+
+/// How a scrub is doing.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum ScrubState {
+    /// None was begun.
+    #[default]
+    Idle,
+    /// A pass is under way.
+    Running,
+    /// A pass was begun and stopped; it goes on when it is asked for.
+    Paused,
+    /// The last pass came to its end.
+    Done,
+    /// The last pass could not go on; the error list says why.
+    Failed,
+}
+
+impl ScrubState {
+    /// One word.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            ScrubState::Idle => "idle",
+            ScrubState::Running => "running",
+            ScrubState::Paused => "paused",
+            ScrubState::Done => "done",
+            ScrubState::Failed => "failed",
+        }
+    }
+}
+
+/// A range of a file that does not read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hurt {
+    /// The file.
+    pub ino: Ino,
+    /// One of its paths, from the root; known when a pass has stopped, if it has one.
+    pub path: Option<Vec<u8>>,
+    /// First byte.
+    pub from_bytes: u64,
+    /// First byte after.
+    pub to_bytes: u64,
+}
+
+/// What `/.storage/scrub` shows.
+#[derive(Debug, Clone, Default)]
+pub struct ScrubReport {
+    /// How it is doing.
+    pub state: ScrubState,
+    /// Where it is, and what it found.
+    pub mark: ScrubMark,
+    /// Bytes of files at rest.
+    pub total_bytes: u64,
+    /// Most bytes read in a second; 0 for no limit.
+    pub rate_bytes: u64,
+    /// What does not read, as far as it was found since the mount.
+    pub hurt: Vec<Hurt>,
+}
+
+struct Inner {
+    /// Whether the mark was read from the index.
+    known: bool,
+    state: ScrubState,
+    mark: ScrubMark,
+    rate_bytes: u64,
+    hurt: Vec<Hurt>,
+    /// Frames that do not open, in this pass …
+    found: BTreeSet<(SegmentId, u64)>,
+    /// … and all told since the mount.
+    told: BTreeSet<(SegmentId, u64)>,
+    stop: bool,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// The scrub of an open vault.
+pub struct Scrub {
+    inner: Mutex<Inner>,
+    changed: Condvar,
+}
+
+impl Scrub {
+    /// With nothing under way; reads at that rate unless told otherwise.
+    pub fn new(rate_bytes: u64) -> Scrub {
+        let inner = Inner {
+            known: false,
+            state: ScrubState::Idle,
+            mark: ScrubMark::default(),
+            rate_bytes,
+            hurt: Vec::new(),
+            found: BTreeSet::new(),
+            told: BTreeSet::new(),
+            stop: false,
+            thread: None,
+        };
+        Scrub { inner: Mutex::new(inner), changed: Condvar::new() }
+    }
+
+    /// Begins a pass, or goes on with the one that was stopped; one under way only takes the new rate.
+    pub fn begin(self: &Arc<Self>, shared: &Arc<Shared>, rate_bytes: Option<u64>) -> Result<(), VaultFault> {
+        self.load(shared)?;
+        let mut inner = self.inner.held();
+        inner.rate_bytes = rate_bytes.unwrap_or(inner.rate_bytes);
+        if inner.state == ScrubState::Running {
+            self.changed.notify_all();
+            return Ok(());
+        }
+        if !inner.mark.under_way {
+            inner.mark = ScrubMark { under_way: true, finished_s: inner.mark.finished_s, ..ScrubMark::default() };
+            inner.hurt.clear();
+            inner.found.clear();
+        }
+        let before = inner.thread.take();
+        (inner.state, inner.stop) = (ScrubState::Running, false);
+        let (scrub, shared) = (Arc::clone(self), Arc::clone(shared));
+        let body = move || {
+            // It has ended: its last act was to leave the state that we found.
+            before.map(JoinHandle::join);
+            scrub.work(&shared);
+        };
+        match std::thread::Builder::new().name("scrub".to_owned()).spawn(body) {
+            Ok(thread) => inner.thread = Some(thread),
+            Err(e) => {
+                inner.state = ScrubState::Paused;
+                return Err(e.into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Stops a pass and waits until it stands; its mark is stored.
+    pub fn stop(&self) {
+        let thread = {
+            let mut inner = self.inner.held();
+            inner.stop = true;
+            self.changed.notify_all();
+            inner.thread.take()
+        };
+        if let Some(thread) = thread {
+            // A thread that panicked has said so, and holds nothing up.
+            let _ = thread.join();
+        }
+    }
+
+    /// How it is doing.
+    pub fn report(&self, shared: &Shared) -> Result<ScrubReport, VaultFault> {
+        self.load(shared)?;
+        let inner = self.inner.held();
+        Ok(ScrubReport {
+            state: inner.state,
+            mark: inner.mark,
+            total_bytes: shared.allocated.load(Relaxed).max(inner.mark.done_bytes),
+            rate_bytes: inner.rate_bytes,
+            hurt: inner.hurt.clone(),
+        })
+    }
+
+    /// Takes the mark of an earlier mount in.
+    fn load(&self, shared: &Shared) -> Result<(), VaultFault> {
+        if self.inner.held().known {
+            return Ok(());
+        }
+        let stored = shared.index.get(&key::setting(SCRUB))?;
+        let mark = match stored.map(|v| ScrubMark::decode(&v)) {
+            Some(mark) => mark?,
+            None => ScrubMark::default(),
+        };
+        let mut inner = self.inner.held();
+        if !inner.known {
+            (inner.known, inner.mark) = (true, mark);
+            inner.state = match mark {
+                ScrubMark { under_way: true, .. } => ScrubState::Paused,
+                ScrubMark { finished_s: 0, .. } => ScrubState::Idle,
+                _ => ScrubState::Done,
+            };
+        }
+        Ok(())
+    }
+
+    fn work(&self, shared: &Shared) {
+        let state = match self.pass(shared) {
+            Ok(true) => ScrubState::Done,
+            Ok(false) => ScrubState::Paused,
+            Err(fault) => {
+                shared.stats.error(shared.world.now(), format!("scrub: {fault}"));
+                ScrubState::Failed
+            }
+        };
+        if state == ScrubState::Done {
+            let mut inner = self.inner.held();
+            (inner.mark.under_way, inner.mark.finished_s) = (false, shared.world.now().seconds);
+        }
+        self.store(shared);
+        let named = self.name(shared);
+        let mut inner = self.inner.held();
+        if let Some(hurt) = named {
+            inner.hurt = hurt;
+        }
+        inner.state = state;
+    }
+
+    /// Reads on from the mark; whether it came to the end.
+    fn pass(&self, shared: &Shared) -> Result<bool, VaultFault> {
+        let mut buf = AlignedBuf::with_capacity(CHUNK_BYTES + CHUNK_BYTES / 4);
+        let mut next = {
+            let mark = self.inner.held().mark;
+            key::extent(mark.ino, mark.offset_bytes)
+        };
+        let mut stored = shared.world.elapsed();
+        let mut pace = Pace { since: stored, bytes: 0, rate: 0 };
+        loop {
+            let found = shared.index.scan(&[key::EXTENT], &next, SCAN)?;
+            if found.is_empty() {
+                return Ok(true);
+            }
+            for (k, v) in found {
+                let (_, ino, rest) = key::split(&k)?;
+                let (ino, offset) = (Ino(ino), key::tail_u64(rest)?);
+                let extent = Extent::decode(&v)?;
+                let read = self.extent(shared, &mut buf, ino, offset, (&k, &v), &extent);
+                next = [&k[..], &[0]].concat();
+                {
+                    let mut inner = self.inner.held();
+                    inner.mark.done_bytes += u64::from(extent.len_bytes);
+                    (inner.mark.ino, inner.mark.offset_bytes) = (ino, offset.saturating_add(1));
+                }
+                if !self.rest(shared, &mut pace, read) {
+                    return Ok(false);
+                }
+                if shared.world.elapsed().saturating_sub(stored) >= MARK_EVERY {
+                    self.store(shared);
+                    stored = shared.world.elapsed();
+                }
+            }
+        }
+    }
+
+    /// Waits as long as the rate demands after `bytes` were read; false if the pass is to stop.
+    fn rest(&self, shared: &Shared, pace: &mut Pace, bytes: u64) -> bool {
+        let mut inner = self.inner.held();
+        if inner.rate_bytes != pace.rate {
+            *pace = Pace { since: shared.world.elapsed(), bytes: 0, rate: inner.rate_bytes };
+        }
+        pace.bytes += bytes;
+        while !inner.stop {
+            let due = match pace.rate {
+                0 => Duration::ZERO,
+                rate => Duration::from_micros(pace.bytes.saturating_mul(1_000_000) / rate),
+            };
+            let wait = (pace.since + due).saturating_sub(shared.world.elapsed());
+            if wait.is_zero() || inner.rate_bytes != pace.rate {
+                return true;
+            }
+            inner = self.changed.wait_timeout(inner, wait.min(NAP)).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        false
+    }
+
+    /// Reads the frames that an extent needs; gives the bytes read.
+    fn extent(
+        &self,
+        shared: &Shared,
+        buf: &mut AlignedBuf,
+        ino: Ino,
+        offset: u64,
+        entry: (&[u8], &[u8]),
+        extent: &Extent,
+    ) -> u64 {
+        let (skip, end) = (extent.skip_bytes, extent.skip_bytes + extent.len_bytes);
+        let run_start = offset.saturating_sub(u64::from(skip));
+        let needed =
+            extent.run.frames().filter(|f| f.plain_start_bytes < end && f.plain_start_bytes + f.plain_len_bytes > skip);
+        let frames: Vec<FrameAt> = needed
+            .map(|f| FrameAt {
+                position_bytes: f.position_bytes,
+                sealed_len_bytes: f.sealed_len_bytes,
+                slot: f.slot,
+                codec: f.codec,
+                plain_len_bytes: f.plain_len_bytes,
+                ino,
+                offset_bytes: run_start + u64::from(f.plain_start_bytes),
+            })
+            .collect();
+        let id = extent.run.segment;
+        let (from, to) = blocks_of(&frames);
+        // Twice: a disk may err once, and an extent may be replaced between two looks.
+        let mut bad = Vec::new();
+        for _ in 0..2 {
+            bad = unreadable(shared, buf, id, &frames);
+            if bad.is_empty() {
+                return to - from;
+            }
+        }
+        // If it was replaced meanwhile, its bytes may have been given back.
+        if shared.index.get(entry.0).is_ok_and(|now| now.as_deref() == Some(entry.1)) {
+            for frame in bad {
+                let from_bytes = frame.offset_bytes.max(offset);
+                let frame_end = frame.offset_bytes + u64::from(frame.plain_len_bytes);
+                let to_bytes = frame_end.min(offset + u64::from(extent.len_bytes));
+                self.tell(shared, (id, frame.position_bytes), Hurt { ino, path: None, from_bytes, to_bytes });
+            }
+        }
+        to - from
+    }
+
+    fn tell(&self, shared: &Shared, frame: (SegmentId, u64), hurt: Hurt) {
+        let mut inner = self.inner.held();
+        if !inner.found.insert(frame) {
+            return;
+        }
+        inner.mark.damaged += 1;
+        let Hurt { ino, from_bytes, to_bytes, .. } = hurt;
+        if inner.hurt.len() < HISTORY_LINES_MAX {
+            inner.hurt.push(hurt);
+        }
+        let new = inner.told.insert(frame);
+        drop(inner);
+        if !new {
+            return;
+        }
+        shared.stats.damaged_frames.add(1);
+        let text = format!(
+            "scrub: inode {ino}: bytes {from_bytes} to {to_bytes} do not read (segment {}, byte {})",
+            frame.0, frame.1
+        );
+        shared.stats.error(shared.world.now(), text);
+    }
+
+    /// Stores the mark, as an operation like any other.
+    fn store(&self, shared: &Shared) {
+        if shared.read_only {
+            return;
+        }
+        let mark = self.inner.held().mark;
+        let mut op = Op::begin(shared);
+        op.put(key::setting(SCRUB), mark.encode());
+        op.commit();
+    }
+
+    /// What is hurt, each with a path; `None` if there is nothing to name or the index cannot be read.
+    fn name(&self, shared: &Shared) -> Option<Vec<Hurt>> {
+        let mut hurt = self.inner.held().hurt.clone();
+        let inos: BTreeSet<Ino> = hurt.iter().filter(|h| h.path.is_none()).map(|h| h.ino).collect();
+        if inos.is_empty() {
+            return None;
+        }
+        let homes = homes(shared, &inos).ok()?;
+        for h in hurt.iter_mut().filter(|h| h.path.is_none()) {
+            let Some((parent, name)) = homes.get(&h.ino) else { continue };
+            h.path = directory(shared, *parent).map(|path| [&path[..], b"/", &name[..]].concat());
+        }
+        Some(hurt)
+    }
+}
+
+/// How much was read since when.
+struct Pace {
+    since: Duration,
+    bytes: u64,
+    rate: u64,
+}
+
+/// Those of some frames of a segment that do not open, read from the device.
+fn unreadable(shared: &Shared, buf: &mut AlignedBuf, id: SegmentId, frames: &[FrameAt]) -> Vec<FrameAt> {
+    let Ok(segment) = shared.segments.get(id, || segment_info(shared, id)) else { return frames.to_vec() };
+    let mut bad = Vec::new();
+    // One by one: a block that the disk cannot read costs the frames in it, not their neighbours.
+    for frame in frames {
+        let (from, to) = blocks_of(std::slice::from_ref(frame));
+        let len = (to - from) as usize;
+        if len > buf.capacity() {
+            bad.push(*frame);
+            continue;
+        }
+        buf.set_len(len);
+        match segment.file.read_device(buf, from) {
+            Ok(got) => {
+                open_frames(&segment.context, std::slice::from_ref(frame), from, &mut buf[..got], |at, plain| {
+                    if plain.is_err() {
+                        bad.push(*at);
+                    }
+                })
+            }
+            Err(_) => bad.push(*frame),
+        }
+    }
+    bad
+}
+
+/// A directory and a name in it for each of some inodes, found by looking through all names.
+fn homes(shared: &Shared, wanted: &BTreeSet<Ino>) -> Result<BTreeMap<Ino, (Ino, Vec<u8>)>, VaultFault> {
+    let mut homes = BTreeMap::new();
+    each(shared, &[key::NAME], |parent, name, entry| {
+        if wanted.contains(&entry.ino) {
+            homes.entry(entry.ino).or_insert_with(|| (parent, name.to_vec()));
+        }
+        homes.len() == wanted.len()
+    })?;
+    Ok(homes)
+}
+
+/// The path of a directory, without a `/` at its end.
+fn directory(shared: &Shared, mut at: Ino) -> Option<Vec<u8>> {
+    let mut parts = Vec::new();
+    while at != ROOT_INO {
+        let parent = Inode::decode(&shared.index.get(&key::inode(at)).ok()??).ok()?.parent;
+        let mut found = None;
+        each(shared, &key::prefix(key::NAME, parent.0), |_, name, entry| {
+            if entry.ino == at {
+                found = Some(name.to_vec());
+            }
+            found.is_some()
+        })
+        .ok()?;
+        parts.push(found?);
+        if parts.len() > DEPTH_MAX {
+            return None;
+        }
+        at = parent;
+    }
+    Some(parts.iter().rev().flat_map(|part| [b"/", &part[..]].concat()).collect())
+}
+
+/// Hands names over, in pages, until it is told that this is enough.
+fn each(
+    shared: &Shared,
+    prefix: &[u8],
+    mut look: impl FnMut(Ino, &[u8], &NameEntry) -> bool,
+) -> Result<(), VaultFault> {
+    let mut next = prefix.to_vec();
+    loop {
+        let found = shared.index.scan(prefix, &next, SCAN)?;
+        let Some((last, _)) = found.last() else { return Ok(()) };
+        next = [&last[..], &[0]].concat();
+        for (k, v) in &found {
+            let (_, parent, name) = key::split(k)?;
+            if look(Ino(parent), name, &NameEntry::decode(v)?) {
+                return Ok(());
+            }
+        }
+    }
+}
+
+impl ScrubReport {
+    /// When the last pass came to its end, if one did.
+    #[must_use]
+    pub fn finished(&self) -> Option<Time> {
+        (self.mark.finished_s != 0).then_some(Time { seconds: self.mark.finished_s, nanos: 0 })
+    }
+}
