@@ -50,6 +50,7 @@ fn a_lease_whose_first_group_was_stored_wrong_does_not_shut_the_vault() {
     player.step(&write("a", 2)).unwrap();
     player.step(&Step::Fsync).unwrap();
     let image = disk.cut(&mut |_| Fate::Kept);
+    disk.lift_all();
     let (_world, place) = opened(&image);
     let found = place.observe().unwrap().hash();
     assert!([before, player.tree.hash()].contains(&found), "what was acknowledged, or all of what was begun");

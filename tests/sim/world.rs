@@ -20,8 +20,10 @@ impl Simulated {
     pub fn new(seed: u64) -> Simulated {
         Simulated { nanos: AtomicU64::new(0), chance: Mutex::new(mix(seed)) }
     }
-    /// Who goes next, of so many.
+    /// Who goes next, of so many. What that one does takes time: without that, a vault that finds something to do for ever
+    /// would never see a deadline.
     pub fn choose(&self, of: usize) -> usize {
+        self.pass(Duration::from_millis(1));
         let mut bytes = [0; 8];
         self.fill(&mut bytes);
         (u64::from_le_bytes(bytes) % of as u64) as usize
