@@ -40,7 +40,6 @@ pub struct Tried {
 
 /// The wait while no place takes the log.
 pub struct Waiting {
-    why: Arc<str>,
     /// Between two probes.
     pause: Duration,
     /// When the next is due.
@@ -54,7 +53,7 @@ impl Log {
         s.stats.error(s.world.now(), format!("{}: {}", trouble.place.name(), trouble.why));
         s.stats.segments_abandoned.add(1);
         self.hear_the_verifier_out(trouble);
-        if s.given_up.load(SeqCst) {
+        if s.progress.has_given_up() {
             return self.end();
         }
         if trouble.kind == Kind::Stalled {
@@ -72,7 +71,7 @@ impl Log {
             None => {
                 s.nowhere(&trouble.why);
                 let until = s.world.elapsed() + PROBE_FIRST;
-                self.waiting = Some(Waiting { why: Arc::clone(&trouble.why), pause: PROBE_FIRST, until });
+                self.waiting = Some(Waiting { pause: PROBE_FIRST, until });
             }
         }
     }
@@ -83,7 +82,7 @@ impl Log {
         let (tell, told) = crossbeam_channel::bounded(1);
         let _ = self.ends.verify.send(ToVerify::Barrier(tell));
         if s.stepper.is_some() {
-            while told.try_recv().is_err() && !s.given_up.load(SeqCst) {
+            while told.try_recv().is_err() && !s.progress.has_given_up() {
                 s.pause(Duration::from_millis(1));
             }
         } else if trouble.kind == Kind::Stalled {
@@ -178,9 +177,7 @@ impl Log {
         if let Some(job) = job {
             self.consume(job);
         }
-        // Whoever came to wait after all were told.
-        s.tell_all(&waiting.why);
-        if s.given_up.load(SeqCst) {
+        if s.progress.has_given_up() {
             return self.end();
         }
         if s.world.elapsed() >= waiting.until {
