@@ -303,6 +303,7 @@ fn what_check_advises_helps() {
         value.as_array().unwrap().iter().map(|f| f["kind"].as_str().unwrap().to_owned()).collect()
     };
     assert_eq!(check(&["--repair"]).0, OK, "nothing to mend");
+    assert_eq!(check(&["--emergency-dir", "none"]).0, OK);
     // A root and the index: mended, and said to be.
     fs::write(desk.path("vault/root.b"), "rubble").unwrap();
     fs::remove_dir_all(desk.path("vault/index")).unwrap();

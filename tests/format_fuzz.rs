@@ -1,10 +1,19 @@
-//! Method: hand every decoder of `format` random bytes, and valid bytes with a change; where one accepts, encode what it
-//! gave and compare with what it was given.
-//! Promise: no decoder panics, none takes bytes that it does not account for, and each value has one spelling.
+//! Method: hand everything that reads from disk (`fuzz/entries.rs`, which the fuzz targets share) random bytes, and valid
+//! bytes with a change; where a decoder accepts, encode what it gave and compare with what it was given. Segments, index and
+//! whole vaults are damaged in any of their files, opened, and read in full.
+//! Promise: nothing panics, runs for ever or takes more memory than its like needs; no decoder takes bytes that it does not
+//! account for, each value has one spelling, and what opens is what was written.
+//! Sizes: `STRONGROOM_DAMAGED_VAULTS` (damaged segments, indexes and vaults each; default 60).
 #![allow(clippy::unwrap_used)] // tests may
 
+#[path = "fuzz/entries.rs"]
+mod entries;
+
+use entries::{ENTRIES, entry};
 use proptest::collection::vec;
 use proptest::prelude::*;
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use strongroom::base::choice::{Codec, Compression, SuiteId};
 use strongroom::base::id::{CommitSeq, Epoch, Generation, Ino, SegmentId, Slot, VaultId};
 use strongroom::base::world::Time;
@@ -13,13 +22,12 @@ use strongroom::format::frame::Kind;
 use strongroom::format::group::{self, Entry, HEADER_BYTES, decode_directory, encode_directory};
 use strongroom::format::header::{Header, KeySlot, SlotKind};
 use strongroom::format::inode::{CookieEntry, Inode, NameEntry};
-use strongroom::format::key;
 use strongroom::format::pin::Pin;
 use strongroom::format::record::{Commit, Counters, Record};
 use strongroom::format::root::Root;
 use strongroom::format::segment::{Covered, LogPosition, SegmentInfo, Start};
 use strongroom::format::setting::ScrubMark;
-use strongroom::format::wire::{Reader, Write as _};
+use strongroom::seal::Compressor;
 
 /// One change of some bytes.
 #[derive(Debug, Clone)]
@@ -62,91 +70,13 @@ fn changed(mut bytes: Vec<u8>, changes: &[Change]) -> Vec<u8> {
     bytes
 }
 
-/// A decoder, then the encoder of what it gave; `None` for a refusal.
-type Again = fn(&[u8]) -> Option<Vec<u8>>;
-
-/// Every decoder that takes a whole value.
-const WHOLE: [(&str, Again); 11] = [
-    ("extent", |b| Extent::decode(b).ok().map(|v| v.encode())),
-    ("root", |b| Root::decode(b).ok().map(|v| v.encode())),
-    ("log position", |b| LogPosition::decode(b).ok().map(|v| v.encode().to_vec())),
-    ("covered", |b| Covered::decode(b).ok().map(|v| v.encode())),
-    ("segment info", |b| SegmentInfo::decode(b).ok().map(|v| v.encode())),
-    ("inode", |b| Inode::decode(b).ok().map(|v| v.encode())),
-    ("name entry", |b| NameEntry::decode(b).ok().map(|v| v.encode())),
-    ("cookie entry", |b| CookieEntry::decode(b).ok().map(|v| v.encode())),
-    ("scrub mark", |b| ScrubMark::decode(b).ok().map(|v| v.encode())),
-    ("commit", |b| Commit::decode(b).ok().map(|v| v.encode())),
-    ("records", |b| {
-        let (mut r, mut out) = (Reader::new(b), Vec::new());
-        while !r.is_empty() {
-            Record::decode(&mut r).ok()?.encode_to(&mut out);
-        }
-        Some(out)
-    }),
-];
-
-/// What every decoder owes to any bytes.
-fn judge(bytes: &[u8]) {
-    for (what, again) in WHOLE {
-        if let Some(encoded) = again(bytes) {
-            assert_eq!(encoded, bytes, "{what} has two spellings, or left bytes unread");
-        }
-    }
-    if let Ok(header) = group::Header::decode(bytes) {
-        assert_eq!(header.encode(), bytes[..HEADER_BYTES], "group header");
-        let directory = header.directory();
-        assert!(HEADER_BYTES <= directory.start && directory.end == header.table_start(), "group header");
-        assert!(header.table_start() <= header.len_bytes as usize && header.len_bytes <= 1 << 20, "group header");
-    }
-    if let Ok((kind, n, rest)) = key::split(bytes) {
-        assert_eq!([&key::prefix(kind, n)[..], rest].concat(), bytes, "key");
-        if let Ok(tail) = key::tail_u64(rest) {
-            assert_eq!(tail.to_be_bytes(), rest, "key tail");
-        }
-    }
-    let mut r = Reader::new(bytes);
-    if let Ok(n) = r.varint("n") {
-        let mut out = Vec::new();
-        out.varint(n);
-        assert_eq!(out, bytes[..bytes.len() - r.rest().len()], "varint");
-    }
-    if let Ok(start) = Start::decode(bytes) {
-        // Format 1 had the position alone.
-        let first = start.after.encode() == bytes;
-        assert!(first && !start.restarts || start.encode() == bytes, "start");
-    }
-    if let Ok(root) = Root::decode_1(bytes) {
-        assert!(bytes.len() == 73 && root.emergency.is_empty(), "root of version 1");
-    }
-    // With any claim of what the frames add up to.
-    for sum in [0, 16, bytes.len(), 1 << 20] {
-        judge_directory(bytes, sum);
-    }
-    judge_pin(bytes);
-    if let Ok((header, mac)) = Header::parse(bytes) {
-        let text = header.to_text(&mac).expect("what was parsed can be written");
-        let (read, code) = Header::parse(&text).expect("what was written can be parsed");
-        assert_eq!((read.canonical(), code), (header.canonical(), mac), "vault.toml");
-        assert_eq!(read, header, "vault.toml");
-    }
+/// What every small decoder owes to any bytes; says who took them.
+fn judge(bytes: &[u8]) -> Vec<&'static str> {
+    ENTRIES.iter().filter(|(name, _)| !DEEP.contains(name)).filter(|(_, entry)| entry(bytes)).map(|(n, _)| *n).collect()
 }
 
-/// A pin is text.
-fn judge_pin(bytes: &[u8]) -> bool {
-    let read = Pin::parse(bytes);
-    if let Ok((pin, mac)) = &read {
-        assert_eq!(pin.to_text(mac).as_bytes(), bytes, "pin");
-    }
-    read.is_ok()
-}
-
-fn judge_directory(bytes: &[u8], sum: usize) {
-    if let Ok(entries) = decode_directory(bytes, sum) {
-        assert_eq!(encode_directory(&entries), bytes, "directory");
-        assert_eq!(entries.iter().map(|e| e.sealed_len_bytes as usize).sum::<usize>(), sum);
-    }
-}
+/// Those that take edits, and open an index or a whole vault each time.
+const DEEP: [&str; 4] = ["walk", "index", "values", "vault"];
 
 fn codec() -> impl Strategy<Value = Codec> {
     prop_oneof![Just(Codec::Raw), Just(Codec::Lz4), Just(Codec::Zstd)]
@@ -360,9 +290,7 @@ proptest! {
         bytes in valid(),
         changes in vec(change(), 1..4),
     ) {
-        let accepted = WHOLE.iter().any(|(_, again)| again(&bytes).is_some());
-        prop_assert!(accepted || group::Header::decode(&bytes).is_ok());
-        judge(&bytes);
+        prop_assert!(!judge(&bytes).is_empty());
         judge(&changed(bytes, &changes));
     }
 
@@ -378,8 +306,8 @@ proptest! {
         let mut more = text.clone();
         let at = at.index(text.len());
         more.splice(at..at, digits.bytes());
-        judge_pin(&more);
-        judge_pin(&changed(text, &changes));
+        entry("pin")(&more);
+        entry("pin")(&changed(text, &changes));
     }
 
     #[test]
@@ -407,16 +335,8 @@ proptest! {
         prop_assert_eq!(decode_directory(&bytes, sum), Ok(entries));
         prop_assert!(decode_directory(&[&bytes[..], &[0]].concat(), sum).is_err());
         prop_assert!(decode_directory(&bytes, sum + 1).is_err());
-        judge_directory(&changed(bytes, &changes), sum);
-    }
-
-    #[test]
-    fn a_group_header_with_a_right_checksum_is_still_judged(header in group_header(), changes in vec(change(), 1..4)) {
-        let mut bytes = changed(header.encode().to_vec(), &changes);
-        bytes.resize(HEADER_BYTES, 0);
-        let crc = crc32fast::hash(&bytes[..60]);
-        bytes[60..].copy_from_slice(&crc.to_le_bytes());
-        judge(&bytes);
+        let sum = (sum as u32).to_le_bytes();
+        entry("directory")(&[&sum[..3], &changed(bytes, &changes)].concat());
     }
 }
 
@@ -430,7 +350,145 @@ proptest! {
     ) {
         prop_assert!(Header::parse(&text).is_ok());
         prop_assert!(Header::parse(&[&text[..], b"x"].concat()).is_err(), "text behind it");
-        judge(&text);
+        prop_assert!(judge(&text).contains(&"vault_toml"));
         judge(&changed(text, &changes));
+    }
+
+    #[test]
+    fn a_compressed_frame_comes_back_and_changed_ones_are_judged(
+        plain in vec(0u8..4, 0..3000), changes in vec(change(), 1..4), lz4 in any::<bool>(), claim in any::<u16>(),
+    ) {
+        let mut packed = Vec::new();
+        let codec = if lz4 { Codec::Lz4 } else { Codec::Zstd };
+        let shrunk = Compressor::new().compress(codec, &plain, &mut packed);
+        let (codec, packed) = if shrunk { (codec, &packed[..]) } else { (Codec::Raw, &plain[..]) };
+        let framed = |len: usize, packed: &[u8]| [&[codec as u8, len as u8, (len >> 8) as u8, 0], packed].concat();
+        prop_assert!(entry("frame")(&framed(plain.len(), packed)));
+        entry("frame")(&framed(plain.len(), &changed(packed.to_vec(), &changes)));
+        entry("frame")(&framed(usize::from(claim), packed));
+    }
+
+    #[test]
+    fn groups_of_any_numbers_and_places_are_walked_to_an_end(bytes in vec(any::<[u8; 8]>(), 0..40)) {
+        entry("shapes")(bytes.as_flattened());
+    }
+
+    #[test]
+    fn groups_that_may_follow_each_other_are_walked_to_an_end(groups in vec((0u8..4, 0u8..9, 1u8..40, 0u8..20), 0..40)) {
+        let group = |(i, &(kind, number, len, skip)): (usize, &(u8, u8, u8, u8))| {
+            [kind & 1, number, 0, len, 32, 0, 0, (i as u8).wrapping_add(skip)]
+        };
+        let bytes: Vec<_> = groups.iter().enumerate().map(group).collect();
+        entry("shapes")(bytes.as_flattened());
+    }
+}
+
+/// Edits of stored files; see `entries::Edits`.
+fn edits() -> impl Strategy<Value = Vec<u8>> {
+    // Wherever, and near the beginning, where headers are.
+    let place = prop_oneof![any::<[u8; 3]>(), (any::<u8>(), 0u8..4).prop_map(|(a, b)| [a, b, 0])];
+    let one = (any::<[u8; 2]>(), place, any::<[u8; 3]>());
+    vec(one.prop_map(|(a, b, c)| [&a[..], &b, &c].concat()), 0..9).prop_map(|all| all.concat())
+}
+
+/// How often a harness that opens whole vaults is run.
+fn deep_cases() -> u32 {
+    std::env::var("STRONGROOM_DAMAGED_VAULTS").ok().map_or(60, |n| n.parse().expect("a number"))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: deep_cases(), failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn frames_of_damaged_segments_open_to_what_was_sealed_or_not_at_all(edits in edits()) {
+        entry("walk")(&edits);
+    }
+
+    #[test]
+    fn a_damaged_index_gives_what_was_stored_or_an_error(edits in edits()) {
+        entry("index")(&edits);
+    }
+
+    #[test]
+    fn settings_and_extents_of_any_bytes_do_no_harm_to_the_rest(
+        bytes in prop_oneof![
+            vec(any::<u8>(), 0..100),
+            "([a-z_]{0,9} [0-9]{0,21}\\n?){0,5}".prop_map(String::into_bytes),
+            extent().prop_map(|e| e.encode()),
+        ],
+    ) {
+        entry("values")(&bytes);
+    }
+
+    #[test]
+    fn a_vault_with_damage_in_any_file_gives_the_right_bytes_or_an_error(which in any::<u8>(), edits in edits()) {
+        entry("vault")(&[&[which], &edits[..]].concat());
+    }
+}
+
+#[test]
+fn each_entry_has_a_fuzz_target_and_each_target_an_entry() {
+    let manifest: toml::Table = include_str!("fuzz/Cargo.toml").parse().unwrap();
+    let targets = manifest["bin"].as_array().unwrap();
+    assert!(targets.iter().all(|t| t["path"].as_str() == Some("target.rs")));
+    let mut targets: Vec<_> = targets.iter().map(|t| t["name"].as_str().unwrap()).collect();
+    let mut entries: Vec<_> = ENTRIES.iter().map(|(name, _)| *name).collect();
+    targets.sort_unstable();
+    entries.sort_unstable();
+    assert_eq!(targets, entries);
+}
+
+/// Refuses single pieces of memory, and sums of them, that nothing here has a use for: then the process ends, and says so.
+struct Bounded;
+
+const PIECE_BYTES_MAX: usize = 64 << 20;
+const ALL_BYTES_MAX: usize = 1 << 30;
+static HELD_BYTES: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: everything is handed to the system's allocator as it comes, or refused as an allocator may.
+unsafe impl GlobalAlloc for Bounded {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        if layout.size() > PIECE_BYTES_MAX || HELD_BYTES.load(Relaxed) + layout.size() > ALL_BYTES_MAX {
+            return std::ptr::null_mut();
+        }
+        HELD_BYTES.fetch_add(layout.size(), Relaxed);
+        // SAFETY: the caller's promise is the one that is asked for.
+        unsafe { System.alloc(layout) }
+    }
+    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        HELD_BYTES.fetch_sub(layout.size(), Relaxed);
+        // SAFETY: it came from `alloc` above, with this layout, and so from the system's allocator.
+        unsafe { System.dealloc(at, layout) }
+    }
+}
+
+#[global_allocator]
+static MEMORY: Bounded = Bounded;
+
+#[test]
+fn memory_without_bounds_is_refused_here() {
+    let mut much: Vec<u8> = Vec::new();
+    assert!(much.try_reserve_exact(PIECE_BYTES_MAX + 1).is_err());
+    assert!(much.try_reserve_exact(PIECE_BYTES_MAX).is_ok());
+}
+
+#[test]
+fn a_vault_that_gives_a_wrong_byte_is_caught() {
+    let disk = entries::vault_with_a_wrong_byte();
+    let caught = std::panic::catch_unwind(|| entries::judge_vault(&disk, false)).expect_err("one byte is wrong");
+    let said = caught.downcast_ref::<String>().unwrap();
+    assert_eq!(said, "file 3 is neither what was written nor an error");
+}
+
+#[test]
+fn an_extent_that_begins_before_its_file_is_an_error_and_no_panic() {
+    assert!(Extent::decode(&[0, 12, 2, 1, 0, 0, 0, 3]).is_ok_and(|e| e.skip_bytes > 0));
+    assert!(!entry("values")(&[0, 12, 2, 1, 0, 0, 0, 3]));
+}
+
+#[test]
+fn whole_vaults_and_files_without_edits_are_taken() {
+    for (name, bytes) in [("walk", &[][..]), ("index", &[]), ("vault", &[0]), ("vault", &[1])] {
+        assert!(entry(name)(bytes), "{name}");
     }
 }

@@ -5,7 +5,7 @@
 //! seen half-changed (a batch, the overlay) is changed by statements that do not panic in the middle.
 //! Called by: every layer with shared state. Cannot fail.
 
-use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use super::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// `lock()` without the poison.
 pub trait Held<T> {

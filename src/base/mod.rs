@@ -9,4 +9,5 @@ pub mod id;
 pub mod limits;
 pub mod lock;
 pub mod secret;
+pub mod sync;
 pub mod world;

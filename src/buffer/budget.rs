@@ -5,8 +5,8 @@
 //! Called by: `vault::reserve` (waits, holding no lock), `vault::verifier` (gives back). Cannot fail, but for `close`.
 
 use crate::base::lock::Held;
+use crate::base::sync::{Condvar, Mutex, PoisonError};
 use std::collections::VecDeque;
-use std::sync::{Condvar, Mutex};
 
 #[derive(Default)]
 struct State {
@@ -68,7 +68,7 @@ impl Budget {
         before_waiting();
         state = self.state.held();
         while !state.closed && (state.queue.front() != Some(&ticket) || !self.fits(&state, bytes)) {
-            state = self.moved.wait(state).unwrap_or_else(std::sync::PoisonError::into_inner);
+            state = self.moved.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         state.queue.retain(|&t| t != ticket);
         // The next in line may fit as well.

@@ -9,10 +9,11 @@ use super::Pool;
 use crate::base::id::Ino;
 use crate::base::limits::CHUNK_BYTES;
 use crate::base::lock::Held;
+use crate::base::sync::{AtomicU64, Mutex};
 use crate::format::extent::Run;
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 /// Bookkeeping bytes charged for each piece beside its data.
 const PIECE_OVERHEAD_BYTES: u64 = 256;

@@ -5,7 +5,8 @@
 //! Cannot fail.
 
 use crate::base::lock::Held;
-use std::sync::{Arc, Mutex};
+use crate::base::sync::Mutex;
+use std::sync::Arc;
 
 /// The free list; clones share it.
 #[derive(Clone)]

@@ -11,7 +11,7 @@ use crate::backing::{Backing, DirBacking};
 use crate::base::id::Generation;
 use crate::base::world::{RealWorld, World};
 use crate::check::{self, Finding, Mended, Owner, Repaired, Share};
-use crate::vault::{self, OpenFault};
+use crate::vault::{self, Locked, OpenFault, OpenOptions};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -34,6 +34,9 @@ pub struct Args {
     /// Look at an older copy of the vault although a newer one was known, if it is of this generation
     #[arg(long, value_name = "GEN", value_parser = options::generation)]
     accept_rollback: Option<Generation>,
+    /// The emergency directory, or `none` to do without it [default: the one that the vault was last used with]
+    #[arg(long, value_name = "DIR", value_parser = options::emergency)]
+    emergency_dir: Option<options::Emergency>,
     /// Answer in JSON
     #[arg(long)]
     pub json: bool,
@@ -56,11 +59,14 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
     };
     let locked = vault::lock(Arc::clone(&backing)).map_err(refused)?;
     let unlock = derive::master_key(&path, locked.headers(), unlock)?;
-    let locked = locked.remembered(pins::stores(), args.accept_rollback).finding(emergency::find);
-    let again = || {
-        let locked = vault::lock(Arc::clone(&backing))?;
-        Ok(locked.remembered(pins::stores(), args.accept_rollback).finding(emergency::find))
+    let mut places = OpenOptions::default();
+    emergency::choose(args.emergency_dir.as_ref(), &path, &mut places)?;
+    let prepared = |locked: Locked| {
+        let locked = locked.remembered(pins::stores(), args.accept_rollback).finding(emergency::find);
+        locked.beside(places.emergency.clone(), places.without_emergency)
     };
+    let locked = prepared(locked);
+    let again = || Ok(prepared(vault::lock(Arc::clone(&backing))?));
     let progress = Progress::new("checking");
     let look = |done, total| progress.at(done, total);
     let looked = match (args.repair, args.rebuild) {

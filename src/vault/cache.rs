@@ -6,11 +6,12 @@
 
 use crate::base::id::{Ino, SegmentId};
 use crate::base::lock::Held;
+use crate::base::sync::{Condvar, Mutex, PoisonError};
 use crate::segment::FrameAt;
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 use std::collections::HashSet;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::Arc;
 
 /// Which frame: all that an extent says of it and that opening it binds. An extent that names another file's frame, or says
 /// another length of it, must not find it here any more than it could open it.

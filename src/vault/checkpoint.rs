@@ -106,7 +106,7 @@ impl Housekeeper {
             }
         }
         shared.checkpoint_running.store(false, SeqCst);
-        shared.progressed.notify_all();
+        shared.progress.notify();
     }
 
     /// What is done from time to time, and what nobody waits for.
@@ -191,7 +191,7 @@ impl Actor for Housekeeper {
 fn ask_when_idle(shared: &Shared) {
     let last = Duration::from_millis(shared.last_op_ms.load(Relaxed));
     let idle = shared.world.elapsed().saturating_sub(last) >= CHECKPOINT_IDLE;
-    if idle && shared.index.overlay_entries() > 0 && !shared.is_failed.load(SeqCst) {
+    if idle && shared.index.overlay_entries() > 0 && !shared.progress.is_stopped() {
         shared.checkpoint_wanted.store(true, SeqCst);
         shared.wake_log();
     }

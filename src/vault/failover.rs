@@ -40,7 +40,6 @@ pub struct Tried {
 
 /// The wait while no place takes the log.
 pub struct Waiting {
-    why: Arc<str>,
     /// Whether it was for want of room.
     full: bool,
     /// When the next probe is due.
@@ -54,7 +53,7 @@ impl Log {
         s.stats.error(s.world.now(), format!("{}: {}", trouble.place.name(), trouble.why));
         s.stats.segments_abandoned.add(1);
         self.hear_the_verifier_out(trouble);
-        if s.given_up.load(SeqCst) {
+        if s.progress.has_given_up() {
             return self.end();
         }
         if trouble.kind == Kind::Stalled {
@@ -74,8 +73,7 @@ impl Log {
                 // Longer each time that a place took a test write and then not the rest.
                 self.probe_pause = (self.probe_pause * 2).clamp(PROBE_FIRST, PROBE_MOST);
                 let until = s.world.elapsed() + self.probe_pause;
-                let full = trouble.kind == Kind::Full;
-                self.waiting = Some(Waiting { why: Arc::clone(&trouble.why), full, until });
+                self.waiting = Some(Waiting { full: trouble.kind == Kind::Full, until });
             }
         }
     }
@@ -86,7 +84,7 @@ impl Log {
         let (tell, told) = crossbeam_channel::bounded(1);
         let _ = self.ends.verify.send(ToVerify::Barrier(tell));
         if s.stepper.is_some() {
-            while told.try_recv().is_err() && !s.given_up.load(SeqCst) {
+            while told.try_recv().is_err() && !s.progress.has_given_up() {
                 s.pause(Duration::from_millis(1));
             }
         } else if trouble.kind == Kind::Stalled {
@@ -181,9 +179,7 @@ impl Log {
         if let Some(job) = job {
             self.consume(job);
         }
-        // Whoever came to wait after all were told.
-        s.tell_all(&waiting.why);
-        if s.given_up.load(SeqCst) {
+        if s.progress.has_given_up() {
             return self.end();
         }
         if s.world.elapsed() >= waiting.until {

@@ -2,60 +2,22 @@
 //!
 //! Promise (I6): an outcome is set once, by whoever ran the flush, and only after every segment written since the last one
 //! was synced. A failed flush is never tried again on the same file: its outcome is the failure, for good; so is one that
-//! was not over within its deadline, whatever comes of it later.
+//! was not over within its deadline, whatever comes of it later (`outcome`).
 //! Called by: its own thread, fed by `log`; by `log` itself where an fsync waits. `log` and `verifier` wait for outcomes.
 //! On failure: the trouble, to all who wait.
 
+use super::outcome::Outcome;
 use super::place::Place;
 use super::segments::OpenSegment;
 use super::shared::Shared;
 use super::step::Actor;
 use super::trouble::{Kind, Trouble, kind_of};
-use crate::base::lock::Held;
 use crossbeam_channel::{Receiver, Sender};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Instant;
 
 /// How a flush ended, for all who wait for it.
-#[derive(Default)]
-pub struct Outcome {
-    result: Mutex<Option<Result<(), Trouble>>>,
-    set: Condvar,
-}
-
-/// Looks at the clock this often while waiting.
-const LOOK: Duration = Duration::from_millis(100);
-
-impl Outcome {
-    /// Waits for the end, for as long as the deadline says at the most; `late` is the trouble if it is not over then.
-    pub fn wait(&self, shared: &Shared, late: Option<&Trouble>) -> Result<(), Trouble> {
-        let began = shared.world.elapsed();
-        let mut result = self.result.held();
-        loop {
-            if let Some(result) = &*result {
-                return result.clone();
-            }
-            if let Some(late) = late
-                && shared.world.elapsed().saturating_sub(began) > shared.flush_deadline
-            {
-                *result = Some(Err(late.clone()));
-                return Err(late.clone());
-            }
-            if shared.stepper.is_some() {
-                drop(result);
-                shared.pause(LOOK);
-                result = self.result.held();
-            } else {
-                result = self.set.wait_timeout(result, LOOK).unwrap_or_else(PoisonError::into_inner).0;
-            }
-        }
-    }
-
-    fn tell(&self, told: Result<(), Trouble>) {
-        self.result.held().get_or_insert(told);
-        self.set.notify_all();
-    }
-}
+pub type Flushed = Outcome<Trouble>;
 
 /// A flush to be run.
 pub struct Flush {
@@ -63,7 +25,7 @@ pub struct Flush {
     generation: u64,
     place: Place,
     /// How it ended.
-    pub outcome: Arc<Outcome>,
+    pub outcome: Arc<Flushed>,
 }
 
 impl Flush {

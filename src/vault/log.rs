@@ -392,7 +392,7 @@ impl Log {
     fn checkpoint_due(&self) -> bool {
         let s = &self.shared;
         // Its index lies in the backing directory.
-        if s.checkpoint_running.load(SeqCst) || s.away.load(SeqCst) || s.is_failed.load(SeqCst) {
+        if s.checkpoint_running.load(SeqCst) || s.away.load(SeqCst) || s.progress.is_stopped() {
             return false;
         }
         let due = s.checkpoint_wanted.swap(false, SeqCst)

@@ -22,8 +22,10 @@ mod mend;
 mod op;
 mod open;
 mod options;
+mod outcome;
 mod pin;
 mod place;
+mod progress;
 mod read;
 mod recover;
 mod report;
@@ -74,7 +76,8 @@ use crate::format::record::Counters;
 use crate::format::segment::SegmentInfo;
 use checkpoint::ToHousekeeper;
 use crossbeam_channel::Sender;
-use shared::{Shared, Waiter};
+use progress::Waiter;
+use shared::Shared;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -175,7 +178,7 @@ impl Vault {
         };
         if far_ahead() {
             let mut progress = s.progress.held();
-            while far_ahead() && !s.is_failed.load(SeqCst) && !s.closing.load(SeqCst) {
+            while far_ahead() && !s.progress.is_stopped() && !s.closing.load(SeqCst) {
                 if s.away.load(SeqCst) && s.batch.held().records_bytes <= 4 * s.records_limit {
                     // Nothing is stored in the index until the backing directory is well again.
                     return Err(VaultFault::BackingFull);
@@ -190,7 +193,7 @@ impl Vault {
 
     fn admitted(&self) -> Result<(), VaultFault> {
         let s = &self.shared;
-        s.check_failed()?;
+        s.progress.check()?;
         if s.closing.load(SeqCst) {
             return Err(VaultFault::Closed);
         }
@@ -246,7 +249,7 @@ impl Vault {
         } else {
             loop {
                 match s.dirty.try_take(bytes) {
-                    None if !s.is_failed.load(SeqCst) && !s.closing.load(SeqCst) => {
+                    None if !s.progress.is_stopped() && !s.closing.load(SeqCst) => {
                         press();
                         s.pause(Duration::from_millis(10));
                     }
@@ -301,7 +304,7 @@ impl Vault {
     /// when nothing is pending.
     pub fn sync(&self, done: SyncReply) {
         let s = &self.shared;
-        if let Err(fault) = s.check_failed() {
+        if let Err(fault) = s.progress.check() {
             return done(Err(fault));
         }
         let (filling, target) = {
@@ -309,21 +312,16 @@ impl Vault {
             let gate = s.gate.shared();
             (*gate, if s.batch.held().is_empty() { *gate - 1 } else { *gate })
         };
-        let mut progress = s.progress.held();
-        if progress.durable >= target {
-            drop(progress);
-            s.stats.fsyncs.add(1);
-            return done(Ok(()));
+        let waiter = Waiter { batch: target, since: s.world.elapsed(), reply: done };
+        if let Some((waiter, answer)) = s.progress.enlist(waiter) {
+            if answer.is_ok() {
+                s.stats.fsyncs.add(1);
+            }
+            return (waiter.reply)(answer);
         }
-        progress.waiters.push(Waiter { batch: target, since: s.world.elapsed(), reply: done });
-        drop(progress);
         if target == filling {
             s.cut_wanted.store(true, SeqCst);
             s.wake_log();
-        }
-        // A failure between the check above and the push would otherwise leave the waiter behind.
-        if let Err(fault) = s.check_failed() {
-            s.tell_all(&fault.to_string());
         }
     }
 
@@ -350,11 +348,11 @@ impl Vault {
         self.sync_wait()?;
         let mut progress = self.shared.progress.held();
         let s = &self.shared;
-        while progress.retired < progress.durable && !s.is_failed.load(SeqCst) && !s.away.load(SeqCst) {
+        while progress.retired < progress.durable && !s.progress.is_stopped() && !s.away.load(SeqCst) {
             progress = s.await_progress(progress, Duration::from_millis(100));
         }
         drop(progress);
-        self.shared.check_failed()
+        self.shared.progress.check()
     }
 
     /// Stores a checkpoint now, and waits for it.
@@ -365,11 +363,11 @@ impl Vault {
         s.checkpoint_wanted.store(true, SeqCst);
         s.wake_log();
         let mut progress = s.progress.held();
-        while attempts() == before && !s.is_failed.load(SeqCst) && !s.away.load(SeqCst) && !s.closing.load(SeqCst) {
+        while attempts() == before && !s.progress.is_stopped() && !s.away.load(SeqCst) && !s.closing.load(SeqCst) {
             progress = s.await_progress(progress, Duration::from_millis(100));
         }
         drop(progress);
-        s.check_failed()?;
+        s.progress.check()?;
         if attempts() == before {
             return Err(VaultFault::Index("no checkpoint while the backing directory has failed".into()));
         }
@@ -381,7 +379,7 @@ impl Vault {
 
     /// Begins to read all data in the background, or goes on with it; at most so many bytes a second, 0 for no limit.
     pub fn scrub(&self, rate_bytes: Option<u64>) -> Result<(), VaultFault> {
-        self.shared.check_failed()?;
+        self.shared.progress.check()?;
         if self.running.held().is_none() {
             return Err(VaultFault::Closed);
         }
@@ -413,7 +411,7 @@ impl Vault {
         *s.closing_since.held() = Some(s.world.elapsed());
         let mut flushed = self.sync_and_retire();
         s.closing.store(true, SeqCst);
-        s.dirty.close();
+        s.progress.close(&s.dirty);
         // The log first, for it may still need the workers; it tells the verifier, and that the housekeeper.
         s.wake_log();
         if let Some(stepper) = &s.stepper {
@@ -432,13 +430,17 @@ impl Vault {
             let _ = worker.join();
         }
         join(running.verify);
+        // An operation that began before we closed may wait for a log that never saw it.
+        for waiter in s.progress.end() {
+            (waiter.reply)(Err(VaultFault::Closed));
+        }
         let _ = running.house_in.send(ToHousekeeper::Stop);
         join(running.house);
         // While it failed, the log went on trying until the deadline, and may have found a place.
-        if flushed.is_err() && !s.is_failed.load(SeqCst) && s.batch.held().is_empty() && s.in_flight.held().is_empty() {
+        if flushed.is_err() && !s.progress.is_stopped() && s.batch.held().is_empty() && s.in_flight.held().is_empty() {
             flushed = Ok(());
         }
-        let closed = flushed.and_then(|()| s.check_failed()).and_then(|()| self.store_last());
+        let closed = flushed.and_then(|()| s.progress.check()).and_then(|()| self.store_last());
         if let Err(fault) = &closed {
             s.stats.error(s.world.now(), format!("closing: {fault}"));
         }

@@ -109,7 +109,7 @@ fn look(shared: &Shared, ino: Ino, offset: u64, len: usize) -> Result<Vec<Wanted
     let prefix = key::prefix(key::EXTENT, ino.0);
     let mut wanted = Vec::new();
     if let Some((k, v)) = shared.index.scan_last_before(&prefix, &key::extent(ino, offset))? {
-        want(ino, key::tail_u64(key::split(&k)?.2)?, &Extent::decode(&v)?, offset, end, &mut wanted);
+        want(ino, key::tail_u64(key::split(&k)?.2)?, &Extent::decode(&v)?, offset, end, &mut wanted)?;
     }
     let mut next = key::extent(ino, offset);
     loop {
@@ -121,7 +121,7 @@ fn look(shared: &Shared, ino: Ino, offset: u64, len: usize) -> Result<Vec<Wanted
             if at >= end {
                 return Ok(wanted);
             }
-            want(ino, at, &Extent::decode(&v)?, offset, end, &mut wanted);
+            want(ino, at, &Extent::decode(&v)?, offset, end, &mut wanted)?;
             next = [&k[..], &[0]].concat();
         }
         if !full {
@@ -131,12 +131,16 @@ fn look(shared: &Shared, ino: Ino, offset: u64, len: usize) -> Result<Vec<Wanted
 }
 
 /// Adds the frames of an extent at `at` that `[from, to)` needs.
-fn want(ino: Ino, at: u64, extent: &Extent, from: u64, to: u64, wanted: &mut Vec<Wanted>) {
-    let (a, b) = (at.max(from), (at + u64::from(extent.len_bytes)).min(to));
+fn want(ino: Ino, at: u64, extent: &Extent, from: u64, to: u64, wanted: &mut Vec<Wanted>) -> Result<(), VaultFault> {
+    let (start, end) = (at.checked_sub(u64::from(extent.skip_bytes)), at.checked_add(u64::from(extent.len_bytes)));
+    let (Some(run_start), Some(end)) = (start, end) else {
+        let why = format!("inode {ino}: an extent at byte {at} lies outside of what a file can be");
+        return Err(VaultFault::Index(why.into()));
+    };
+    let (a, b) = (at.max(from), end.min(to));
     if a >= b {
-        return;
+        return Ok(());
     }
-    let run_start = at - u64::from(extent.skip_bytes);
     for f in extent.run.frames() {
         let frame_from = run_start + u64::from(f.plain_start_bytes);
         let (x, y) = (a.max(frame_from), b.min(frame_from + u64::from(f.plain_len_bytes)));
@@ -158,6 +162,7 @@ fn want(ino: Ino, at: u64, extent: &Extent, from: u64, to: u64, wanted: &mut Vec
             });
         }
     }
+    Ok(())
 }
 
 /// Frames claimed from the cache, released however the loading ends.

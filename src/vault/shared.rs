@@ -8,6 +8,7 @@ use super::batch::Batch;
 use super::cache::FrameCache;
 use super::pin::Pins;
 use super::place::{Place, Places};
+use super::progress::{Progress, Reached};
 use super::reserve::Reserve;
 use super::sealer::{Cursor, Job, Sealed};
 use super::segments::Segments;
@@ -31,27 +32,11 @@ use crate::index::Index;
 use crossbeam_channel::{Receiver, Sender};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::SeqCst};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock, Weak};
 use std::time::Duration;
 
 /// Called with the outcome of a sync, on whatever thread finds it out.
 pub type SyncReply = Box<dyn FnOnce(Result<(), VaultFault>) + Send>;
-
-/// Someone who waits for a batch to be durable.
-pub struct Waiter {
-    pub batch: u64,
-    pub since: Duration,
-    pub reply: SyncReply,
-}
-
-/// How far the log has come.
-pub struct Progress {
-    /// Newest batch on stable media, verified.
-    pub durable: u64,
-    /// Newest batch whose buffers are free again.
-    pub retired: u64,
-    pub waiters: Vec<Waiter>,
-}
 
 /// How the byte budget is divided.
 #[derive(Debug, Clone, Copy)]
@@ -114,8 +99,7 @@ pub struct Shared {
     /// Number of the batch that is filling; operations hold it shared, a cut alone.
     pub gate: RwLock<u64>,
     pub batch: Mutex<Batch>,
-    pub progress: Mutex<Progress>,
-    pub progressed: Condvar,
+    pub progress: Progress,
     /// Files with a layer of a batch that was cut and is not yet retired: they stay, whatever fails.
     pub in_flight: Mutex<BTreeMap<u64, Vec<Arc<FileBuffer>>>>,
     pub next_ino: AtomicU64,
@@ -191,11 +175,6 @@ pub struct Shared {
     pub home_below: AtomicU64,
     /// The greatest segment number for which a file may have been prepared.
     pub prepared: AtomicU64,
-    /// Why nothing is acknowledged, while that is so.
-    pub failed: Mutex<Option<Arc<str>>>,
-    pub is_failed: AtomicBool,
-    /// Whether that is for good.
-    pub given_up: AtomicBool,
 }
 
 /// Bytes of a segment that nothing names any more.
@@ -250,60 +229,39 @@ impl Shared {
             self.trouble.held().get_or_insert(trouble);
         }
         self.wake_log();
-        self.progressed.notify_all();
+        self.progress.notify();
     }
 
     /// Stops acknowledging until a place takes the log again: what is buffered stays readable, every waiter is told.
     pub fn nowhere(&self, why: &str) {
-        if self.failed.held().replace(why.into()).is_none() {
-            self.stats.error(self.world.now(), format!("writing stopped: {why}"));
-        }
-        self.is_failed.store(true, SeqCst);
-        self.happened(Event::Nowhere, why);
-        self.dirty.close();
-        self.tell_all(why);
+        self.stop(why, false);
     }
 
     /// The same until the vault is opened anew.
     pub fn give_up(&self, why: &str) {
-        self.given_up.store(true, SeqCst);
-        self.nowhere(why);
+        self.stop(why, true);
+    }
+
+    fn stop(&self, why: &str, for_good: bool) {
+        let (first, waiters) = self.progress.stop(why, for_good, &self.dirty);
+        if first {
+            self.stats.error(self.world.now(), format!("writing stopped: {why}"));
+        }
+        self.happened(Event::Nowhere, why);
+        for w in waiters {
+            (w.reply)(Err(VaultFault::Failed(why.into())));
+        }
     }
 
     /// Acknowledges again: a batch has come to rest.
     fn well_again(&self) {
-        if self.is_failed.load(SeqCst) && !self.given_up.load(SeqCst) {
-            *self.failed.held() = None;
-            self.is_failed.store(false, SeqCst);
-            if !self.closing.load(SeqCst) {
-                self.dirty.open();
-            }
+        if self.progress.go_on(&self.dirty) {
             if self.away.load(SeqCst) {
                 self.happened(Event::Away, "the emergency directory takes the log");
             } else {
                 self.happened(Event::Back, "the backing directory takes the log again");
                 self.bring_home.store(true, SeqCst);
             }
-        }
-    }
-
-    /// Tells every waiter that it waits for nothing.
-    pub fn tell_all(&self, why: &str) {
-        let waiters = std::mem::take(&mut self.progress.held().waiters);
-        self.progressed.notify_all();
-        for w in waiters {
-            (w.reply)(Err(VaultFault::Failed(why.into())));
-        }
-    }
-
-    /// Refuses while no place takes the log.
-    pub fn check_failed(&self) -> Result<(), VaultFault> {
-        if !self.is_failed.load(SeqCst) {
-            return Ok(());
-        }
-        match &*self.failed.held() {
-            Some(why) => Err(VaultFault::Failed(Arc::clone(why))),
-            None => Ok(()),
         }
     }
 
@@ -315,7 +273,7 @@ impl Shared {
 
     /// Takes the reserve again, if there is room.
     pub fn refill_reserve(&self) {
-        if !self.read_only && !self.is_failed.load(SeqCst) && !self.away.load(SeqCst) {
+        if !self.read_only && !self.progress.is_stopped() && !self.away.load(SeqCst) {
             self.reserve.refill(&*self.backing);
         }
     }
@@ -326,9 +284,9 @@ impl Shared {
     }
 
     /// Waits for progress, for `most` at the longest; without threads, lets another actor work meanwhile.
-    pub fn await_progress<'a>(&'a self, held: MutexGuard<'a, Progress>, most: Duration) -> MutexGuard<'a, Progress> {
+    pub fn await_progress<'a>(&'a self, held: MutexGuard<'a, Reached>, most: Duration) -> MutexGuard<'a, Reached> {
         match &self.stepper {
-            None => self.progressed.wait_timeout(held, most).unwrap_or_else(PoisonError::into_inner).0,
+            None => self.progress.wait(held, most),
             Some(_) => {
                 drop(held);
                 self.pause(most);
@@ -355,6 +313,11 @@ impl Shared {
         Ok(!(home || self.places.has(Place::Emergency) && away()))
     }
 
+    /// Without threads: what to do instead of waiting.
+    pub fn instead(&self) -> Option<Box<dyn Fn(Duration) + '_>> {
+        self.stepper.as_ref().map(|_| Box::new(|most| self.pause(most)) as Box<dyn Fn(Duration)>)
+    }
+
     /// Room on the backing filesystem, at most 50 ms old.
     pub fn space(&self) -> Result<Space, VaultFault> {
         let now = self.world.elapsed();
@@ -371,14 +334,7 @@ impl Shared {
 
     /// Answers everyone who waited for a batch up to `batch`.
     pub fn answer(&self, batch: u64) {
-        let due: Vec<Waiter> = {
-            let mut progress = self.progress.held();
-            progress.durable = progress.durable.max(batch);
-            let (due, later) = std::mem::take(&mut progress.waiters).into_iter().partition(|w| w.batch <= batch);
-            progress.waiters = later;
-            due
-        };
-        self.progressed.notify_all();
+        let due = self.progress.durable_to(batch);
         self.well_again();
         for w in due {
             self.stats.fsyncs.add(1);

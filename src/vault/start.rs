@@ -9,12 +9,13 @@ use super::flusher::{Flusher, Flushes};
 use super::log::{Ends, Log};
 use super::open::Parts;
 use super::place::Everywhere;
+use super::progress::Progress;
 use super::recover::Recovered;
 use super::reserve::Reserve;
 use super::scrub::Scrub;
 use super::sealer::{Cursor, Worker};
 use super::segments::Segments;
-use super::shared::{Progress, Shared};
+use super::shared::Shared;
 use super::state::{Event, Machine};
 use super::step::{Actor, Stepper};
 use super::verifier::Verifier;
@@ -28,7 +29,7 @@ use crate::segment::SegmentContext;
 use crossbeam_channel::{Receiver, Sender};
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Condvar, Mutex, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
 use std::thread::JoinHandle;
 
 /// A queue of so many; without threads of any length, for nobody could wait there.
@@ -84,8 +85,7 @@ pub(super) fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sy
         quota_inodes: header.quota_inodes,
         gate: RwLock::new(1),
         batch: Mutex::default(),
-        progress: Mutex::new(Progress { durable: 0, retired: 0, waiters: Vec::new() }),
-        progressed: Condvar::new(),
+        progress: Progress::default(),
         in_flight: Mutex::default(),
         next_ino: found.counters.next_ino.into(),
         next_cookie: found.counters.next_cookie.into(),
@@ -132,9 +132,6 @@ pub(super) fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sy
         bring_home: false.into(),
         home_below: first.0.into(),
         prepared: 0.into(),
-        failed: Mutex::default(),
-        is_failed: false.into(),
-        given_up: false.into(),
     });
     let is_away = !shared.places.away().unwrap_or_default().is_empty();
     let Recovered { commits, dropped_frames, rotten_commits, .. } = &found;

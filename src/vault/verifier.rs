@@ -10,7 +10,7 @@
 
 use super::apply::apply;
 use super::checkpoint::ToHousekeeper;
-use super::flusher::Outcome;
+use super::flusher::Flushed;
 use super::segments::OpenSegment;
 use super::shared::Shared;
 use super::state::Event;
@@ -63,7 +63,7 @@ pub struct Commit {
     pub counters: Counters,
     pub derived: Vec<u8>,
     /// Its device flush.
-    pub flushed: Arc<Outcome>,
+    pub flushed: Arc<Flushed>,
     /// Set when the direct overlay was sealed at its cut: the first segment to replay after the checkpoint.
     pub checkpoint: Option<SegmentId>,
     pub began: Duration,
@@ -183,10 +183,14 @@ impl Verifier {
     fn retire(&mut self, commit: Commit) {
         let shared = Arc::clone(&self.shared);
         let place = shared.place();
-        let why = "a flush was not over within its deadline".into();
-        let late = Trouble { generation: commit.generation, place, kind: Kind::Stalled, why };
-        let late = shared.places.has(super::place::Place::Emergency).then_some(&late);
-        if let Err(trouble) = commit.flushed.wait(&shared, late) {
+        let has_other = shared.places.has(super::place::Place::Emergency);
+        let began = shared.world.elapsed();
+        let late = || {
+            let late = has_other && shared.world.elapsed().saturating_sub(began) > shared.flush_deadline;
+            let why = "a flush was not over within its deadline";
+            late.then(|| Trouble { generation: commit.generation, place, kind: Kind::Stalled, why: why.into() })
+        };
+        if let Err(trouble) = commit.flushed.wait(late, shared.instead().as_deref()) {
             return self.fail(trouble);
         }
         shared.happened(Event::Flushed, "");
@@ -255,8 +259,7 @@ impl Verifier {
             // The housekeeper outlives the verifier; see `Vault::close`.
             let _ = self.housekeeper.send(ToHousekeeper::Checkpoint { position, counters, replay_from, dead });
         }
-        shared.progress.held().retired = commit.number;
-        shared.progressed.notify_all();
+        shared.progress.retired_to(commit.number);
         let event = if shared.pending_bytes() == 0 { Event::Idle } else { Event::Settled };
         shared.happened(event, "");
         Ok(())

@@ -1,0 +1,7 @@
+//! The target of every name: it judges what the fuzzer thinks of with the entry of its own name.
+#![no_main]
+
+#[path = "entries.rs"]
+mod entries;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| entries::entry(env!("CARGO_BIN_NAME"))(data));
