@@ -55,7 +55,9 @@ fn dir(path: &Path) -> EmergencyDir {
         if base.metadata().map(id).ok() == seen {
             match std::fs::DirBuilder::new().mode(0o700).create(&own) {
                 Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
-                _ => {}
+                Err(_) => {}
+                // Or it would not be there when its disk is plugged in again.
+                Ok(()) => std::fs::File::open(&base)?.sync_all()?,
             }
         }
         Ok(Arc::new(DirBacking::open(&own)?))

@@ -30,7 +30,7 @@ impl Vault {
             }
             // The room is given back after the checkpoint is stored.
             let mut progress = s.progress.held();
-            while s.checkpoint_running.load(SeqCst) && !s.is_failed.load(SeqCst) && !s.closing.load(SeqCst) {
+            while s.checkpoint_running.load(SeqCst) && !s.progress.is_stopped() && !s.closing.load(SeqCst) {
                 progress = s.await_progress(progress, Duration::from_millis(50));
             }
             drop(progress);
