@@ -69,6 +69,8 @@ pub const SCRUB_RATE_BYTES: u64 = 64 << 20;
 pub const RESERVE_FILE_BYTES: u64 = 32 << 20;
 /// … and the part of the filesystem that it may be at most: one in so many.
 pub const RESERVE_FILE_SHARE: u64 = 32;
+/// Bytes of the emergency directory's filesystem that ordinary writes may not take.
+pub const AWAY_RESERVE_BYTES: u64 = 8 << 20;
 /// Lines of the history that outlive the mount.
 pub const HISTORY_LINES_STORED: usize = 200;
 /// A flush of the backing directory that takes longer counts as stalled, where there is an emergency directory.

@@ -298,6 +298,7 @@ fn open(plan: &Plan, unlock: Unlock) -> Result<Arc<Vault>, Failure> {
     options.flush_interval = said.flush_interval.unwrap_or(options.flush_interval);
     options.workers = said.workers.unwrap_or(options.workers);
     options.verify_open_percent = said.verify_open_percent.unwrap_or(options.verify_open_percent);
+    options.flush_deadline = said.flush_deadline.unwrap_or(options.flush_deadline);
     emergency::choose(said.emergency.as_ref(), &plan.vault, &mut options)?;
     options.scrub_rate_bytes = said.scrub_rate_bytes.unwrap_or(options.scrub_rate_bytes);
     let begun = world.elapsed();

@@ -2,7 +2,8 @@
 //!
 //! Promise: a group is handed out only if its header holds and the caller accepts it; which of its blocks do not hold is
 //! said with it. Where a group should be and is none, the segment is looked through block by block for the next one of the
-//! same segment, lease and salt: what lies between is a `Gap`, and is said with the group behind it.
+//! same segment, lease and salt: what lies between is a `Gap`, and is said with the group behind it. It reads the device: what
+//! only the page cache holds is not there.
 //! Called by: `walk`, and by whoever has no key. On failure: the disk's error; damage is told, or is the end.
 
 use crate::backing::{AlignedBuf, BackingFile};
@@ -119,7 +120,7 @@ impl Shapes {
         piece.set_len(GROUP_BYTES_MAX);
         let mut at = from + BLOCK_BYTES as u64;
         loop {
-            let got = self.file.read_at(&mut piece, at)?;
+            let got = self.file.read_device(&mut piece, at)?;
             for (i, block) in piece[..got].chunks(BLOCK_BYTES).enumerate() {
                 // Most blocks are not, so that a long tail of zeros costs no more than reading it.
                 if !block.starts_with(&MAGIC) {
@@ -154,7 +155,7 @@ impl Shapes {
         accept: &mut impl FnMut(&Header, &mut [u8]) -> bool,
     ) -> io::Result<Option<Shape>> {
         self.buf.set_len(BLOCK_BYTES);
-        if self.file.read_at(&mut self.buf, position)? < HEADER_BYTES {
+        if self.file.read_device(&mut self.buf, position)? < HEADER_BYTES {
             return Ok(None);
         }
         let Ok(header) = Header::decode(&self.buf) else { return Ok(None) };
@@ -164,7 +165,7 @@ impl Shapes {
         }
         let len = header.len_bytes as usize;
         self.buf.set_len(len.next_multiple_of(BLOCK_BYTES));
-        if self.file.read_at(&mut self.buf, position)? < len {
+        if self.file.read_device(&mut self.buf, position)? < len {
             return Ok(None);
         }
         // Before anything is decrypted in its place.

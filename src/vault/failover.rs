@@ -15,7 +15,7 @@ use super::state::{BatchEvent, BatchState, Event};
 use super::trouble::{Kind, Trouble};
 use super::verifier::ToVerify;
 use crate::base::id::SegmentId;
-use crate::base::limits::CLOSE_DEADLINE;
+use crate::base::limits::{ALLOCATE_STEP_BYTES, CLOSE_DEADLINE};
 use crate::base::lock::{Held, Shared as _};
 use crate::seal::Chain;
 use std::sync::Arc;
@@ -40,9 +40,9 @@ pub struct Tried {
 
 /// The wait while no place takes the log.
 pub struct Waiting {
-    /// Between two probes.
-    pause: Duration,
-    /// When the next is due.
+    /// Whether it was for want of room.
+    full: bool,
+    /// When the next probe is due.
     until: Duration,
 }
 
@@ -70,8 +70,10 @@ impl Log {
             Some(place) => self.restart(place),
             None => {
                 s.nowhere(&trouble.why);
-                let until = s.world.elapsed() + PROBE_FIRST;
-                self.waiting = Some(Waiting { pause: PROBE_FIRST, until });
+                // Longer each time that a place took a test write and then not the rest.
+                self.probe_pause = (self.probe_pause * 2).clamp(PROBE_FIRST, PROBE_MOST);
+                let until = s.world.elapsed() + self.probe_pause;
+                self.waiting = Some(Waiting { full: trouble.kind == Kind::Full, until });
             }
         }
     }
@@ -181,8 +183,10 @@ impl Log {
             return self.end();
         }
         if s.world.elapsed() >= waiting.until {
+            // What is waiting, and as much again for what it takes beside.
+            let need = if waiting.full { 2 * s.pending_bytes() + ALLOCATE_STEP_BYTES } else { 0 };
             for place in [Place::Primary, Place::Emergency] {
-                if s.places.has(place) && s.places.probe(place).is_ok() {
+                if s.places.has(place) && s.places.has_room(place, need) && s.places.probe(place).is_ok() {
                     self.tried = Tried::default();
                     let place = self.chosen(place);
                     self.restart(place);
@@ -196,8 +200,8 @@ impl Log {
             if s.closing.load(SeqCst) && since.is_none_or(late) {
                 return self.end();
             }
-            waiting.pause = (waiting.pause * 2).min(PROBE_MOST);
-            waiting.until = s.world.elapsed() + waiting.pause;
+            self.probe_pause = (self.probe_pause * 2).clamp(PROBE_FIRST, PROBE_MOST);
+            waiting.until = s.world.elapsed() + self.probe_pause;
         }
         self.waiting = Some(waiting);
     }
@@ -209,7 +213,11 @@ impl Log {
         let gate = s.gate.alone();
         s.away.store(place == Place::Emergency, SeqCst);
         let above = s.newest_begun.load(SeqCst).max(s.prepared.load(SeqCst));
-        let (generation, _) = s.cursor.restart(SegmentId(above));
+        let (generation, first) = s.cursor.restart(SegmentId(above));
+        if place == Place::Primary {
+            // Whatever lies in the emergency directory below it is finished.
+            s.home_below.store(first.0, SeqCst);
+        }
         self.generation = generation;
         s.generation.store(generation, SeqCst);
         *s.trouble.held() = None;

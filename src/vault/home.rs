@@ -12,16 +12,18 @@ use crate::backing::{AlignedBuf, Backing, Cache, Open};
 use crate::base::limits::{BLOCK_BYTES, GROUP_BYTES_MAX};
 use crate::segment::{parse_file_name, path};
 use std::io;
+use std::sync::atomic::Ordering::SeqCst;
 
-/// Brings every segment home that lies in the emergency directory; gives how many. The log writes none there meanwhile, and
-/// one that it begins there later is not on the list.
+/// Brings every segment home that lies in the emergency directory and is finished; gives how many. One that the log begins
+/// there meanwhile has a greater number.
 pub fn bring_all(shared: &Shared) -> io::Result<usize> {
+    let below = shared.home_below.load(SeqCst);
     let names = if shared.leave_away { Vec::new() } else { shared.places.away()? };
-    if names.is_empty() {
+    let ids: Vec<_> = names.iter().filter_map(|n| parse_file_name(n)).filter(|id| id.0 < below).collect();
+    if ids.is_empty() {
         return Ok(0);
     }
     let (from, to) = (shared.places.of(Place::Emergency)?, shared.places.of(Place::Primary)?);
-    let ids: Vec<_> = names.iter().filter_map(|n| parse_file_name(n)).collect();
     for id in &ids {
         copy(&*from, &*to, &path(*id))?;
         shared.stats.segments_home.add(1);

@@ -69,6 +69,8 @@ pub struct Log {
     pub(super) cuts: VecDeque<Cut>,
     /// What was tried since a batch last came to rest.
     pub(super) tried: super::failover::Tried,
+    /// Wait before the next probe, while no place takes the log and nothing comes to rest.
+    pub(super) probe_pause: Duration,
     /// Set while no place takes the log.
     pub(super) waiting: Option<super::failover::Waiting>,
     /// Commits that the last step of a segment held.
@@ -96,6 +98,7 @@ impl Log {
             written: Vec::new(),
             cuts: VecDeque::new(),
             tried: super::failover::Tried::default(),
+            probe_pause: Duration::ZERO,
             waiting: None,
             small_commits: 0,
             groups: 0,
@@ -139,7 +142,7 @@ impl Log {
     fn try_turn(&mut self) -> Result<bool, Trouble> {
         let mut got = None;
         if self.shared.stepper.is_none() {
-            let wait = if self.unwritten().is_some() { Duration::ZERO } else { self.time_to_cut() };
+            let wait = if self.unwritten().is_some() { Duration::ZERO } else { self.time_to_turn() };
             select! {
                 recv(self.ends.sealed) -> job => got = job.ok(),
                 recv(self.ends.wake) -> _ => {}
@@ -161,7 +164,7 @@ impl Log {
         }
         // Read before the cut: what comes after it is in the next batch, and closing waits for nothing new.
         let closing = self.shared.closing.load(SeqCst);
-        let due = self.unwritten().is_none() && self.time_to_cut().is_zero();
+        let due = self.unwritten().is_none() && self.time_to_turn().is_zero();
         if due {
             self.cut();
         }
@@ -190,7 +193,7 @@ impl Log {
         let durable = self.shared.progress.held().durable;
         while let Some(cut) = self.cuts.pop_front_if(|c| c.number <= durable) {
             self.durable = cut.position;
-            self.tried = super::failover::Tried::default();
+            (self.tried, self.probe_pause) = (super::failover::Tried::default(), Duration::ZERO);
             let matched =
                 if self.shared.place() == Place::Emergency { BatchEvent::MatchedAway } else { BatchEvent::Matched };
             debug_assert!(
@@ -212,6 +215,12 @@ impl Log {
     pub(super) fn trouble(&self, fault: &VaultFault) -> Trouble {
         let kind = trouble::kind_of_fault(fault);
         Trouble { generation: self.generation, place: self.shared.place(), kind, why: fault.to_string().into() }
+    }
+
+    /// The same as `time_to_cut`; but before going home, what was cut must come to rest.
+    fn time_to_turn(&self) -> Duration {
+        let leaving = self.shared.home_wanted.load(SeqCst) && !self.cuts.is_empty();
+        if leaving { LOOK } else { self.time_to_cut() }
     }
 
     /// How long until a cut is due; zero when it is.

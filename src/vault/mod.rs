@@ -214,15 +214,7 @@ impl Vault {
     }
 
     fn admit_space(&self, bytes: u64) -> Result<(), VaultFault> {
-        let s = &self.shared;
-        // Where there is an emergency directory, it takes what the backing directory cannot; when that is full too, the
-        // log finds out.
-        if s.places.has(place::Place::Emergency) {
-            return Ok(());
-        }
-        let space = s.space()?;
-        let need = bytes + s.dirty.used_bytes() + reserve_bytes(space.total_bytes) + s.reserve.missing_bytes();
-        if need > space.free_bytes { Err(VaultFault::BackingFull) } else { Ok(()) }
+        if self.shared.is_full(bytes)? { Err(VaultFault::BackingFull) } else { Ok(()) }
     }
 
     /// Room for a write: waits while the budget is used up (hold no lock), refuses over the quota or when the backing
@@ -447,6 +439,9 @@ impl Vault {
             flushed = Ok(());
         }
         let closed = flushed.and_then(|()| s.progress.check()).and_then(|()| self.store_last());
+        if let Err(fault) = &closed {
+            s.stats.error(s.world.now(), format!("closing: {fault}"));
+        }
         s.happened(state::Event::Close, "");
         match &closed {
             Ok(()) => self.say("closed"),
@@ -474,6 +469,10 @@ impl Vault {
         let _gate = s.gate.alone();
         if !s.batch.held().is_empty() {
             return Err(VaultFault::Closed);
+        }
+        // It is in the log, and the next opening takes it in; a checkpoint must not say that it covers it.
+        if !s.in_flight.held().is_empty() {
+            return Err(VaultFault::Index("what the log holds could not be taken into the index".into()));
         }
         s.index.seal_direct();
         s.index.seal_derived();

@@ -110,7 +110,7 @@ impl Places {
         let mut reached = self.reached.held();
         // A handle to a directory that was taken away stays open for ever: look whether it still answers.
         if let Some(known) = &*reached
-            && known.list(SEGMENTS).is_ok()
+            && known.space().is_ok()
         {
             return Ok(Arc::clone(known));
         }
@@ -131,6 +131,11 @@ impl Places {
         }
         let names = self.of(Place::Emergency)?.list(SEGMENTS)?;
         Ok(names.into_iter().filter(|n| crate::segment::parse_file_name(n).is_some()).collect())
+    }
+
+    /// Whether a place has so many bytes free.
+    pub fn has_room(&self, place: Place, bytes: u64) -> bool {
+        self.of(place).and_then(|backing| backing.space()).is_ok_and(|space| space.free_bytes >= bytes)
     }
 
     /// Makes one real test write in a place, flushes it, and reads it back from the device.

@@ -196,6 +196,11 @@ pub fn recover(
     };
     let mut empty_segments = Vec::new();
     let walked = &all[all.partition_point(|id| *id < from.replay_from)..];
+    // What a killed process left reads well, and may never have been flushed: it is, before anything relies on it. After that
+    // it is read from the device: where a flush had failed before, only the page cache may hold it (I3).
+    for id in walked {
+        backing.open(&path(*id), Open::Read, Cache::Direct)?.sync_data()?;
+    }
     let mut before = None;
     for (&id, last) in walked.iter().zip(last_commits(backing, master, suite, vault, walked)?) {
         tail.last = last;

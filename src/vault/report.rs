@@ -26,7 +26,9 @@ impl Vault {
     /// Files with changes that are not at rest.
     pub fn unsaved(&self) -> Vec<Ino> {
         let s = &self.shared;
-        let mut all: Vec<Ino> = s.in_flight.held().values().flatten().map(|f| f.ino).collect();
+        let durable = s.progress.held().durable;
+        let mut all: Vec<Ino> =
+            s.in_flight.held().range(durable + 1..).flat_map(|(_, files)| files).map(|f| f.ino).collect();
         all.extend(s.batch.held().touched.iter().map(|f| f.ino));
         all.sort_unstable();
         all.dedup();

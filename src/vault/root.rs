@@ -79,6 +79,13 @@ pub fn write(
     let held = both(backing, master, vault).map(|copy| copy.ok().flatten().map(|root| root.generation));
     // A power cut spoils the file that it meets: that must not be the only one in force.
     let order = if held[0] > held[1] { [NAMES[1], NAMES[0]] } else { NAMES };
+    // Nor must it be in force by the grace of the page cache: after a sync that failed, of this process or one before, what a
+    // file shows may never have reached the disk, and a sync that succeeds says nothing about it. So it gets its own bytes
+    // once more, which harm nothing however they are torn.
+    if held[0].max(held[1]).is_some() {
+        let bytes = read_file(backing, order[1], ROOT_BYTES)?;
+        write_copy(backing, order[1], &bytes)?;
+    }
     order.iter().try_for_each(|name| write_copy(backing, name, &image))
 }
 

@@ -4,7 +4,6 @@
 //! Called by: every file of `vault`. On failure: `nowhere` stops acknowledging until the log finds a place again, `give_up`
 //! until the vault is opened anew; buffers and reads stay.
 
-use super::VaultFault;
 use super::batch::Batch;
 use super::cache::FrameCache;
 use super::pin::Pins;
@@ -19,9 +18,11 @@ use super::step::Stepper;
 use super::totals::Totals;
 use super::trouble::Trouble;
 use super::window::Windows;
+use super::{VaultFault, reserve_bytes};
 use crate::backing::{AlignedBuf, Backing, Space};
 use crate::base::choice::{Compression, Verify};
 use crate::base::id::{Ino, SegmentId};
+use crate::base::limits::AWAY_RESERVE_BYTES;
 use crate::base::lock::Held;
 use crate::base::world::World;
 use crate::buffer::{Budget, FileBuffer, Pool};
@@ -170,6 +171,8 @@ pub struct Shared {
     pub home_wanted: AtomicBool,
     /// Whether segments that the log has left behind in the emergency directory are to be brought home.
     pub bring_home: AtomicBool,
+    /// Segments below this number that lie in the emergency directory are not written to any more.
+    pub home_below: AtomicU64,
     /// The greatest segment number for which a file may have been prepared.
     pub prepared: AtomicU64,
 }
@@ -297,6 +300,17 @@ impl Shared {
         if !self.stepper.as_ref().is_some_and(Stepper::step) {
             self.world.sleep(most);
         }
+    }
+
+    /// Whether neither place has room for `bytes` more, beside what each keeps back.
+    pub fn is_full(&self, bytes: u64) -> Result<bool, VaultFault> {
+        let need = bytes + self.dirty.used_bytes();
+        let space = self.space()?;
+        let home = !self.away.load(SeqCst)
+            && need + reserve_bytes(space.total_bytes) + self.reserve.missing_bytes() <= space.free_bytes;
+        // What the backing directory cannot take, the emergency directory does.
+        let away = || self.places.has_room(Place::Emergency, need + AWAY_RESERVE_BYTES);
+        Ok(!(home || self.places.has(Place::Emergency) && away()))
     }
 
     /// Without threads: what to do instead of waiting.

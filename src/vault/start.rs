@@ -130,6 +130,7 @@ pub(super) fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sy
         away: false.into(),
         home_wanted: false.into(),
         bring_home: false.into(),
+        home_below: first.0.into(),
         prepared: 0.into(),
     });
     let is_away = !shared.places.away().unwrap_or_default().is_empty();

@@ -118,7 +118,7 @@ impl Fault {
 }
 
 /// The faults that are planted.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Faults {
     planted: Vec<(u64, Fault)>,
     next: u64,

@@ -5,7 +5,8 @@
 //! hold. Until then each change is lost, kept or torn by itself, in any subset, so in any order: bytes without the
 //! growth of the file that was to show them, growth without the bytes (zeros), a hole or room taken in advance, a name made,
 //! removed or renamed. A sector of 512 bytes is never mixed: it is as one of the writes left it, or as it was synced. A rename is
-//! one step. What a failed sync was to make durable may never become so, whatever later syncs say, nor may it be relied on to be gone.
+//! one step. A sync that fails loses some of what it was to make durable for good: the page cache goes on showing it, no later
+//! sync writes it, and who reads past the cache does not see it.
 //! Called by: `memory` for each call, `cuts` for each cut. Cannot fail.
 
 use super::blocks::{ALL_SECTORS, Blocks, Patch};
@@ -38,8 +39,8 @@ pub enum Change {
     Punch { file: FileId, from_block: u64, to_block: u64 },
     /// Everything written to the file is at rest.
     SyncData { file: FileId },
-    /// Nobody knows what of it is at rest.
-    SyncFailed { file: FileId },
+    /// Some of it reached the disk, as coins say; the rest never will, though the page cache shows it.
+    SyncFailed { file: FileId, coins: u64 },
     /// Names that stand for something else now, all at once; at rest when the directories are synced.
     Names { dirs: BTreeSet<String>, now: Vec<(String, Option<Node>)> },
     /// The names in the directory are at rest.
@@ -115,8 +116,6 @@ pub fn mix(mut z: u64) -> u64 {
 struct Pending {
     call: usize,
     change: Change,
-    /// A sync of it failed: no later one makes it durable.
-    forsaken: bool,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -159,22 +158,18 @@ impl Media {
             | Change::SetLen { file, .. }
             | Change::Preallocate { file, .. }
             | Change::Punch { file, .. } => {
-                let pending = Pending { call, change: change.clone(), forsaken: false };
+                let pending = Pending { call, change: change.clone() };
                 self.files.entry(*file).or_default().pending.push(pending);
             }
             Change::SyncData { file } => {
                 if let Some(file) = self.files.get_mut(file) {
                     let pending = std::mem::take(&mut file.pending);
-                    let kept: Vec<_> = pending.iter().filter(|p| !p.forsaken).map(|p| &p.change).collect();
-                    kept.iter().for_each(|change| apply(&mut file.durable, change, Fate::Kept));
-                    // What may or may not be there is not, where a later write that is durable lies over it.
-                    let covered = |p: &Pending| kept.iter().any(|change| overlap(&p.change, change));
-                    file.pending = pending.iter().filter(|p| p.forsaken && !covered(p)).cloned().collect();
+                    pending.iter().for_each(|p| apply(&mut file.durable, &p.change, Fate::Kept));
                 }
             }
-            Change::SyncFailed { file } => {
+            Change::SyncFailed { file, coins } => {
                 if let Some(file) = self.files.get_mut(file) {
-                    file.pending.iter_mut().for_each(|p| p.forsaken = true);
+                    file.pending.retain(|p| mix(coins ^ p.call as u64) & 1 == 0);
                 }
             }
             Change::Names { dirs, now } => {
@@ -234,6 +229,11 @@ impl Media {
         (names, files)
     }
 
+    /// What a file holds on the device, past the page cache: all that is at rest or on its way.
+    pub fn on_device(&self, id: FileId) -> Blocks {
+        self.file_after(id, "", &mut |_| Fate::Kept)
+    }
+
     fn file_after(&self, id: FileId, path: &str, fate: &mut dyn FnMut(&Unsynced<'_>) -> Fate) -> Blocks {
         let Some(file) = self.files.get(&id) else { return Blocks::default() };
         let mut blocks = file.durable.clone();
@@ -280,18 +280,4 @@ fn apply(blocks: &mut Blocks, change: &Change, fate: Fate) {
         Change::Preallocate { len, .. } if fate.whole() => blocks.preallocate(*len),
         _ => {}
     }
-}
-
-/// Whether the second change settles what the first may have left.
-fn overlap(old: &Change, new: &Change) -> bool {
-    let range = |change: &Change| match change {
-        Change::Write { patches, .. } => {
-            patches.first().zip(patches.last()).map(|(first, last)| (first.block, last.block + 1))
-        }
-        Change::Punch { from_block, to_block, .. } => Some((*from_block, *to_block)),
-        // A length is one thing for the whole file.
-        Change::SetLen { .. } | Change::Preallocate { .. } => Some((0, u64::MAX)),
-        _ => None,
-    };
-    range(old).zip(range(new)).is_some_and(|(a, b)| a.0 < b.1 && b.0 < a.1)
 }

@@ -36,7 +36,10 @@ const UNLIMITED: Space = Space { total_bytes: 1 << 40, free_bytes: 1 << 40 };
 struct File {
     /// What it was called last.
     path: Arc<str>,
+    /// Through the page cache.
     bytes: Blocks,
+    /// Whether a sync failed, so that the device may hold something else.
+    doubtful: bool,
 }
 
 /// The calls since the journal was begun, and the disk before them.
@@ -140,6 +143,25 @@ impl MemoryBacking {
         MemoryBacking::holding(disk.names.clone(), files)
     }
 
+    /// The disk as a process leaves it that is killed: unsynced changes are still on their way, the journal goes on, the lock is
+    /// free. Whatever the dead process yet does happens to the disk that it had.
+    #[must_use]
+    pub fn fork(&self) -> MemoryBacking {
+        let disk = self.disk.held();
+        let file = |f: &File| File { path: Arc::clone(&f.path), bytes: f.bytes.clone(), doubtful: f.doubtful };
+        let disk = Disk {
+            names: disk.names.clone(),
+            files: disk.files.iter().map(|(id, f)| (*id, file(f))).collect(),
+            media: disk.media.clone(),
+            calls: disk.calls,
+            next_file: disk.next_file,
+            journal: disk.journal.as_ref().map(|j| Journal { before: j.before.clone(), calls: j.calls.clone() }),
+            faults: disk.faults.clone(),
+            capacity_bytes: disk.capacity_bytes,
+        };
+        MemoryBacking { disk: Arc::new(Mutex::new(disk)), locked: Arc::default() }
+    }
+
     /// Begins to write every change down, from now on.
     pub fn record(&self) {
         let mut disk = self.disk.held();
@@ -184,14 +206,17 @@ impl MemoryBacking {
             Arc::from(named.map_or("", |(path, _)| path.as_str()))
         };
         let next_file = blocks.last_key_value().map_or(0, |(id, _)| id + 1);
-        let files = blocks.iter().map(|(id, b)| (*id, File { path: path_of(*id), bytes: b.clone() })).collect();
+        let files = blocks
+            .iter()
+            .map(|(id, b)| (*id, File { path: path_of(*id), bytes: b.clone(), doubtful: false }))
+            .collect();
         let media = Media::at_rest(names.clone(), blocks);
         let disk = Disk { names, files, media, next_file, ..Disk::default() };
         MemoryBacking { disk: Arc::new(Mutex::new(disk)), locked: Arc::default() }
     }
 
-    fn file(&self, id: FileId) -> Arc<dyn BackingFile> {
-        Arc::new(MemoryFile { disk: Arc::clone(&self.disk), id })
+    fn file(&self, id: FileId, cache: Cache) -> Arc<dyn BackingFile> {
+        Arc::new(MemoryFile { disk: Arc::clone(&self.disk), id, direct: cache == Cache::Direct })
     }
 }
 
@@ -255,7 +280,7 @@ impl Disk {
         }
         let id = self.next_file;
         self.next_file += 1;
-        self.files.insert(id, File { path: path.into(), bytes: Blocks::default() });
+        self.files.insert(id, File { path: path.into(), bytes: Blocks::default(), doubtful: false });
         self.name(kind, vec![(path.to_owned(), Some(Node::File(id)))]);
         Ok(id)
     }
@@ -305,7 +330,7 @@ impl Disk {
 }
 
 impl Backing for MemoryBacking {
-    fn open(&self, path: &str, how: Open, _cache: Cache) -> io::Result<Arc<dyn BackingFile>> {
+    fn open(&self, path: &str, how: Open, cache: Cache) -> io::Result<Arc<dyn BackingFile>> {
         let mut disk = self.disk.held();
         let kind = if how == Open::Create { Kind::Create } else { Kind::Open };
         disk.strike(kind, path)?;
@@ -316,7 +341,7 @@ impl Backing for MemoryBacking {
             (Err(e), _) => return Err(e),
         };
         drop(disk);
-        Ok(self.file(id))
+        Ok(self.file(id, cache))
     }
     fn make_dir(&self, path: &str) -> io::Result<()> {
         let mut disk = self.disk.held();
@@ -409,6 +434,7 @@ impl Disk {
 struct MemoryFile {
     disk: Arc<Mutex<Disk>>,
     id: FileId,
+    direct: bool,
 }
 
 impl MemoryFile {
@@ -418,7 +444,11 @@ impl MemoryFile {
         let path = disk.files.get(&self.id).map(|f| Arc::clone(&f.path)).unwrap_or_default();
         let effect = disk.strike(kind, &path);
         if kind == Kind::SyncData && effect.is_err() {
-            disk.made(kind, &path, Change::SyncFailed { file: self.id });
+            let coins = mix(disk.calls as u64);
+            if let Some(file) = disk.files.get_mut(&self.id) {
+                file.doubtful = true;
+            }
+            disk.made(kind, &path, Change::SyncFailed { file: self.id, coins });
         }
         let effect = effect?;
         Ok((disk, path, effect))
@@ -427,11 +457,18 @@ impl MemoryFile {
 
 impl BackingFile for MemoryFile {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        if self.direct {
+            return self.read_device(buf, offset);
+        }
         let (disk, ..) = self.call(Kind::Read)?;
         Ok(disk.files.get(&self.id).map_or(0, |f| f.bytes.read(buf, offset)))
     }
     fn read_device(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        self.read_at(buf, offset)
+        let (disk, ..) = self.call(Kind::Read)?;
+        Ok(disk.files.get(&self.id).map_or(0, |f| match f.doubtful {
+            true => disk.media.on_device(self.id).read(buf, offset),
+            false => f.bytes.read(buf, offset),
+        }))
     }
     fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
         let (mut disk, _, effect) = self.call(Kind::Write)?;
