@@ -97,7 +97,10 @@ fn databases_and_repositories_survive_kill_9() {
     let v = TestVault::mounted();
     let seed = std::env::var("STRONGROOM_SEEDS").ok().and_then(|s| s.split(',').next()?.parse().ok()).unwrap_or(1);
     let mut rng = Rng(seed);
-    let (wal, rollback, repository) = (v.path("wal.db"), v.path("rollback.db"), v.path("repository"));
+    // In a directory: what a program makes by path after the kill must not land in the bare mountpoint.
+    let apps = v.path("apps");
+    fs::create_dir(&apps).unwrap();
+    let (wal, rollback, repository) = (apps.join("wal.db"), apps.join("rollback.db"), apps.join("repository"));
     sqlite(&wal, "PRAGMA journal_mode=WAL; CREATE TABLE t(n INTEGER PRIMARY KEY, x TEXT);");
     sqlite(&rollback, "PRAGMA journal_mode=DELETE; CREATE TABLE t(n INTEGER PRIMARY KEY, x TEXT);");
     fs::create_dir(&repository).unwrap();
