@@ -289,6 +289,11 @@ fn guarded<T>(pages: &Pages, ask: impl FnOnce() -> Result<T, redb::Error>) -> Re
             }
         },
         Some(Ok(answer)) => Ok(answer),
+        // The database's word about what it read, not the disk's.
+        Some(Err(redb::Error::Io(e))) if e.raw_os_error().is_none() && e.kind() == io::ErrorKind::InvalidData => {
+            pages.distrust();
+            damaged(e.to_string())
+        }
         Some(Err(redb::Error::Io(e))) => Err(Trouble::Fault(IndexFault::Io(e))),
         Some(Err(redb::Error::PreviousIo | redb::Error::DatabaseClosed)) => Err(Trouble::Closed),
         Some(Err(other)) => damaged(other.to_string()),

@@ -65,7 +65,7 @@ impl Log {
             self.ends.flushes.send(flush);
         }
         let cut = &mut self.cuts[at];
-        cut.position = self.position;
+        (cut.position, cut.segment) = (self.position, replay_from);
         // A cut that is in the log was sealed before.
         cut.state = cut.state.after(BatchEvent::Written).unwrap_or(cut.state);
         let (generation, position) = (self.generation, self.position);

@@ -59,6 +59,8 @@ pub struct Log {
     pub(super) position: LogPosition,
     /// The newest commit at rest.
     pub(super) durable: LogPosition,
+    /// The segment that it is in, if it was written since the mount.
+    pub(super) durable_segment: SegmentId,
     pub(super) chain: Chain,
     pub(super) frames: u32,
     /// Whether the next segment voids what earlier ones hold behind `position`.
@@ -92,6 +94,7 @@ impl Log {
             generation: 0,
             position,
             durable: position,
+            durable_segment: SegmentId::default(),
             chain: Chain::after(&position.chain),
             frames: 0,
             restarts: false,
@@ -192,7 +195,7 @@ impl Log {
     pub(super) fn forget_durable(&mut self) {
         let durable = self.shared.progress.held().durable;
         while let Some(cut) = self.cuts.pop_front_if(|c| c.number <= durable) {
-            self.durable = cut.position;
+            (self.durable, self.durable_segment) = (cut.position, cut.segment);
             (self.tried, self.probe_pause) = (super::failover::Tried::default(), Duration::ZERO);
             let matched =
                 if self.shared.place() == Place::Emergency { BatchEvent::MatchedAway } else { BatchEvent::Matched };
@@ -386,6 +389,7 @@ impl Log {
             urgent,
             began,
             position: LogPosition::START,
+            segment: SegmentId::default(),
         });
     }
 
