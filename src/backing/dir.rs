@@ -122,8 +122,10 @@ impl Backing for DirBacking {
         let file = self.open_fd(path, libc::O_RDWR | libc::O_CREAT)?;
         // SAFETY: the descriptor is ours.
         check(unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) })?;
-        file.set_len(0)?;
-        file.write_all_at(format!("{}\n", std::process::id()).as_bytes(), 0)?;
+        let holder = format!("{}\n", std::process::id());
+        // Written over before it is cut, so that a full disk has the block that it needs.
+        file.write_all_at(holder.as_bytes(), 0)?;
+        file.set_len(holder.len() as u64)?;
         Ok(Box::new(file))
     }
 }

@@ -10,7 +10,7 @@ use super::options::Emergency;
 use super::print;
 use crate::backing::{Backing, DirBacking};
 use crate::fs;
-use crate::vault::{EmergencyDir, OpenOptions, Vault, VaultFault};
+use crate::vault::{EmergencyDir, OpenOptions, Vault};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::Path;
@@ -46,12 +46,19 @@ pub fn choose(said: Option<&Emergency>, vault: &Path, options: &mut OpenOptions)
 /// The directory at a path.
 fn dir(path: &Path) -> EmergencyDir {
     let base = path.to_owned();
+    let id = |m: std::fs::Metadata| (m.dev(), m.ino());
+    let seen = path.metadata().map(id).ok();
     let reach = move |vault: crate::base::id::VaultId| -> io::Result<Arc<dyn Backing>> {
         let own = base.join(vault.to_string());
-        // The base is not made: where it is missing, its filesystem is.
-        match std::fs::DirBuilder::new().mode(0o700).create(&own) {
-            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
-            _ => {}
+        // Made in the directory that was there at first, and in no other of its name: while its filesystem is away, the
+        // empty place where it is mounted must not take the log, for it is hidden when the filesystem is back.
+        if base.metadata().map(id).ok() == seen {
+            match std::fs::DirBuilder::new().mode(0o700).create(&own) {
+                Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
+                Err(_) => {}
+                // Or it would not be there when its disk is plugged in again.
+                Ok(()) => std::fs::File::open(&base)?.sync_all()?,
+            }
         }
         Ok(Arc::new(DirBacking::open(&own)?))
     };
@@ -67,14 +74,15 @@ pub fn find(path: &str) -> Option<EmergencyDir> {
     })
 }
 
-/// What the end of a vault came to, said and as a code.
-pub fn closed(vault: &Vault, path: &Path, result: Result<(), VaultFault>) -> Exit {
-    let unsaved = vault.unsaved();
-    if !unsaved.is_empty() || result.is_err() && !vault.is_away() {
+/// Closes a vault; what that came to, said and as a code.
+pub fn close(vault: &Vault, path: &Path) -> Exit {
+    // While there is still an index to look into.
+    let mut names = Vec::new();
+    let result = vault.close_after(|| names = fs::paths_of(vault, &vault.unsaved()));
+    if !names.is_empty() || result.is_err() && !vault.is_away() {
         if let Err(fault) = &result {
             say(&Failure::flush(path, fault).sentence);
         }
-        let names = fs::paths_of(vault, &unsaved);
         for (ino, name) in names.iter().take(NAMED_MOST) {
             match name {
                 Some(name) => say(&format!("not saved: {}", fs::printable(name))),

@@ -423,10 +423,7 @@ impl Served {
     /// Closes the vault once; whoever comes second waits for the first.
     fn close(&self) -> Exit {
         let mut closed = self.closed.held();
-        *closed.get_or_insert_with(|| {
-            let result = self.vault.close();
-            emergency::closed(&self.vault, &self.path, result)
-        })
+        *closed.get_or_insert_with(|| emergency::close(&self.vault, &self.path))
     }
 }
 

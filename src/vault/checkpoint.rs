@@ -160,6 +160,7 @@ impl Housekeeper {
             Ok(count) => shared.happened(Event::Home, &format!("{count} segments came home")),
             Err(e) => {
                 shared.stats.error(shared.world.now(), format!("bringing segments home: {e}"));
+                shared.places.look_again(Place::Emergency);
                 shared.bring_home.store(true, SeqCst);
                 self.home_at = now + TICK;
             }
@@ -233,6 +234,7 @@ pub fn close(shared: &Shared, position: LogPosition, counters: Counters, next: S
     for id in next.0..=shared.prepared.load(SeqCst) {
         remove_if_there(&*shared.backing, &path(SegmentId(id)))?;
     }
+    shared.reserve.take_what_is_left(&*shared.backing);
     Ok(())
 }
 

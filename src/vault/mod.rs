@@ -30,6 +30,7 @@ mod read;
 mod recover;
 mod report;
 mod reserve;
+mod room;
 mod root;
 mod scrub;
 mod sealer;
@@ -208,20 +209,16 @@ impl Vault {
             if s.quota_inodes.is_some_and(|quota| now + inodes > quota) {
                 return Err(VaultFault::QuotaInodes);
             }
-            self.admit_space(0)?;
+            self.admit_room()?;
         }
         Ok(())
-    }
-
-    fn admit_space(&self, bytes: u64) -> Result<(), VaultFault> {
-        if self.shared.is_full(bytes)? { Err(VaultFault::BackingFull) } else { Ok(()) }
     }
 
     /// Room for a write: waits while the budget is used up (hold no lock), refuses over the quota or when the backing
     /// filesystem is full.
     pub fn reserve(&self, file: &FileBuffer, offset: u64, bytes: u64) -> Result<Reservation<'_>, VaultFault> {
         self.admit_change()?;
-        self.admit_space(bytes)?;
+        self.make_room(bytes)?;
         let s = &self.shared;
         let room = self.take_room(bytes)?;
         let used = || s.allocated.load(Relaxed) + s.dirty.used_bytes();
@@ -401,6 +398,11 @@ impl Vault {
 
     /// Flushes, stores a last checkpoint, stops the threads and lets go of the lock. A second call does nothing.
     pub fn close(&self) -> Result<(), VaultFault> {
+        self.close_after(|| ())
+    }
+
+    /// The same; `last` runs when nothing more comes to rest and everything can still be read.
+    pub fn close_after(&self, last: impl FnOnce()) -> Result<(), VaultFault> {
         let Some(running) = self.running.held().take() else { return Ok(()) };
         // Its last act is an operation.
         self.scrub.stop();
@@ -447,6 +449,7 @@ impl Vault {
             Ok(()) => self.say("closed"),
             Err(fault) => self.say(&format!("failed: {fault}")),
         }
+        last();
         // The database writes when it is dropped, and this value may outlive the lock.
         s.index.put_away();
         self.lock.held().take();

@@ -61,7 +61,7 @@ pub fn lock(backing: Arc<dyn Backing>) -> Result<Locked, OpenFault> {
     let lock = match backing.lock(LOCK) {
         Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
             let holder = read_file(&*backing, LOCK, 64).unwrap_or_default();
-            return Err(OpenFault::InUse { holder: String::from_utf8_lossy(&holder).trim().to_owned() });
+            return Err(OpenFault::InUse { holder: first_line(&holder) });
         }
         other => other?,
     };
@@ -127,6 +127,11 @@ impl Locked {
         let pins = Pins::read(remembered, &opened.master, vault);
         bring_up(self.backing, self.lock, pins, opened.header, opened.master, &options, world)
     }
+}
+
+/// What stands behind it is of an earlier holder, who wrote more.
+fn first_line(text: &[u8]) -> String {
+    String::from_utf8_lossy(text).lines().next().unwrap_or_default().trim().to_owned()
 }
 
 /// The path of the emergency directory that a vault may need: it was armed, and the vault was not closed with all at home.

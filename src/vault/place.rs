@@ -141,11 +141,22 @@ impl Places {
     /// Makes one real test write in a place, flushes it, and reads it back from the device.
     pub fn probe(&self, place: Place) -> io::Result<()> {
         let backing = self.of(place)?;
-        remove_if_there(&*backing, PROBE)?;
-        let file = backing.open(PROBE, Open::Create, Cache::Direct)?;
-        let tried = probe_file(&*file);
-        remove_if_there(&*backing, PROBE)?;
-        tried
+        let try_it = || {
+            remove_if_there(&*backing, PROBE)?;
+            let file = backing.open(PROBE, Open::Create, Cache::Direct)?;
+            let tried = probe_file(&*file);
+            remove_if_there(&*backing, PROBE)?;
+            tried
+        };
+        try_it().inspect_err(|_| self.look_again(place))
+    }
+
+    /// A place that failed is looked for again by its path: what the handle leads to may be a disk that was pulled, while
+    /// the path leads to the same disk, plugged in again.
+    pub fn look_again(&self, place: Place) {
+        if place == Place::Emergency {
+            *self.reached.held() = None;
+        }
     }
 }
 

@@ -6,7 +6,8 @@
 //! On failure: what cannot be reserved is not there: writes are then refused earlier.
 
 use super::place::remove_if_there;
-use crate::backing::{AlignedBuf, Backing, Cache, Open};
+use super::writer::is_full;
+use crate::backing::{AlignedBuf, Backing, BackingFile, Cache, Open};
 use crate::base::limits::{RESERVE_FILE_BYTES, RESERVE_FILE_SHARE};
 use crate::base::lock::Held;
 use std::io;
@@ -19,8 +20,12 @@ pub const RESERVE: &str = "reserve";
 pub struct Reserve {
     /// Bytes it is meant to hold.
     wanted: u64,
-    whole: Mutex<bool>,
+    /// Bytes it holds.
+    held: Mutex<u64>,
 }
+
+/// Left free when the rest is taken: for names, and for what the filesystem needs itself.
+const LEFT_BYTES: u64 = 256 << 10;
 
 impl Reserve {
     /// Takes the room, if there is four times as much; what cannot be had is looked for again later. Whoever only reads
@@ -28,63 +33,95 @@ impl Reserve {
     pub fn take(backing: &dyn Backing, writes: bool) -> Reserve {
         let total = backing.space().map_or(0, |s| s.total_bytes);
         let wanted = (total / RESERVE_FILE_SHARE).min(RESERVE_FILE_BYTES);
-        let reserve = Reserve { wanted, whole: Mutex::new(!writes) };
+        let reserve = Reserve { wanted, held: Mutex::new(if writes { 0 } else { wanted }) };
         reserve.refill(backing);
         reserve
     }
 
     /// What it lacks.
     pub fn missing_bytes(&self) -> u64 {
-        if *self.whole.held() { 0 } else { self.wanted }
+        self.wanted.saturating_sub(*self.held.held())
     }
 
     /// Gives the room to whoever needs it now; false if it has been given before.
     pub fn release(&self, backing: &dyn Backing) -> bool {
-        let mut whole = self.whole.held();
-        if !std::mem::take(&mut *whole) {
-            return false;
-        }
-        remove_if_there(backing, RESERVE).is_ok()
+        let mut held = self.held.held();
+        std::mem::take(&mut *held) > 0 && remove_if_there(backing, RESERVE).is_ok()
     }
 
     /// Takes the room again, if there is plenty.
     pub fn refill(&self, backing: &dyn Backing) {
-        let mut whole = self.whole.held();
-        if *whole {
-            return;
-        }
-        match fill(backing, self.wanted) {
-            Ok(done) => *whole = done,
-            Err(e) => log::warn!("the reserve: {e}"),
+        self.fill(backing, false);
+    }
+
+    /// Takes what room there is, though it be less than wanted: at the end of a mount, so that the next one can delete,
+    /// whoever fills the disk meanwhile.
+    pub fn take_what_is_left(&self, backing: &dyn Backing) {
+        self.fill(backing, true);
+    }
+
+    fn fill(&self, backing: &dyn Backing, all: bool) {
+        let mut held = self.held.held();
+        if *held < self.wanted {
+            match fill(backing, self.wanted, all) {
+                Ok(now) => *held = now,
+                Err(e) => log::warn!("the reserve: {e}"),
+            }
         }
     }
 }
 
-fn fill(backing: &dyn Backing, wanted: u64) -> io::Result<bool> {
-    let known = match backing.open(RESERVE, Open::Read, Cache::Buffered) {
-        Ok(file) => file.len()?,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => 0,
+/// Makes the file as long as there is room for; gives its length.
+fn fill(backing: &dyn Backing, wanted: u64, all: bool) -> io::Result<u64> {
+    let (file, known) = match backing.open(RESERVE, Open::Write, Cache::Buffered) {
+        Ok(file) => {
+            let len = file.len()?;
+            (Some(file), len)
+        }
+        Err(e) if e.kind() == io::ErrorKind::NotFound => (None, 0),
         Err(e) => return Err(e),
     };
-    if known == wanted {
-        return Ok(true);
+    let free = backing.space()?.free_bytes;
+    let target = if known + free >= 4 * wanted {
+        wanted
+    } else if all {
+        wanted.min(known + free.saturating_sub(LEFT_BYTES))
+    } else {
+        known
+    };
+    if let Some(file) = &file
+        && known > wanted
+    {
+        // From when the filesystem was larger.
+        file.set_len(wanted)?;
+        return Ok(wanted);
     }
-    remove_if_there(backing, RESERVE)?;
-    if backing.space()?.free_bytes < 4 * wanted {
-        return Ok(false);
+    if target <= known {
+        return Ok(known);
     }
-    let file = backing.open(RESERVE, Open::Create, Cache::Buffered)?;
+    let file = match file {
+        Some(file) => file,
+        None => backing.open(RESERVE, Open::Create, Cache::Buffered)?,
+    };
+    match grow(&*file, known, target) {
+        // It holds what it got.
+        Err(e) if is_full(&e) => file.len(),
+        other => other.map(|()| target),
+    }
+}
+
+fn grow(file: &dyn BackingFile, known: u64, target: u64) -> io::Result<()> {
     // Where room cannot be taken in advance, the file only grows: then the zeros are written.
-    file.preallocate(wanted)?;
-    if file.len()? < wanted {
+    file.preallocate(target)?;
+    if file.len()? < target {
         let mut zeros = AlignedBuf::with_capacity(1 << 20);
         zeros.set_len(1 << 20);
-        let mut at = 0;
-        while at < wanted {
-            let n = (wanted - at).min(zeros.len() as u64) as usize;
+        let mut at = known;
+        while at < target {
+            let n = (target - at).min(zeros.len() as u64) as usize;
             file.write_all_at(&zeros[..n], at)?;
             at += n as u64;
         }
     }
-    Ok(true)
+    Ok(())
 }

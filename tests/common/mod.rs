@@ -6,7 +6,11 @@
 #![allow(dead_code, reason = "each test program uses a part")]
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test may")]
 
+pub mod disk;
+pub mod inject;
+pub mod load;
 pub mod rng;
+pub mod stream;
 
 use std::ffi::OsStr;
 use std::fs;
@@ -88,9 +92,19 @@ impl TestVault {
 
     /// The same in a given place, with more arguments to `init`.
     pub fn init_in(place: &Path, arguments: &[&str]) -> TestVault {
+        Self::init_apart(place, None, arguments)
+    }
+
+    /// A vault on a disk of its own, everything else where the build is.
+    pub fn init_on(disk: &disk::Disk) -> TestVault {
+        Self::init_apart(Path::new(env!("CARGO_TARGET_TMPDIR")), Some(disk.at.join("vault")), &[])
+    }
+
+    fn init_apart(place: &Path, vault: Option<PathBuf>, arguments: &[&str]) -> TestVault {
         assert!(Path::new("/dev/fuse").exists(), "there is no /dev/fuse: these tests need FUSE (see .ci/setup)");
         let dir = tempfile::Builder::new().prefix("vault-").tempdir_in(place).unwrap();
-        let (vault, mnt, password) = (dir.path().join("vault"), dir.path().join("mnt"), dir.path().join("password"));
+        let vault = vault.unwrap_or_else(|| dir.path().join("vault"));
+        let (mnt, password) = (dir.path().join("mnt"), dir.path().join("password"));
         fs::create_dir(&mnt).unwrap();
         fs::write(&password, "a passphrase for tests\n").unwrap();
         // The cheapest passphrase that is let pass: these tests mount often.
@@ -179,6 +193,29 @@ impl TestVault {
     pub fn storage(&self, name: &str) -> String {
         let path = self.mnt.join(".storage").join(name);
         fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+    }
+
+    /// The vault's state.
+    pub fn state(&self) -> String {
+        self.storage("state").trim().to_owned()
+    }
+
+    /// The states of the history since `init`, this mount's and earlier ones'.
+    pub fn states(&self) -> Vec<String> {
+        let word = |l: &str| l.split_once(' ')?.1.split(':').next().map(str::to_owned);
+        self.storage("history").lines().filter_map(word).filter(|w| w != "init").collect()
+    }
+
+    /// Gives an order to the vault.
+    pub fn order(&self, order: &str) -> io::Result<()> {
+        fs::write(self.mnt.join(".storage/control"), order)
+    }
+
+    /// `strongroom check --read-data` of the vault, which is not mounted: nothing is wrong.
+    pub fn check(&self) {
+        let mut c = Command::new(strongroom());
+        c.env("XDG_STATE_HOME", self.dir.path().join("state"));
+        run(c.args(["check", "--read-data", "--password-file"]).arg(&self.password).arg(&self.vault));
     }
 
     /// Bytes not yet safe.

@@ -1,0 +1,348 @@
+//! Disks that fail under a mount, with an emergency directory and without.
+//!
+//! Method: `strace` makes the running daemon's writes and flushes fail under writers that keep, outside, what was
+//! acknowledged; the disk of the emergency directory is pulled and given back; the daemon is killed while part of the
+//! vault lies elsewhere. `STRONGROOM_FAILURE_MS` says how long a failure lasts.
+//! Promise: what was acknowledged is there, at once, after a kill and after a clean unmount; the vault comes back by itself
+//! and its history says how; with a healthy emergency directory no writer meets an error at all. Needs root.
+
+#![allow(clippy::unwrap_used, reason = "a test may")]
+
+mod common;
+
+use common::disk::Disk;
+use common::inject::{Calls, EIO, ENOSPC, FLUSH, Injection, SLOW, copies_of, files_of};
+use common::load::Load;
+use common::{TestVault, eventually, needs_root, output, run, setting, strongroom};
+use std::fs::{self, File};
+use std::io;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+const WRITERS: u64 = 4;
+/// Most time to come back; a probe is due every five seconds, or thirty when the log lies elsewhere.
+const HEALING: Duration = Duration::from_secs(90);
+
+fn failure_time() -> Duration {
+    Duration::from_millis(setting("STRONGROOM_FAILURE_MS", 2500, 2500))
+}
+
+/// A mounted vault with an emergency directory beside it.
+fn with_emergency(place: &Path) -> TestVault {
+    let mut v = TestVault::init();
+    v.options = vec![format!("emergency-dir={}", place.display())];
+    v.mount();
+    v
+}
+
+/// Segments that lie in an emergency directory.
+fn segments_away(place: &Path) -> usize {
+    let vaults = fs::read_dir(place).into_iter().flatten().flatten();
+    vaults.map(|e| fs::read_dir(e.path().join("segments")).map_or(0, Iterator::count)).sum()
+}
+
+fn await_state(v: &TestVault, state: &str) {
+    eventually(&format!("state {state}"), HEALING, || v.state() == state);
+}
+
+fn is_work(state: &str) -> bool {
+    ["ready", "writing", "flushing", "verifying"].contains(&state)
+}
+
+fn write_synced(path: &Path, data: &[u8]) -> io::Result<()> {
+    fs::write(path, data)?;
+    File::open(path)?.sync_all()
+}
+
+/// Nothing is lost: now, after a kill, after a clean unmount.
+fn nothing_is_lost(v: &TestVault, loads: &[&Load]) {
+    let look = |when: &str| {
+        for load in loads {
+            assert_eq!(load.faults(), Vec::<String>::new(), "{when}");
+        }
+    };
+    look("live");
+    v.kill9();
+    v.mount();
+    look("after a kill");
+    v.umount();
+    v.check();
+    v.mount();
+    look("after a clean unmount");
+}
+
+/// Everything the daemon writes fails for a while.
+fn all_fails(calls: Calls, emergency: Option<&Path>) {
+    let v = emergency.map_or_else(TestVault::mounted, with_emergency);
+    let mut load = Load::start(v.path("load"), WRITERS);
+    load.await_progress(HEALING);
+    let fails = Injection::begin(v.pid(), calls, &[], v.outside("strace.log"));
+    await_state(&v, "error");
+    std::thread::sleep(failure_time());
+    assert_eq!(v.state(), "error", "it says so as long as it is so");
+    assert!(load.errors() > 0, "writers are told");
+    // Reads go on.
+    let acknowledged = load.done[0].acknowledged.load(std::sync::atomic::Ordering::SeqCst);
+    assert!(fs::read(v.path("load/stream-0")).unwrap().len() as u64 >= acknowledged);
+    assert!(fails.lift() > 0, "nothing was injected");
+    eventually("coming back", HEALING, || is_work(&v.state()));
+    load.await_progress(HEALING);
+    load.stop();
+    // What a failure leaves behind does not stop checkpoints.
+    v.order("checkpoint").unwrap();
+    let states = v.states();
+    match emergency {
+        None => assert_eq!(states, ["ready", "error", "recovering", "ready"]),
+        Some(place) => {
+            assert_eq!((states[0].as_str(), states[states.len() - 1].as_str()), ("ready", "ready"), "{states:?}");
+            assert!(states.iter().any(|s| s == "error"), "{states:?}");
+            assert_eq!(segments_away(place), 0);
+        }
+    }
+    nothing_is_lost(&v, &[&load]);
+}
+
+#[test]
+fn with_every_write_and_flush_failing_it_waits_and_heals() {
+    all_fails(EIO, None);
+}
+
+#[test]
+fn with_every_write_finding_the_disk_full_it_waits_and_heals() {
+    all_fails(ENOSPC, None);
+}
+
+#[test]
+fn with_every_flush_failing_it_waits_and_heals() {
+    all_fails(FLUSH, None);
+}
+
+#[test]
+fn with_both_places_failing_it_waits_and_heals() {
+    let away = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    all_fails(EIO, Some(away.path()));
+}
+
+/// The backing directory alone fails for a while: nobody notices but by looking.
+fn goes_away_and_comes_home(calls: Calls) {
+    let away = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let v = with_emergency(away.path());
+    let mut load = Load::start(v.path("load"), WRITERS);
+    load.await_progress(HEALING);
+    let fails = Injection::begin(v.pid(), calls, &files_of(&v.vault), v.outside("strace.log"));
+    await_state(&v, "backup");
+    load.await_progress(HEALING);
+    assert!(segments_away(away.path()) > 0, "what is acknowledged must lie somewhere");
+    std::thread::sleep(failure_time());
+    load.await_progress(HEALING);
+    assert_eq!(v.state(), "backup", "as long as it fails");
+    assert_eq!(load.faults(), Vec::<String>::new(), "live, while away");
+    assert!(fails.lift() > 0, "nothing was injected");
+    eventually("coming home", HEALING, || is_work(&v.state()) && segments_away(away.path()) == 0);
+    load.await_progress(HEALING);
+    load.stop();
+    assert_eq!(load.errors(), 0, "no writer was to notice");
+    v.order("checkpoint").unwrap();
+    assert_eq!(v.states(), ["ready", "backup", "recovering", "ready"]);
+    assert_eq!(segments_away(away.path()), 0, "nothing goes there once all is well");
+    nothing_is_lost(&v, &[&load]);
+}
+
+#[test]
+fn with_errors_at_home_alone_nobody_notices() {
+    goes_away_and_comes_home(EIO);
+}
+
+#[test]
+fn with_a_full_disk_at_home_alone_nobody_notices() {
+    goes_away_and_comes_home(ENOSPC);
+}
+
+#[test]
+fn with_flushes_failing_at_home_alone_nobody_notices() {
+    goes_away_and_comes_home(FLUSH);
+}
+
+#[test]
+fn an_emergency_disk_pulled_and_given_back_in_each_state_costs_nothing() {
+    let disk = Disk::ext4(300);
+    let v = with_emergency(&disk.at);
+    let mut load = Load::start(v.path("load"), WRITERS);
+    load.await_progress(HEALING);
+
+    // Ready: nobody misses it.
+    disk.pull();
+    load.await_progress(HEALING);
+    assert!(is_work(&v.state()), "{}", v.state());
+    disk.give_back();
+
+    // Backup: the last place is gone, until it is back.
+    let fails = Injection::begin(v.pid(), EIO, &files_of(&v.vault), v.outside("strace-1.log"));
+    await_state(&v, "backup");
+    load.await_progress(HEALING);
+    assert_eq!(load.errors(), 0, "so far one place always took it");
+    disk.pull();
+    await_state(&v, "error");
+    disk.give_back();
+    await_state(&v, "backup");
+    load.await_progress(HEALING);
+
+    // Error: gone, and the backing directory is back first.
+    disk.pull();
+    await_state(&v, "error");
+    assert!(fails.lift() > 0);
+    eventually("going on at home", HEALING, || v.state() != "error");
+    load.await_progress(HEALING);
+    assert_eq!(v.state(), "recovering", "part of it is on the disk that is gone");
+    disk.give_back();
+    eventually("coming home", HEALING, || is_work(&v.state()));
+    assert_eq!(segments_away(&disk.at), 0);
+
+    // Recovering: gone while it is read.
+    let fails = Injection::begin(v.pid(), EIO, &files_of(&v.vault), v.outside("strace-2.log"));
+    await_state(&v, "backup");
+    load.await_progress(HEALING);
+    std::thread::sleep(failure_time());
+    fails.lift();
+    let slow = Injection::begin(v.pid(), SLOW, &copies_of(&v.vault), v.outside("strace-3.log"));
+    eventually("recovering", HEALING, || v.state() == "recovering");
+    disk.pull();
+    std::thread::sleep(Duration::from_millis(500));
+    assert_eq!(v.state(), "recovering", "it cannot have come home");
+    drop(slow);
+    load.await_progress(HEALING);
+    disk.give_back();
+    eventually("coming home", HEALING, || is_work(&v.state()));
+    load.await_progress(HEALING);
+    load.stop();
+    assert_eq!(segments_away(&disk.at), 0);
+    nothing_is_lost(&v, &[&load]);
+}
+
+fn recover(v: &TestVault) -> Output {
+    let mut c = Command::new(strongroom());
+    c.env("XDG_STATE_HOME", v.dir.path().join("state"));
+    output(c.args(["recover", "--password-file"]).arg(&v.password).arg(&v.vault))
+}
+
+#[test]
+fn killed_while_away_the_next_mount_finds_both_places() {
+    let top = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let (place, hidden) = (top.path().join("emergency"), top.path().join("hidden"));
+    fs::create_dir(&place).unwrap();
+    let mut v = with_emergency(&place);
+    let mut loads = Vec::new();
+    // Each way of bringing it home: told of the directory, by what the vault remembers, by hand.
+    for way in ["told", "remembered", "by hand"] {
+        let mut load = Load::start(v.path(format!("load-{way}")), WRITERS);
+        load.await_progress(HEALING);
+        let fails = Injection::begin(v.pid(), EIO, &files_of(&v.vault), v.outside("strace.log"));
+        await_state(&v, "backup");
+        load.await_progress(HEALING);
+        v.kill9();
+        load.stop();
+        drop(fails);
+        loads.push(load);
+        let told = std::mem::take(&mut v.options);
+        // Without what it needs, a vault says where that was.
+        fs::rename(&place, &hidden).unwrap();
+        let (code, said) = v.try_mount().expect_err("what was acknowledged is not there");
+        assert_eq!(code, Some(19), "{said}");
+        assert!(said.contains(place.to_str().unwrap()), "{said}");
+        let out = recover(&v);
+        assert_eq!(out.status.code(), Some(19), "{}", String::from_utf8_lossy(&out.stderr));
+        fs::rename(&hidden, &place).unwrap();
+        match way {
+            "told" => v.options = told.clone(),
+            "remembered" => {}
+            _ => {
+                let out = recover(&v);
+                let said = String::from_utf8_lossy(&out.stderr).into_owned();
+                assert_eq!((out.status.code(), segments_away(&place)), (Some(0), 0), "{said}");
+                // Now it is not needed any more.
+                fs::rename(&place, &hidden).unwrap();
+            }
+        }
+        v.mount();
+        for load in &loads {
+            assert_eq!(load.faults(), Vec::<String>::new(), "{way}, just mounted");
+        }
+        eventually("coming home", HEALING, || is_work(&v.state()) && segments_away(&place) == 0);
+        if way == "by hand" {
+            fs::rename(&hidden, &place).unwrap();
+        }
+        v.umount();
+        v.options = told;
+        v.mount();
+    }
+    nothing_is_lost(&v, &loads.iter().collect::<Vec<_>>());
+}
+
+#[test]
+fn killed_while_coming_home_the_next_mount_goes_on() {
+    let away = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let v = with_emergency(away.path());
+    let (mut loads, mut hits) = (Vec::new(), 0);
+    for attempt in 0..6 {
+        let mut load = Load::start(v.path(format!("load-{attempt}")), WRITERS);
+        load.await_progress(HEALING);
+        let fails = Injection::begin(v.pid(), EIO, &files_of(&v.vault), v.outside("strace-1.log"));
+        await_state(&v, "backup");
+        load.await_progress(HEALING);
+        std::thread::sleep(failure_time());
+        fails.lift();
+        let slow = Injection::begin(v.pid(), SLOW, &copies_of(&v.vault), v.outside("strace-2.log"));
+        eventually("recovering", HEALING, || v.state() != "backup");
+        std::thread::sleep(Duration::from_millis(200 * attempt));
+        hits += usize::from(v.state() == "recovering");
+        v.kill9();
+        load.stop();
+        drop(slow);
+        loads.push(load);
+        v.mount();
+        for load in &loads {
+            assert_eq!(load.faults(), Vec::<String>::new(), "attempt {attempt}");
+        }
+        eventually("coming home", HEALING, || is_work(&v.state()) && segments_away(away.path()) == 0);
+        if hits >= 2 {
+            break;
+        }
+    }
+    assert!(hits > 0, "it was never killed while coming home: nothing was tried");
+    nothing_is_lost(&v, &loads.iter().collect::<Vec<_>>());
+}
+
+#[test]
+fn a_signal_while_nothing_takes_the_log_ends_in_time_and_names_what_is_lost() {
+    needs_root("trace the daemon");
+    let v = TestVault::init();
+    let said = v.outside("stderr");
+    let mut command = v.mount_command();
+    command.arg("--foreground").stdout(Stdio::null()).stderr(File::create(&said).unwrap());
+    let mut daemon = command.spawn().unwrap();
+    eventually("mounted", Duration::from_secs(20), || v.is_mounted());
+    write_synced(&v.path("saved"), b"this is safe").unwrap();
+    let fails = Injection::begin(daemon.id() as i32, EIO, &[], v.outside("strace.log"));
+    // Closed, so the daemon has it, and the kernel not any more.
+    fs::write(v.path("a lost file"), b"this is not").unwrap();
+    fs::create_dir(v.path("dir")).unwrap();
+    fs::write(v.path("dir/another"), vec![7; 100_000]).unwrap();
+    let began = Instant::now();
+    // SAFETY: a signal to a child that was not waited for yet.
+    unsafe { libc::kill(daemon.id() as i32, libc::SIGTERM) };
+    let status = daemon.wait().unwrap();
+    let took = began.elapsed();
+    drop(fails);
+    let said = fs::read_to_string(said).unwrap();
+    assert_eq!(status.code(), Some(12), "{said}");
+    assert!(took < Duration::from_secs(30), "it took {took:?}");
+    for name in ["a lost file", "dir/another"] {
+        let line = said.lines().find(|l| l.contains("not saved") && l.contains(name));
+        assert!(line.is_some(), "{name} is not named:\n{said}");
+    }
+    assert!(!said.lines().any(|l| l.ends_with("not saved: /saved")), "what is safe is named:\n{said}");
+    v.mount();
+    assert_eq!(fs::read(v.path("saved")).unwrap(), b"this is safe");
+    run(Command::new("ls").arg(&v.mnt));
+}
