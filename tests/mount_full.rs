@@ -38,7 +38,7 @@ fn close(file: File) -> io::Result<()> {
 fn put(dir: &Path, id: u64, len: u64) -> io::Result<()> {
     let mut file = File::create(dir.join(format!("file-{id}")))?;
     let written = file.write_all(&stream(id, 0, len));
-    let synced = written.and_then(|()| if id % 2 == 0 { file.sync_all() } else { Ok(()) });
+    let synced = written.and_then(|()| if id.is_multiple_of(2) { file.sync_all() } else { Ok(()) });
     let closed = close(file);
     synced.and(closed)
 }

@@ -71,4 +71,6 @@ pub struct Cut {
     pub position: LogPosition,
     /// The segment that its commit is in; known once it is written.
     pub segment: SegmentId,
+    /// Where that segment ended then.
+    pub end_bytes: u64,
 }
