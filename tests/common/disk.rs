@@ -40,7 +40,11 @@ impl Disk {
 
     /// Mounts it again.
     pub fn give_back(&self) {
-        run(Command::new("mount").args(["-o", "loop"]).arg(self.dir.path().join("image")).arg(&self.at));
+        // A device of its own each time: while somebody holds on to what was pulled, `mount` would take that again.
+        let device = run(Command::new("losetup").args(["-f", "--show"]).arg(self.dir.path().join("image")));
+        run(Command::new("mount").arg(device.trim()).arg(&self.at));
+        // It goes with the mount.
+        run(Command::new("losetup").args(["-d", device.trim()]));
     }
 
     /// As when the cable is pulled: from now on nothing reaches it, and what was not synced is lost.
