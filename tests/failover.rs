@@ -456,3 +456,49 @@ fn a_look_sees_what_is_away_and_touches_neither_place() {
     let vault = cut.open();
     cut.wait(&vault, "home again", || cut.segments_away() == 0);
 }
+
+#[test]
+fn what_was_left_behind_is_never_mixed_with_what_came_after() {
+    let pair = Pair::new();
+    let vault = pair.open();
+    write(&vault, 9, 0, b"at home").unwrap();
+    vault.sync_wait().unwrap();
+    pair.fail_home(libc::EIO);
+    write(&vault, 10, 0, b"far away").unwrap();
+    vault.sync_wait().unwrap();
+    // Killed, and opened without what it holds there; that goes on for a while.
+    let cut = pair.cut();
+    let without = OpenOptions { emergency: None, without_emergency: true, ..cut.options() };
+    let data = noise(4, 300_000);
+    for ino in 20..23 {
+        let again = cut.try_open(&without).unwrap();
+        write(&again, ino, 0, &data).unwrap();
+        again.sync_wait().unwrap();
+        again.close().unwrap();
+    }
+    // The old directory comes back: what it holds is of a history that was left.
+    for rebuild_index in [false, true] {
+        let again = cut.try_open(&OpenOptions { rebuild_index, ..cut.options() }).unwrap();
+        cut.wait(&again, "nothing lies away any more", || again.state() != State::Recovering);
+        for ino in 20..23 {
+            assert_eq!(read(&again, ino, 300_000), data, "rebuilt: {rebuild_index}");
+        }
+        assert_eq!(read(&again, 9, 7), b"at home");
+        assert_eq!(again.get(&key::inode(Ino(10))).unwrap(), None, "rebuilt: {rebuild_index}");
+        again.close().unwrap();
+    }
+}
+
+#[test]
+fn an_empty_place_where_the_emergency_directory_should_be_is_not_taken_for_it() {
+    let pair = Pair::new();
+    let vault = pair.open();
+    pair.fail_home(libc::EIO);
+    write(&vault, 10, 0, b"far away").unwrap();
+    vault.sync_wait().unwrap();
+    let cut = pair.cut();
+    // Its filesystem is not mounted: the path leads to an empty directory.
+    let empty = Pair { away: MemoryBacking::default(), ..cut.cut() };
+    assert!(matches!(empty.try_open(&empty.options()), Err(OpenFault::EmergencyNeeded { .. })));
+    assert_eq!(read(&cut.open(), 10, 8), b"far away");
+}

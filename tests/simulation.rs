@@ -136,6 +136,18 @@ fn a_disk_that_lies_about_index_and_roots_only_is_caught() {
     is_caught("syncs of index and roots lie", &plant);
 }
 
+/// Not a mutant but a promise: the index is a cache of the log.
+#[test]
+fn a_disk_that_lies_about_only_the_index_loses_nothing() {
+    let plant = |disk: &MemoryBacking, _: &mut Manner| {
+        disk.plant(Fault::of(SYNCS, Effect::Lie).on("index"));
+    };
+    for seed in 1..=from_environment("STRONGROOM_SIM_WORLDS").unwrap_or(6) {
+        let cut = cut_everywhere(seed, &plant, 1);
+        assert!(cut.is_ok(), "{}", cut.unwrap_err());
+    }
+}
+
 #[test]
 fn a_disk_that_lies_about_directories_is_caught() {
     let plant = |disk: &MemoryBacking, _: &mut Manner| {

@@ -128,11 +128,13 @@ impl Pages {
         Ok(pages)
     }
 
-    /// Reads what a file begins with, takes the newest whole header and makes sure that it is durable.
+    /// Reads what a file begins with, takes the newest whole header and makes sure that it is durable; of the given slot only,
+    /// where someone knows that: after a sync that failed, the other may be in the page cache alone, or its pages.
     pub(super) fn open(
         file: Arc<dyn BackingFile>,
         key: Arc<PageKey>,
         world: Arc<dyn World>,
+        durable_slot: Option<u64>,
     ) -> Result<Self, IndexFault> {
         let mut preamble = [0; PREAMBLE_BYTES];
         if file.read_at(&mut preamble, 0)? < PREAMBLE_BYTES {
@@ -141,6 +143,7 @@ impl Pages {
         let file_id = decode_preamble(&preamble)?;
         let newest = [0, 1]
             .into_iter()
+            .filter(|slot| durable_slot.is_none_or(|durable| durable == *slot))
             .map(|slot| read_slot(&*file, &key, &file_id, slot))
             .collect::<Result<Vec<_>, _>>()?
             .into_iter()
@@ -156,6 +159,11 @@ impl Pages {
         pages.file.sync_data()?;
         pages.header_is_durable(&mut pages.header.held());
         Ok(pages)
+    }
+
+    /// The slot whose header is known to be durable.
+    pub(super) fn durable_slot(&self) -> u64 {
+        self.header.held().durable_slot
     }
 
     /// Whether something that was read is not what was written.

@@ -95,7 +95,7 @@ impl RedbTable {
             other => other?,
         };
         let key = Arc::new(key);
-        let (live, view) = load(&file, &key, &world, cache_bytes)?;
+        let (live, view) = load(&file, &key, &world, cache_bytes, None)?;
         Ok(RedbTable { file, key, world, cache_bytes, live: Mutex::new(live), view: RwLock::new(view) })
     }
 
@@ -124,7 +124,8 @@ impl RedbTable {
     fn begin_again(&self, live: &mut Live) -> Result<(), IndexFault> {
         // Two databases on one file: the old one must never write again.
         live.pages.leave_alone();
-        let (new, view) = load(&self.file, &self.key, &self.world, self.cache_bytes)?;
+        let durable_slot = Some(live.pages.durable_slot());
+        let (new, view) = load(&self.file, &self.key, &self.world, self.cache_bytes, durable_slot)?;
         *self.view.alone() = view;
         *live = new;
         Ok(())
@@ -200,8 +201,9 @@ fn load(
     key: &Arc<PageKey>,
     world: &Arc<dyn World>,
     cache_bytes: usize,
+    durable_slot: Option<u64>,
 ) -> Result<(Live, Arc<View>), IndexFault> {
-    let pages = Arc::new(Pages::open(Arc::clone(file), Arc::clone(key), Arc::clone(world))?);
+    let pages = Arc::new(Pages::open(Arc::clone(file), Arc::clone(key), Arc::clone(world), durable_slot)?);
     let live = begin(&pages, cache_bytes, false)?;
     let view = snapshot(&live)?;
     Ok((live, view))
@@ -289,6 +291,11 @@ fn guarded<T>(pages: &Pages, ask: impl FnOnce() -> Result<T, redb::Error>) -> Re
             }
         },
         Some(Ok(answer)) => Ok(answer),
+        // The database's word about what it read, not the disk's.
+        Some(Err(redb::Error::Io(e))) if e.raw_os_error().is_none() && e.kind() == io::ErrorKind::InvalidData => {
+            pages.distrust();
+            damaged(e.to_string())
+        }
         Some(Err(redb::Error::Io(e))) => Err(Trouble::Fault(IndexFault::Io(e))),
         Some(Err(redb::Error::PreviousIo | redb::Error::DatabaseClosed)) => Err(Trouble::Closed),
         Some(Err(other)) => damaged(other.to_string()),

@@ -91,6 +91,9 @@ impl Housekeeper {
             self.ended = true;
             return;
         };
+        if shared.progress.has_given_up() {
+            return;
+        }
         self.dead.append(&mut more);
         let began = shared.world.elapsed();
         match store(&shared, position, counters, replay_from, false) {

@@ -9,7 +9,7 @@
 //! On failure: no place takes the log: state `error`, until a probe says that one does.
 
 use super::log::Log;
-use super::place::Place;
+use super::place::{Place, remove_if_there};
 use super::sealer::{Job, Sealed};
 use super::state::{BatchEvent, BatchState, Event};
 use super::trouble::{Kind, Trouble};
@@ -18,6 +18,7 @@ use crate::base::id::SegmentId;
 use crate::base::limits::{ALLOCATE_STEP_BYTES, CLOSE_DEADLINE};
 use crate::base::lock::{Held, Shared as _};
 use crate::seal::Chain;
+use crate::segment::path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::time::Duration;
@@ -50,9 +51,15 @@ impl Log {
     /// Takes trouble up.
     pub(super) fn begin_anew(&mut self, trouble: &Trouble) {
         let s = Arc::clone(&self.shared);
+        if s.progress.has_given_up() {
+            return self.end();
+        }
         s.stats.error(s.world.now(), format!("{}: {}", trouble.place.name(), trouble.why));
         s.stats.segments_abandoned.add(1);
         self.hear_the_verifier_out(trouble);
+        // It may have met worse.
+        let worse = s.trouble.held().clone();
+        let trouble = worse.as_ref().unwrap_or(trouble);
         if s.progress.has_given_up() {
             return self.end();
         }
@@ -98,10 +105,25 @@ impl Log {
         }
     }
 
-    /// Leaves the segment, and what was in the log since the last batch came to rest.
+    /// Leaves the segment, and what was in the log since the last batch came to rest. Segments that were begun since hold
+    /// nothing that anyone needs: their room is given back, for it may be what is wanting.
     fn abandon(&mut self) {
-        self.writer = None;
-        self.written.clear();
+        let s = Arc::clone(&self.shared);
+        let last = self.writer.take().map(|w| w.segment);
+        let written = std::mem::take(&mut self.written).into_iter().map(|(segment, _)| segment);
+        for segment in written.chain(last) {
+            let id = segment.context.id;
+            if id > self.durable_segment {
+                s.segments.forget(id);
+                // Void all the same, if it stays.
+                let removed = s.places.of(s.place()).and_then(|backing| remove_if_there(&*backing, &path(id)));
+                if removed.is_ok() {
+                    s.places.came_home(id);
+                }
+            } else if id == self.durable_segment {
+                let _ = segment.file.set_len(self.durable_end);
+            }
+        }
         for (_, job) in std::mem::take(&mut self.early) {
             self.consume(job);
         }
@@ -130,7 +152,7 @@ impl Log {
 
     /// Lets all jobs of cut batches arrive, and drops them.
     fn drain(&mut self) {
-        while self.cuts.iter().any(|c| c.outstanding.load(SeqCst) > 0) {
+        while self.cuts.iter().any(|c| c.outstanding.load(SeqCst) > 0) && !self.shared.progress.has_given_up() {
             if let Some(job) = self.next_sealed() {
                 self.consume(job);
             }
@@ -183,6 +205,12 @@ impl Log {
             return self.end();
         }
         if s.world.elapsed() >= waiting.until {
+            let since = *s.closing_since.held();
+            let late = |since| s.world.elapsed().saturating_sub(since) > CLOSE_DEADLINE;
+            // A place may take test writes, and nothing else, for ever.
+            if s.closing.load(SeqCst) && since.is_none_or(late) {
+                return self.end();
+            }
             // What is waiting, and as much again for what it takes beside.
             let need = if waiting.full { 2 * s.pending_bytes() + ALLOCATE_STEP_BYTES } else { 0 };
             for place in [Place::Primary, Place::Emergency] {
@@ -192,13 +220,11 @@ impl Log {
                     self.restart(place);
                     // Written again at once, though no one asks for it: that is how it heals.
                     s.pressed.store(true, Relaxed);
+                    if self.cuts.is_empty() && s.batch.held().is_empty() {
+                        s.well_again();
+                    }
                     return;
                 }
-            }
-            let since = *s.closing_since.held();
-            let late = |since| s.world.elapsed().saturating_sub(since) > CLOSE_DEADLINE;
-            if s.closing.load(SeqCst) && since.is_none_or(late) {
-                return self.end();
             }
             self.probe_pause = (self.probe_pause * 2).clamp(PROBE_FIRST, PROBE_MOST);
             waiting.until = s.world.elapsed() + self.probe_pause;
@@ -211,7 +237,7 @@ impl Log {
         let s = Arc::clone(&self.shared);
         // No operation is under way while it is held: every file with a layer of the filling batch is on its list.
         let gate = s.gate.alone();
-        s.away.store(place == Place::Emergency, SeqCst);
+        let was_away = s.away.swap(place == Place::Emergency, SeqCst);
         let above = s.newest_begun.load(SeqCst).max(s.prepared.load(SeqCst));
         let (generation, first) = s.cursor.restart(SegmentId(above));
         if place == Place::Primary {
@@ -219,8 +245,7 @@ impl Log {
             s.home_below.store(first.0, SeqCst);
         }
         self.generation = generation;
-        s.generation.store(generation, SeqCst);
-        *s.trouble.held() = None;
+        s.begin_generation(generation);
         (self.next_turn, self.frames, self.restarts) = (0, 0, true);
         self.position = self.durable;
         *s.committed.held() = self.durable;
@@ -245,6 +270,10 @@ impl Log {
             cut.urgent = true;
         }
         drop(gate);
+        if was_away && place == Place::Primary {
+            s.happened(Event::Back, "the backing directory takes the log again");
+            s.bring_home.store(true, SeqCst);
+        }
         s.stats.restarts.add(1);
         s.wake_log();
     }
@@ -259,7 +288,5 @@ impl Log {
         self.abandon();
         self.tried = Tried::default();
         self.restart(Place::Primary);
-        s.happened(Event::Back, "the backing directory is well again");
-        s.bring_home.store(true, SeqCst);
     }
 }

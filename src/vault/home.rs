@@ -10,7 +10,8 @@ use super::place::{Place, remove_if_there};
 use super::shared::Shared;
 use crate::backing::{AlignedBuf, Backing, Cache, Open};
 use crate::base::limits::{BLOCK_BYTES, GROUP_BYTES_MAX};
-use crate::segment::{parse_file_name, path};
+use crate::format::group::HEADER_BYTES;
+use crate::segment::path;
 use std::io;
 use std::sync::atomic::Ordering::SeqCst;
 
@@ -18,13 +19,13 @@ use std::sync::atomic::Ordering::SeqCst;
 /// there meanwhile has a greater number.
 pub fn bring_all(shared: &Shared) -> io::Result<usize> {
     let below = shared.home_below.load(SeqCst);
-    let names = if shared.leave_away { Vec::new() } else { shared.places.away()? };
-    let ids: Vec<_> = names.iter().filter_map(|n| parse_file_name(n)).filter(|id| id.0 < below).collect();
-    if ids.is_empty() {
+    let ids: Vec<_> = shared.places.away().into_iter().filter(|id| id.0 < below).collect();
+    if shared.leave_away || ids.is_empty() {
         return Ok(0);
     }
     let (from, to) = (shared.places.of(Place::Emergency)?, shared.places.of(Place::Primary)?);
     for id in &ids {
+        refuse_another(&*from, &*to, &path(*id))?;
         copy(&*from, &*to, &path(*id))?;
         shared.stats.segments_home.add(1);
     }
@@ -32,10 +33,30 @@ pub fn bring_all(shared: &Shared) -> io::Result<usize> {
     for id in &ids {
         // Readers open it at home from now on; who has it open still reads what is removed.
         remove_if_there(&*from, &path(*id))?;
+        shared.places.came_home(*id);
         shared.segments.forget(*id);
     }
     from.sync_dir("segments")?;
     Ok(ids.len())
+}
+
+/// Refuses to lay a segment over another one that has its number: what was prepared and never begun is none.
+fn refuse_another(from: &dyn Backing, to: &dyn Backing, name: &str) -> io::Result<()> {
+    let head = |backing: &dyn Backing| -> io::Result<Vec<u8>> {
+        let mut block = AlignedBuf::with_capacity(BLOCK_BYTES);
+        block.set_len(BLOCK_BYTES);
+        let got = match backing.open(name, Open::Read, Cache::Direct) {
+            Ok(file) => file.read_at(&mut block, 0)?,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => 0,
+            Err(e) => return Err(e),
+        };
+        Ok(block[..got.min(HEADER_BYTES)].to_vec())
+    };
+    let (theirs, ours) = (head(from)?, head(to)?);
+    if ours.iter().all(|b| *b == 0) || ours == theirs {
+        return Ok(());
+    }
+    Err(io::Error::new(io::ErrorKind::AlreadyExists, format!("{name} is another segment here than there; both stay")))
 }
 
 fn copy(from: &dyn Backing, to: &dyn Backing, name: &str) -> io::Result<()> {

@@ -67,7 +67,7 @@ pub use totals::Totals;
 use crate::backing::{Cache, Open};
 use crate::base::choice::SuiteId;
 use crate::base::id::{Ino, SegmentId};
-use crate::base::limits::RESERVE_BYTES;
+use crate::base::limits::{CLOSE_DEADLINE, RESERVE_BYTES};
 use crate::base::lock::{Held, Shared as _};
 use crate::base::world::World;
 use crate::buffer::Room;
@@ -346,13 +346,18 @@ impl Vault {
     /// Waits until all that is pending is durable and its buffers are free.
     fn sync_and_retire(&self) -> Result<(), VaultFault> {
         self.sync_wait()?;
-        let mut progress = self.shared.progress.held();
         let s = &self.shared;
+        let until = s.world.elapsed() + CLOSE_DEADLINE;
+        let mut progress = s.progress.held();
         while progress.retired < progress.durable && !s.progress.is_stopped() && !s.away.load(SeqCst) {
+            if s.world.elapsed() > until {
+                // All of it is in the log.
+                return Err(VaultFault::Index("it does not take in what is at rest; see the error list".into()));
+            }
             progress = s.await_progress(progress, Duration::from_millis(100));
         }
         drop(progress);
-        self.shared.progress.check()
+        s.progress.check()
     }
 
     /// Stores a checkpoint now, and waits for it.

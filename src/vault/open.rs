@@ -26,6 +26,8 @@ use crate::segment::path;
 use std::io;
 use std::sync::Arc;
 
+/// Segments that an emergency directory which is left behind may hold, at the very most.
+const LEFT_BEHIND_SEGMENTS: u64 = 1 << 32;
 /// Holds the lock of an open vault.
 pub const LOCK: &str = "lock";
 
@@ -184,6 +186,11 @@ fn bring_up(
         pins.judge_log(found.position.seq)?;
     }
     upgrade(&*backing, &mut header, &master)?;
+    let mut found = found;
+    if !root.clean && !root.emergency.is_empty() && options.without_emergency {
+        // What was left behind may come back one day: its numbers must never be those of what is written from now on.
+        found.newest_segment.0 += LEFT_BEHIND_SEGMENTS;
+    }
     // The lease, before anything is written under it.
     root.epoch = Epoch(root.epoch.0.max(found.newest_epoch.0) + 1);
     root.generation = Generation(root.generation.0 + 1);
@@ -193,9 +200,12 @@ fn bring_up(
     root::write(&*backing, &root, &master, vault, &*world)?;
     pins.remember(&root);
     for id in &found.empty_segments {
-        remove_if_there(&*backing, &path(*id))?;
-        if let Ok(away) = places.of(Place::Emergency) {
-            remove_if_there(&*away, &path(*id))?;
+        // Where it was seen empty, and nowhere else.
+        if places.is_away(*id) {
+            remove_if_there(&*places.of(Place::Emergency)?, &path(*id))?;
+            places.came_home(*id);
+        } else {
+            remove_if_there(&*backing, &path(*id))?;
         }
     }
     // Only now that the log gave another: what it replaces may know of segments that are lost.
@@ -258,16 +268,20 @@ pub(super) struct Parts {
 fn emergency_in_force(root: &Root, places: &Places, options: &OpenOptions) -> Result<String, OpenFault> {
     let path = places.emergency_path().to_owned();
     if root.clean || root.emergency.is_empty() || options.without_emergency {
+        if let Err(e) = places.has(Place::Emergency).then(|| places.look_away()).transpose() {
+            log::warn!("the emergency directory {path}: {e}; it is looked for again when it is needed");
+        }
         return Ok(path);
     }
     let needed = || OpenFault::EmergencyNeeded { path: root.emergency.clone() };
     if path.is_empty() {
         return Err(needed());
     }
-    match places.away() {
-        // Moved, perhaps: what it holds of this vault says that it is the one.
-        Ok(names) if path == root.emergency || !names.is_empty() => Ok(path),
-        Ok(_) | Err(_) => Err(needed()),
+    // Moved, perhaps: what stands in it says that this vault has used it. An equal path says nothing, for what should be
+    // mounted there may not be.
+    match places.was_armed() {
+        Ok(true) => places.look_away().map(|()| path).map_err(|_| needed()),
+        Ok(false) | Err(_) => Err(needed()),
     }
 }
 

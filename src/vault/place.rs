@@ -6,9 +6,11 @@
 //! On failure: the `io::Error` as it came; an emergency directory that is not there is looked for again at each use.
 
 use crate::backing::{AlignedBuf, Backing, BackingFile, Cache, Open, ShadowBacking, Space};
-use crate::base::id::VaultId;
+use crate::base::id::{SegmentId, VaultId};
 use crate::base::limits::BLOCK_BYTES;
 use crate::base::lock::Held;
+use crate::segment::{file_name, parse_file_name};
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::{Arc, Mutex};
 
@@ -85,12 +87,14 @@ pub struct Places {
     emergency: Option<EmergencyDir>,
     vault: VaultId,
     reached: Mutex<Option<Arc<dyn Backing>>>,
+    /// The segments that lie in the emergency directory: it is asked for no other, so that it may be sick or slow without harm.
+    lying_away: Mutex<BTreeSet<SegmentId>>,
 }
 
 impl Places {
     /// A backing directory, and perhaps an emergency directory.
     pub fn new(primary: Arc<dyn Backing>, emergency: Option<EmergencyDir>, vault: VaultId) -> Places {
-        Places { primary, emergency, vault, reached: Mutex::new(None) }
+        Places { primary, emergency, vault, reached: Mutex::new(None), lying_away: Mutex::default() }
     }
 
     /// Whether there is a second place at all.
@@ -118,19 +122,54 @@ impl Places {
         let new = (emergency.reach)(self.vault)?;
         match new.make_dir(SEGMENTS) {
             Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
-            _ => new.sync_dir("")?,
+            _ => {}
         }
+        match new.open(ARMED, Open::Create, Cache::Buffered) {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
+            Err(_) => {}
+            Ok(file) => file.sync_data()?,
+        }
+        new.sync_dir("")?;
         *reached = Some(Arc::clone(&new));
         Ok(new)
     }
 
-    /// The names of the segment files that lie in the emergency directory.
-    pub fn away(&self) -> io::Result<Vec<String>> {
-        if self.emergency.is_none() {
-            return Ok(Vec::new());
+    /// Whether the emergency directory is one that this vault has used: an empty place where it should be mounted is not.
+    /// Makes nothing.
+    pub fn was_armed(&self) -> io::Result<bool> {
+        let Some(emergency) = &self.emergency else { return Ok(false) };
+        match (emergency.reach)(self.vault)?.open(ARMED, Open::Read, Cache::Buffered) {
+            Ok(_) => Ok(true),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(e) => Err(e),
         }
+    }
+
+    /// Looks which segments lie in the emergency directory.
+    pub fn look_away(&self) -> io::Result<()> {
         let names = self.of(Place::Emergency)?.list(SEGMENTS)?;
-        Ok(names.into_iter().filter(|n| crate::segment::parse_file_name(n).is_some()).collect())
+        *self.lying_away.held() = names.iter().filter_map(|n| parse_file_name(n)).collect();
+        Ok(())
+    }
+
+    /// The segments that lie in the emergency directory, in order.
+    pub fn away(&self) -> Vec<SegmentId> {
+        self.lying_away.held().iter().copied().collect()
+    }
+
+    /// Whether a segment lies in the emergency directory.
+    pub fn is_away(&self, id: SegmentId) -> bool {
+        self.lying_away.held().contains(&id)
+    }
+
+    /// A segment is begun in the emergency directory.
+    pub fn goes_away(&self, id: SegmentId) {
+        self.lying_away.held().insert(id);
+    }
+
+    /// A segment does not lie in the emergency directory any more.
+    pub fn came_home(&self, id: SegmentId) {
+        self.lying_away.held().remove(&id);
     }
 
     /// Whether a place has so many bytes free.
@@ -169,6 +208,8 @@ impl Places {
 
 const SEGMENTS: &str = "segments";
 const PROBE: &str = "probe.new";
+/// Stands in an emergency directory since a vault was opened with it: before any root names it.
+const ARMED: &str = "armed";
 
 fn probe_file(file: &dyn BackingFile) -> io::Result<()> {
     let mut out = AlignedBuf::with_capacity(BLOCK_BYTES);
@@ -192,22 +233,21 @@ pub fn remove_if_there(backing: &dyn Backing, path: &str) -> io::Result<()> {
     }
 }
 
-/// Both places as one directory to read from: what lies in both is the same, and the emergency directory's counts, for
-/// the backing directory may hold a file of that number that was prepared and never begun.
+/// Both places as one directory to read from. What lies in both is the same, or the backing directory's was prepared and
+/// never begun: so the emergency directory's counts, and if it does not answer, no other is taken for it.
 pub struct Everywhere(pub Arc<Places>);
 
 impl Backing for Everywhere {
     fn open(&self, path: &str, how: Open, cache: Cache) -> io::Result<Arc<dyn BackingFile>> {
-        if self.0.emergency.is_some()
-            && how == Open::Read
-            && let Ok(emergency) = self.0.of(Place::Emergency)
-        {
-            match emergency.open(path, how, cache) {
-                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-                found => return found,
+        let id = path.strip_prefix(SEGMENTS).and_then(|p| parse_file_name(p.strip_prefix('/')?));
+        let place = if id.is_some_and(|id| self.0.is_away(id)) { Place::Emergency } else { Place::Primary };
+        match self.0.of(place)?.open(path, how, cache) {
+            // Brought home this moment.
+            Err(e) if e.kind() == io::ErrorKind::NotFound && id.is_some_and(|id| !self.0.is_away(id)) => {
+                self.0.primary.open(path, how, cache)
             }
+            other => other,
         }
-        self.0.primary.open(path, how, cache)
     }
     fn make_dir(&self, path: &str) -> io::Result<()> {
         self.0.primary.make_dir(path)
@@ -215,8 +255,7 @@ impl Backing for Everywhere {
     fn list(&self, path: &str) -> io::Result<Vec<String>> {
         let mut names = self.0.primary.list(path)?;
         if path == SEGMENTS {
-            // Whether it must be there is for `open` to say, before anything is read.
-            names.extend(self.0.away().unwrap_or_default());
+            names.extend(self.0.away().into_iter().map(file_name));
             names.sort_unstable();
             names.dedup();
         }
@@ -259,7 +298,10 @@ mod tests {
         assert!(places.probe(Place::Emergency).is_err() && places.probe(Place::Primary).is_ok());
         *there.held() = true;
         places.probe(Place::Emergency).expect("it is there now");
-        assert!(away.list("").unwrap() == [SEGMENTS] && home.list("").unwrap() == [SEGMENTS], "the probes are gone");
+        assert!(
+            away.list("").unwrap() == [ARMED, SEGMENTS] && home.list("").unwrap() == [SEGMENTS],
+            "the probes are gone"
+        );
 
         let put = |b: &MemoryBacking, id: &str, byte: u8| {
             let f = b.open(&format!("segments/{id}"), Open::Create, Cache::Direct).unwrap();
@@ -268,6 +310,7 @@ mod tests {
         put(&home, "0000000000000001", 1);
         put(&away, "0000000000000002", 2);
         put(&home, "0000000000000002", 0);
+        places.look_away().unwrap();
         let both = Everywhere(places);
         assert_eq!(both.list(SEGMENTS).unwrap(), ["0000000000000001", "0000000000000002"]);
         for (id, byte) in [("0000000000000001", 1), ("0000000000000002", 2)] {

@@ -37,7 +37,7 @@ impl Vault {
 
     /// Whether segments lie in the emergency directory.
     pub fn is_away(&self) -> bool {
-        self.shared.away.load(SeqCst) || !self.shared.places.away().unwrap_or_default().is_empty()
+        self.shared.away.load(SeqCst) || !self.shared.places.away().is_empty()
     }
 
     /// What is used of what there is.

@@ -16,7 +16,7 @@ use super::state::{Event, Machine, State};
 use super::stats::Stats;
 use super::step::Stepper;
 use super::totals::Totals;
-use super::trouble::Trouble;
+use super::trouble::{Kind, Trouble};
 use super::window::Windows;
 use super::{VaultFault, reserve_bytes};
 use crate::backing::{AlignedBuf, Backing, Space};
@@ -225,11 +225,22 @@ impl Shared {
 
     /// Stops the generation being written: the log begins anew elsewhere. The first trouble counts.
     pub fn raise(&self, trouble: Trouble) {
-        if trouble.generation == self.generation.load(SeqCst) {
-            self.trouble.held().get_or_insert(trouble);
+        let mut known = self.trouble.held();
+        let worse = known.as_ref().is_none_or(|k| trouble.kind == Kind::Stalled && k.kind != Kind::Stalled);
+        // Compared under the lock that a new generation begins under: old news must not stop it.
+        if trouble.generation == self.generation.load(SeqCst) && worse {
+            *known = Some(trouble);
         }
+        drop(known);
         self.wake_log();
         self.progress.notify();
+    }
+
+    /// A new generation of the log begins; what stopped the one before is taken up.
+    pub fn begin_generation(&self, generation: u64) {
+        let mut trouble = self.trouble.held();
+        self.generation.store(generation, SeqCst);
+        *trouble = None;
     }
 
     /// Stops acknowledging until a place takes the log again: what is buffered stays readable, every waiter is told.
@@ -254,7 +265,7 @@ impl Shared {
     }
 
     /// Acknowledges again: a batch has come to rest.
-    fn well_again(&self) {
+    pub fn well_again(&self) {
         if self.progress.go_on(&self.dirty) {
             if self.away.load(SeqCst) {
                 self.happened(Event::Away, "the emergency directory takes the log");
@@ -305,9 +316,11 @@ impl Shared {
     /// Whether neither place has room for `bytes` more, beside what each keeps back.
     pub fn is_full(&self, bytes: u64) -> Result<bool, VaultFault> {
         let need = bytes + self.dirty.used_bytes();
-        let space = self.space()?;
-        let home = !self.away.load(SeqCst)
-            && need + reserve_bytes(space.total_bytes) + self.reserve.missing_bytes() <= space.free_bytes;
+        // While the log is away, it does not matter what the backing directory says.
+        let home = !self.away.load(SeqCst) && {
+            let space = self.space()?;
+            need + reserve_bytes(space.total_bytes) + self.reserve.missing_bytes() <= space.free_bytes
+        };
         // What the backing directory cannot take, the emergency directory does.
         let away = || self.places.has_room(Place::Emergency, need + AWAY_RESERVE_BYTES);
         Ok(!(home || self.places.has(Place::Emergency) && away()))

@@ -133,7 +133,7 @@ pub(super) fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sy
         home_below: first.0.into(),
         prepared: 0.into(),
     });
-    let is_away = !shared.places.away().unwrap_or_default().is_empty();
+    let is_away = !shared.places.away().is_empty();
     let Recovered { commits, dropped_frames, rotten_commits, .. } = &found;
     let before = if was_clean {
         "init: closed cleanly before".to_owned()

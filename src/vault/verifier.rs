@@ -80,6 +80,8 @@ pub struct Verifier {
     /// At rest, and not yet in the index.
     unapplied: VecDeque<Commit>,
     again_at: Duration,
+    /// Whether it was told that the index does not take them at the moment.
+    told: bool,
     ended: bool,
 }
 
@@ -87,8 +89,8 @@ impl Verifier {
     /// One with nothing to do.
     pub fn new(shared: Arc<Shared>, from_log: Receiver<ToVerify>, housekeeper: Sender<ToHousekeeper>) -> Verifier {
         let back = AlignedBuf::with_capacity(GROUP_BYTES_MAX);
-        let (failed, unapplied, again_at, ended) = (None, VecDeque::new(), Duration::ZERO, false);
-        Verifier { shared, from_log, housekeeper, back, failed, unapplied, again_at, ended }
+        let (failed, unapplied, again_at) = (None, VecDeque::new(), Duration::ZERO);
+        Verifier { shared, from_log, housekeeper, back, failed, unapplied, again_at, told: false, ended: false }
     }
 
     /// Its life.
@@ -207,14 +209,21 @@ impl Verifier {
     /// Takes batches that are at rest into the index, in order.
     fn apply_waiting(&mut self) -> bool {
         let shared = Arc::clone(&self.shared);
+        if shared.progress.has_given_up() {
+            // A later batch without an earlier one would be a hole in what the index covers.
+            self.unapplied.clear();
+        }
         if self.unapplied.is_empty() || shared.world.elapsed() < self.again_at {
             return false;
         }
         while let Some(commit) = self.unapplied.pop_front() {
             match self.apply(&commit) {
-                Ok(()) => {}
+                Ok(()) => self.told = false,
                 Err(VaultFault::Backing(e)) => {
-                    log::warn!("taking batch {} into the index: {e}; trying again", commit.number);
+                    if !std::mem::replace(&mut self.told, true) {
+                        let said = format!("taking batch {} into the index: {e}; it is tried again", commit.number);
+                        shared.stats.error(shared.world.now(), said);
+                    }
                     self.unapplied.push_front(commit);
                     self.again_at = shared.world.elapsed() + AGAIN;
                     return false;

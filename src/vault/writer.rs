@@ -52,7 +52,10 @@ impl Writer {
         step_commits: u32,
     ) -> Result<Writer, VaultFault> {
         // The housekeeper may be making this very file.
-        let making = shared.making_segment.held();
+        let making = (place == Place::Primary).then(|| shared.making_segment.held());
+        if place == Place::Emergency {
+            shared.places.goes_away(context.id);
+        }
         let (file, allocated) = open_file(&shared.places, place, &path(context.id))?;
         drop(making);
         let segment = Arc::new(OpenSegment { context: Arc::clone(context), file });
