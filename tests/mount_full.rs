@@ -268,3 +268,15 @@ fn with_an_emergency_disk_nothing_is_refused_until_that_is_full_too() {
     fs::remove_file(filler).unwrap();
     comes_home(&v, &away, &taken);
 }
+
+#[test]
+fn with_both_disks_full_deleting_makes_room_and_everything_comes_home() {
+    let (disk, away) = (Disk::ext4(100), Disk::ext4(64));
+    let v = with_emergency(&disk, &away);
+    let mut taken = fill_from_inside(&v.mnt, 0);
+    assert!(segments_away(&away.at) > 0, "it went away for room");
+    delete(&v.mnt, &mut taken, |n| n % 4 == 0);
+    room_comes(&v.mnt, 1 << 50, MIB);
+    taken.push((1 << 50, MIB));
+    comes_home(&v, &away, &taken);
+}

@@ -146,7 +146,14 @@ impl Housekeeper {
         if first {
             return false;
         }
-        let room = shared.backing.space().is_ok_and(|s| s.free_bytes > reserve_bytes(s.total_bytes));
+        // What was deleted since is given back by a checkpoint, and by nothing else.
+        if shared.away_for_room.load(SeqCst) && shared.index.overlay_entries() > 0 {
+            shared.checkpoint_wanted.store(true, SeqCst);
+            shared.wake_log();
+        }
+        // What lies away is to have room, too.
+        let need = |total: u64| reserve_bytes(total) + shared.reserve.missing_bytes() + shared.places.away_bytes();
+        let room = shared.backing.space().is_ok_and(|s| s.free_bytes > need(s.total_bytes));
         if room && shared.places.probe(Place::Primary).is_ok() {
             shared.home_wanted.store(true, SeqCst);
             shared.wake_log();
@@ -265,7 +272,8 @@ fn punch(shared: &Shared, mut dead: Vec<DeadRange>) {
     }
     let block = BLOCK_BYTES as u64;
     let mut open: Option<(SegmentId, Arc<dyn BackingFile>)> = None;
-    for d in merged {
+    // What lies away comes home whole.
+    for d in merged.into_iter().filter(|d| !shared.places.is_away(d.segment)) {
         let (from, to) = (d.from.next_multiple_of(block), d.to / block * block);
         if from >= to {
             continue;

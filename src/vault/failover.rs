@@ -74,7 +74,10 @@ impl Log {
         }
         self.drain();
         match self.choose(trouble) {
-            Some(place) => self.restart(place),
+            Some(place) => {
+                s.away_for_room.store(trouble.kind == Kind::Full, SeqCst);
+                self.restart(place);
+            }
             None => {
                 s.nowhere(&trouble.why);
                 // Longer each time that a place took a test write and then not the rest.
@@ -162,7 +165,9 @@ impl Log {
     /// Where to go on; `None` if no place that was not tried takes the log.
     fn choose(&mut self, trouble: &Trouble) -> Option<Place> {
         let s = Arc::clone(&self.shared);
-        let room = trouble.kind == Kind::Full && trouble.place == Place::Primary && s.release_reserve();
+        let full_at_home = trouble.kind == Kind::Full && trouble.place == Place::Primary;
+        // Where there is another place, the reserve is for the checkpoints that make room at home again.
+        let room = full_at_home && !s.places.has(Place::Emergency) && s.release_reserve();
         let same = match trouble.kind {
             Kind::Full => room,
             // Perhaps a bad spot: a new segment lies elsewhere on the device.
@@ -182,7 +187,9 @@ impl Log {
                 }
             }
         }
-        None
+        // The last room there is.
+        let reserve = full_at_home && s.places.has(Place::Emergency) && s.release_reserve();
+        (reserve && s.places.probe(Place::Primary).is_ok()).then(|| self.chosen(Place::Primary))
     }
 
     fn chosen(&mut self, place: Place) -> Place {
@@ -217,6 +224,7 @@ impl Log {
                 if s.places.has(place) && s.places.has_room(place, need) && s.places.probe(place).is_ok() {
                     self.tried = Tried::default();
                     let place = self.chosen(place);
+                    s.away_for_room.store(waiting.full, SeqCst);
                     self.restart(place);
                     // Written again at once, though no one asks for it: that is how it heals.
                     s.pressed.store(true, Relaxed);

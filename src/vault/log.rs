@@ -237,7 +237,7 @@ impl Log {
         let s = &self.shared;
         let long = Duration::from_secs(1);
         let began = s.batch.held().began;
-        if s.checkpoint_wanted.load(SeqCst) && !s.checkpoint_running.load(SeqCst) && !s.away.load(SeqCst) {
+        if s.checkpoint_wanted.load(SeqCst) && !s.checkpoint_running.load(SeqCst) && s.takes_checkpoints() {
             return Duration::ZERO;
         }
         let Some(began) = began else { return long };
@@ -403,7 +403,7 @@ impl Log {
     fn checkpoint_due(&self) -> bool {
         let s = &self.shared;
         // Its index lies in the backing directory.
-        if s.checkpoint_running.load(SeqCst) || s.away.load(SeqCst) || s.progress.is_stopped() {
+        if s.checkpoint_running.load(SeqCst) || !s.takes_checkpoints() || s.progress.is_stopped() {
             return false;
         }
         let due = s.checkpoint_wanted.swap(false, SeqCst)

@@ -368,7 +368,7 @@ impl Vault {
         s.checkpoint_wanted.store(true, SeqCst);
         s.wake_log();
         let mut progress = s.progress.held();
-        while attempts() == before && !s.progress.is_stopped() && !s.away.load(SeqCst) && !s.closing.load(SeqCst) {
+        while attempts() == before && !s.progress.is_stopped() && s.takes_checkpoints() && !s.closing.load(SeqCst) {
             progress = s.await_progress(progress, Duration::from_millis(100));
         }
         drop(progress);

@@ -9,7 +9,7 @@ use crate::backing::{AlignedBuf, Backing, BackingFile, Cache, Open, ShadowBackin
 use crate::base::id::{SegmentId, VaultId};
 use crate::base::limits::BLOCK_BYTES;
 use crate::base::lock::Held;
-use crate::segment::{file_name, parse_file_name};
+use crate::segment::{file_name, parse_file_name, path};
 use std::collections::BTreeSet;
 use std::io;
 use std::sync::{Arc, Mutex};
@@ -160,6 +160,13 @@ impl Places {
     /// Whether a segment lies in the emergency directory.
     pub fn is_away(&self, id: SegmentId) -> bool {
         self.lying_away.held().contains(&id)
+    }
+
+    /// Bytes of the segments that lie in the emergency directory.
+    pub fn away_bytes(&self) -> u64 {
+        let Ok(away) = self.of(Place::Emergency) else { return 0 };
+        let len = |id| away.open(&path(id), Open::Read, Cache::Buffered).and_then(|file| file.len()).unwrap_or(0);
+        self.away().into_iter().map(len).sum()
     }
 
     /// A segment is begun in the emergency directory.

@@ -55,7 +55,7 @@ impl Vault {
     /// Whether there may be something that a checkpoint gives back.
     fn holds_deleted(&self) -> bool {
         let s = &self.shared;
-        let away = s.away.load(SeqCst);
-        !away && (!s.dead.held().is_empty() || !s.batch.held().is_empty() || !s.in_flight.held().is_empty())
+        s.takes_checkpoints()
+            && (!s.dead.held().is_empty() || !s.batch.held().is_empty() || !s.in_flight.held().is_empty())
     }
 }

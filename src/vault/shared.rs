@@ -167,6 +167,8 @@ pub struct Shared {
     pub generation: AtomicU64,
     /// Whether the log lies in the emergency directory at the moment.
     pub away: AtomicBool,
+    /// Whether it is there only for want of room: the index at home can still be written, from the reserve.
+    pub away_for_room: AtomicBool,
     /// Whether the backing directory is well again.
     pub home_wanted: AtomicBool,
     /// Whether segments that the log has left behind in the emergency directory are to be brought home.
@@ -287,6 +289,11 @@ impl Shared {
         if !self.read_only && !self.progress.is_stopped() && !self.away.load(SeqCst) {
             self.reserve.refill(&*self.backing);
         }
+    }
+
+    /// Whether checkpoints can be stored, as far as anyone knows: their index lies in the backing directory.
+    pub fn takes_checkpoints(&self) -> bool {
+        !self.away.load(SeqCst) || self.away_for_room.load(SeqCst)
     }
 
     /// Where the log lies.

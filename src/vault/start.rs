@@ -128,6 +128,7 @@ pub(super) fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sy
         trouble: Mutex::default(),
         generation: 0.into(),
         away: false.into(),
+        away_for_room: false.into(),
         home_wanted: false.into(),
         bring_home: false.into(),
         home_below: first.0.into(),
