@@ -119,34 +119,3 @@ fn what_a_killed_process_left_is_made_durable_before_it_is_relied_on() {
         assert!(player.history.states.iter().any(|s| s.hash == found.hash()));
     }
 }
-
-/// After a sync of the index failed, its newest header and pages were in the page cache alone, and the next checkpoint went on
-/// from them: a power cut then left an index whose pages had never reached the disk.
-#[test]
-fn an_index_whose_sync_failed_goes_on_from_what_is_durable() {
-    for skip in 0..4 {
-        let (disk, mut player) = player();
-        player.faulty = true;
-        disk.plant(Fault::of(&[Kind::SyncData], Effect::Error(libc::EIO)).on("index").after(skip).times(1));
-        let from = disk.calls();
-        for seed in 2..6 {
-            player.step(&write("a", seed)).unwrap();
-            player.step(&Step::Fsync).unwrap();
-            // The first one fails somewhere in the middle; those after it must stand by themselves.
-            let _ = player.step(&Step::Checkpoint);
-        }
-        assert_eq!(disk.struck(), 1, "{skip}");
-        let mut cuts = disk.cuts();
-        loop {
-            if cuts.cut() >= from {
-                let image = cuts.image(&mut |_| Fate::Lost);
-                let (_world, place) = opened(&image);
-                let found = place.observe().unwrap_or_else(|e| panic!("{skip}, cut {}: {e}", cuts.cut()));
-                assert!(player.history.states.iter().any(|s| s.hash == found.hash()), "{skip}, cut {}", cuts.cut());
-            }
-            if !cuts.advance() {
-                break;
-            }
-        }
-    }
-}
