@@ -5,6 +5,7 @@
 //! Called by: `op` (adds), `log` (cuts). Cannot fail.
 
 use super::state::BatchState;
+use crate::base::id::SegmentId;
 use crate::base::limits::RECORDS_FRAME_BYTES;
 use crate::buffer::FileBuffer;
 use crate::format::record::{Counters, Record};
@@ -68,4 +69,8 @@ pub struct Cut {
     pub began: Duration,
     /// The log's position after it; known once it is written.
     pub position: LogPosition,
+    /// The segment that its commit is in; known once it is written.
+    pub segment: SegmentId,
+    /// Where that segment ended then.
+    pub end_bytes: u64,
 }

@@ -52,7 +52,7 @@ impl Log {
         let Some(w) = &self.writer else {
             return Err(self.trouble(&VaultFault::Failed("a commit was written to no segment".into())));
         };
-        let replay_from = w.segment.context.id;
+        let (replay_from, end_bytes) = (w.segment.context.id, w.position);
         self.written.push((Arc::clone(&w.segment), None));
         let mut flush = Flush::of(std::mem::take(&mut self.written), self.generation, s.place());
         let flushed = Arc::clone(&flush.outcome);
@@ -65,7 +65,7 @@ impl Log {
             self.ends.flushes.send(flush);
         }
         let cut = &mut self.cuts[at];
-        cut.position = self.position;
+        (cut.position, cut.segment, cut.end_bytes) = (self.position, replay_from, end_bytes);
         // A cut that is in the log was sealed before.
         cut.state = cut.state.after(BatchEvent::Written).unwrap_or(cut.state);
         let (generation, position) = (self.generation, self.position);

@@ -9,7 +9,7 @@
 //! On failure: no place takes the log: state `error`, until a probe says that one does.
 
 use super::log::Log;
-use super::place::Place;
+use super::place::{Place, remove_if_there};
 use super::sealer::{Job, Sealed};
 use super::state::{BatchEvent, BatchState, Event};
 use super::trouble::{Kind, Trouble};
@@ -18,6 +18,7 @@ use crate::base::id::SegmentId;
 use crate::base::limits::{ALLOCATE_STEP_BYTES, CLOSE_DEADLINE};
 use crate::base::lock::{Held, Shared as _};
 use crate::seal::Chain;
+use crate::segment::path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::time::Duration;
@@ -107,11 +108,25 @@ impl Log {
         }
     }
 
-    /// Leaves the segment, and what was in the log since the last batch came to rest. Its file stays as it is: giving its room
-    /// back here once cost an acknowledged frame (failing-disk world 400087).
+    /// Leaves the segment, and what was in the log since the last batch came to rest. Segments that were begun since hold
+    /// nothing that anyone needs: their room is given back, for it may be what is wanting.
     fn abandon(&mut self) {
-        self.writer = None;
-        self.written.clear();
+        let s = Arc::clone(&self.shared);
+        let last = self.writer.take().map(|w| w.segment);
+        let written = std::mem::take(&mut self.written).into_iter().map(|(segment, _)| segment);
+        for segment in written.chain(last) {
+            let id = segment.context.id;
+            if id > self.durable_segment {
+                s.segments.forget(id);
+                // Void all the same, if it stays.
+                let removed = s.places.of(s.place()).and_then(|backing| remove_if_there(&*backing, &path(id)));
+                if removed.is_ok() {
+                    s.places.came_home(id);
+                }
+            } else if id == self.durable_segment {
+                let _ = segment.file.set_len(self.durable_end);
+            }
+        }
         for (_, job) in std::mem::take(&mut self.early) {
             self.consume(job);
         }

@@ -59,6 +59,10 @@ pub struct Log {
     pub(super) position: LogPosition,
     /// The newest commit at rest.
     pub(super) durable: LogPosition,
+    /// The segment that it is in, if it was written since the mount.
+    pub(super) durable_segment: SegmentId,
+    /// Where it ends there.
+    pub(super) durable_end: u64,
     pub(super) chain: Chain,
     pub(super) frames: u32,
     /// Whether the next segment voids what earlier ones hold behind `position`.
@@ -92,6 +96,8 @@ impl Log {
             generation: 0,
             position,
             durable: position,
+            durable_segment: SegmentId::default(),
+            durable_end: 0,
             chain: Chain::after(&position.chain),
             frames: 0,
             restarts: false,
@@ -192,7 +198,7 @@ impl Log {
     pub(super) fn forget_durable(&mut self) {
         let durable = self.shared.progress.held().durable;
         while let Some(cut) = self.cuts.pop_front_if(|c| c.number <= durable) {
-            self.durable = cut.position;
+            (self.durable, self.durable_segment, self.durable_end) = (cut.position, cut.segment, cut.end_bytes);
             (self.tried, self.probe_pause) = (super::failover::Tried::default(), Duration::ZERO);
             let matched =
                 if self.shared.place() == Place::Emergency { BatchEvent::MatchedAway } else { BatchEvent::Matched };
@@ -389,6 +395,8 @@ impl Log {
             urgent,
             began,
             position: LogPosition::START,
+            segment: SegmentId::default(),
+            end_bytes: 0,
         });
     }
 
