@@ -2,7 +2,9 @@
 //!
 //! Method: writers append a stream that their number determines and fsync it, keeping outside what was acknowledged;
 //! others replace a file by rename without any fsync; the daemon is killed, the vault mounted, everything compared, and
-//! so on on the same vault. `STRONGROOM_CRASH_ROUNDS` and `STRONGROOM_SEEDS` ask for more.
+//! so on on the same vault: each time the newest rounds, an older one, and at the end all that are left, of which there are
+//! never many, for the oldest are deleted. `STRONGROOM_CRASH_ROUNDS` and `STRONGROOM_SEEDS` ask for more. How long it took to
+//! be mounted again is said.
 //! Promise: fsynced bytes and names are there and right; later ones may be missing, never invented; a file replaced by
 //! rename is one of its versions, whole, not older than the last fsync. (A killed process leaves the page cache of the
 //! backing disk alone: what a power cut may do is for the tests of `vault` on a disk that forgets.)
@@ -13,13 +15,18 @@ mod common;
 
 use common::rng::Rng;
 use common::stream::{stream, stream_fault};
-use common::{TestVault, eventually, setting};
+use common::{TestVault, eventually, say_times, setting};
+use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+/// Rounds that are looked at after each kill …
+const NEWEST: usize = 3;
+/// … and rounds that are kept: the vault must not only grow.
+const KEPT: usize = 24;
 const APPENDERS: u64 = 6;
 const REPLACERS: u64 = 3;
 
@@ -129,7 +136,8 @@ fn what_was_fsynced_survives_kill_9_at_any_moment() {
     let seed = std::env::var("STRONGROOM_SEEDS").ok().and_then(|s| s.split(',').next()?.parse().ok()).unwrap_or(1);
     let mut rng = Rng(seed);
     let mut acknowledged_rounds = 0;
-    let mut kept: Vec<(std::path::PathBuf, Vec<Achieved>, Vec<Achieved>)> = Vec::new();
+    let mut kept: VecDeque<(PathBuf, Vec<Achieved>, Vec<Achieved>)> = VecDeque::new();
+    let mut took = Vec::new();
     for round in 0..setting("STRONGROOM_CRASH_ROUNDS", 5, 5) {
         let dir = v.path(format!("round-{round}"));
         fs::create_dir(&dir).unwrap();
@@ -152,9 +160,13 @@ fn what_was_fsynced_survives_kill_9_at_any_moment() {
             stop.store(true, SeqCst);
         });
         acknowledged_rounds += u64::from(appended.iter().any(|a| a.acknowledged.load(SeqCst) > 0));
+        let begun = Instant::now();
         v.mount();
-        kept.push((dir, appended, replaced));
-        for (dir, appended, replaced) in &kept {
+        took.push(begun.elapsed());
+        let older = (!kept.is_empty()).then(|| rng.below(kept.len() as u64) as usize);
+        kept.push_back((dir, appended, replaced));
+        let newest = kept.len().saturating_sub(NEWEST)..kept.len();
+        for (dir, appended, replaced) in newest.chain(older).map(|i| &kept[i]) {
             let found = faults(dir, appended, replaced);
             assert!(found.is_empty(), "seed {seed}, round {round}, killed after {life:?}: {found:#?}");
         }
@@ -168,12 +180,18 @@ fn what_was_fsynced_survives_kill_9_at_any_moment() {
             v.kill9();
             v.mount();
         }
+        if kept.len() > KEPT
+            && let Some((dir, ..)) = kept.pop_front()
+        {
+            fs::remove_dir_all(dir).unwrap();
+        }
     }
     assert!(acknowledged_rounds > 0, "no fsync was acknowledged before any kill: nothing was tried");
     v.remount();
     for (dir, appended, replaced) in &kept {
         assert_eq!(faults(dir, appended, replaced), Vec::<String>::new(), "after a clean unmount");
     }
+    say_times(took);
 }
 
 #[test]

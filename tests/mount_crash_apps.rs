@@ -5,12 +5,12 @@
 //! Promise: sqlite finds its database whole and has every row that it was told is committed; `git fsck --strict` finds
 //! nothing, and every commit whose command came back is in the history. How long it took to be mounted again is said.
 
-#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test may")]
+#![allow(clippy::unwrap_used, reason = "a test may")]
 
 mod common;
 
 use common::rng::Rng;
-use common::{TestVault, output, run, setting};
+use common::{TestVault, output, run, say_times, setting};
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -144,13 +144,7 @@ fn databases_and_repositories_survive_kill_9() {
         }
     }
     assert!(done.iter().all(|d| !d.lock().unwrap().is_empty()), "nothing was acknowledged before any kill");
-    took.sort_unstable();
-    eprintln!(
-        "{} kills; mounted again in {:?} as a rule, {:?} at most",
-        took.len(),
-        took[took.len() / 2],
-        took[took.len() - 1]
-    );
+    say_times(took);
 }
 
 #[test]

@@ -38,6 +38,13 @@ pub fn setting(name: &str, in_release: u64, in_debug: u64) -> u64 {
     }
 }
 
+/// Says how long mounting took after each kill.
+pub fn say_times(mut took: Vec<Duration>) {
+    took.sort_unstable();
+    let Some(most) = took.last() else { return };
+    eprintln!("{} kills; mounted again in {:.0?} (median), {most:.0?} at most", took.len(), took[took.len() / 2]);
+}
+
 /// Whether the test runs as root.
 pub fn is_root() -> bool {
     // SAFETY: takes nothing, cannot fail.
