@@ -48,6 +48,12 @@ pub const FILE_BYTES_MAX: u64 = (i64::MAX as u64) & !(BLOCK_BYTES as u64 - 1);
 pub const BUDGET_BYTES_DEFAULT: u64 = 256 << 20;
 /// Smallest budget that still works.
 pub const BUDGET_BYTES_MIN: u64 = 16 << 20;
+/// Inodes kept as nodes (some 400 bytes each with their buffers) are one for so many bytes of the budget, …
+pub const NODES_PER_BUDGET_BYTES: u64 = 8 << 10;
+/// … and never fewer than this, …
+pub const NODES_MIN: u64 = 4096;
+/// … nor more than this. The kernel may remember many more, at some 30 bytes each.
+pub const NODES_MAX: u64 = 64 << 10;
 /// Background requests (write-back, read-ahead) the kernel may have under way at once …
 pub const FUSE_BACKGROUND_MAX: u16 = 6;
 /// … and the threads that serve: always some left when every background write waits for the budget. No more than that:

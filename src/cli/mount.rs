@@ -337,7 +337,14 @@ fn mount(plan: &Plan, vault: Arc<Vault>) -> Result<(Mounted, Unmounter), Failure
     // SAFETY: both calls only ask, and cannot fail.
     let (uid, gid) = unsafe { (libc::geteuid(), libc::getegid()) };
     let atime = !said.kernel.iter().any(|word| word == "noatime");
-    let fs_options = FsOptions { uid, gid, show_storage: said.show_storage, read_only: said.read_only, atime };
+    let fs_options = FsOptions {
+        uid,
+        gid,
+        show_storage: said.show_storage,
+        read_only: said.read_only,
+        atime,
+        ..FsOptions::default()
+    };
     let fs = FileSystem::new(vault, fs_options)
         .map_err(|fault| Failure::new(Exit::Damaged, format!("{}: {fault}", plan.vault.display())))?;
     let options = MountOptions {

@@ -19,6 +19,7 @@ mod rename;
 mod render;
 mod stats;
 mod storage;
+mod table;
 mod xattr;
 
 pub use attr::{Attr, SetAttr, SetTime};
@@ -36,9 +37,10 @@ use crate::base::world::Time;
 use crate::format::inode::Inode;
 use crate::format::key;
 use crate::vault::{SyncReply, Vault, VaultFault};
-use node::{Nodes, Pin, State};
+use node::{Pin, State};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
+use table::Nodes;
 
 /// How the filesystem shows itself.
 #[derive(Debug, Clone, Copy)]
@@ -53,11 +55,13 @@ pub struct FsOptions {
     pub read_only: bool,
     /// Whether reading moves the access time (as `relatime` does: when it is not newer than the last change, or a day old).
     pub atime: bool,
+    /// Most inodes held in memory beside those at work; what the byte budget allows unless told.
+    pub nodes_max: Option<usize>,
 }
 
 impl Default for FsOptions {
     fn default() -> Self {
-        FsOptions { uid: 0, gid: 0, show_storage: false, read_only: false, atime: true }
+        FsOptions { uid: 0, gid: 0, show_storage: false, read_only: false, atime: true, nodes_max: None }
     }
 }
 
@@ -89,9 +93,9 @@ impl FileSystem {
     /// The filesystem in an open vault; makes the root directory in a new one, and removes what a crash left unnamed.
     pub fn new(vault: Arc<Vault>, options: FsOptions) -> Result<FileSystem, VaultFault> {
         let fs = FileSystem {
+            nodes: options.nodes_max.map_or_else(|| Nodes::within(vault.gauges().budget_bytes), Nodes::new),
             vault,
             options,
-            nodes: Nodes::default(),
             namespace: Mutex::new(()),
             changes: AtomicU64::new(0),
             storage: storage::Storage::default(),

@@ -12,12 +12,11 @@ use crate::base::lock::Held;
 use crate::format::inode::Inode;
 use crate::format::key;
 use crate::vault::{FileBuffer, Op, Vault};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::ops::Deref;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, OnceLock};
 
-const SHARDS: usize = 64;
 /// Entries per read of a range of the index.
 const SCAN_ENTRIES: usize = 256;
 
@@ -33,9 +32,11 @@ pub(super) struct Node {
     pub(super) ino: Ino,
     state: Mutex<State>,
     /// Look-ups the kernel has not forgotten, plus operations at work on it.
-    holds: AtomicU64,
+    pub(super) holds: AtomicU64,
+    /// Whether anyone was at work on it since the table last looked.
+    pub(super) used: AtomicBool,
     /// It has no name any more; never taken back.
-    gone: AtomicBool,
+    pub(super) gone: AtomicBool,
     /// Someone removes, or has removed, what is stored of it.
     purged: AtomicBool,
     file: OnceLock<Arc<FileBuffer>>,
@@ -48,6 +49,7 @@ impl Node {
             ino,
             state: Mutex::new(state),
             holds: AtomicU64::new(1),
+            used: AtomicBool::new(false),
             gone,
             purged: AtomicBool::new(false),
             file: OnceLock::new(),
@@ -61,33 +63,6 @@ impl Node {
     }
     pub(super) fn file(&self, vault: &Vault) -> &Arc<FileBuffer> {
         self.file.get_or_init(|| vault.file(self.ino))
-    }
-}
-
-#[derive(Default)]
-struct Shard {
-    nodes: HashMap<u64, Arc<Node>>,
-    /// Nodes dropped so far: an inode read before a drop may be older than what the dropped node held.
-    drops: u64,
-}
-
-/// All inodes in use.
-pub(super) struct Nodes {
-    shards: Vec<Mutex<Shard>>,
-}
-
-impl Default for Nodes {
-    fn default() -> Self {
-        Nodes { shards: (0..SHARDS).map(|_| Mutex::default()).collect() }
-    }
-}
-
-impl Nodes {
-    fn shard(&self, ino: Ino) -> &Mutex<Shard> {
-        &self.shards[(ino.0 as usize) % SHARDS]
-    }
-    pub(super) fn count(&self) -> usize {
-        self.shards.iter().map(|s| s.held().nodes.len()).sum()
     }
 }
 
@@ -122,21 +97,22 @@ impl FileSystem {
     pub(super) fn pin(&self, ino: Ino) -> Result<Pin<'_>, FsFault> {
         loop {
             let drops = {
-                let shard = self.nodes.shard(ino).held();
-                if let Some(node) = shard.nodes.get(&ino.0) {
+                let shard = self.nodes.shard(ino);
+                if let Some(node) = shard.get(ino) {
                     node.holds.fetch_add(1, SeqCst);
+                    node.used.store(true, Relaxed);
                     return Ok(Pin { fs: self, node: node.clone() });
                 }
                 shard.drops
             };
             let Some(stored) = self.vault.get(&key::inode(ino))? else { return Err(FsFault::NoEntry) };
             let state = State { inode: Inode::decode(&stored)?, xattrs: None };
-            let mut shard = self.nodes.shard(ino).held();
-            if shard.drops != drops || shard.nodes.contains_key(&ino.0) {
+            let mut shard = self.nodes.shard(ino);
+            if shard.drops != drops || shard.get(ino).is_some() {
                 continue;
             }
             let node = Arc::new(Node::new(ino, state));
-            shard.nodes.insert(ino.0, node.clone());
+            shard.insert(&node);
             return Ok(Pin { fs: self, node });
         }
     }
@@ -144,7 +120,7 @@ impl FileSystem {
     /// Puts a new inode, not yet stored, into the table.
     pub(super) fn pin_new(&self, ino: Ino, inode: Inode) -> Pin<'_> {
         let node = Arc::new(Node::new(ino, State { inode, xattrs: Some(BTreeSet::new()) }));
-        self.nodes.shard(ino).held().nodes.insert(ino.0, node.clone());
+        self.nodes.shard(ino).insert(&node);
         Pin { fs: self, node }
     }
 
@@ -153,7 +129,14 @@ impl FileSystem {
         if self.storage.forget(ino, count) {
             return;
         }
-        let node = self.nodes.shard(ino).held().nodes.get(&ino.0).cloned();
+        let node = {
+            let mut shard = self.nodes.shard(ino);
+            let node = shard.get(ino).cloned();
+            if node.is_none() {
+                shard.forget(ino, count);
+            }
+            node
+        };
         if let Some(node) = node {
             self.release(&node, count);
         }
@@ -161,7 +144,7 @@ impl FileSystem {
 
     fn release(&self, node: &Arc<Node>, count: u64) {
         {
-            let mut shard = self.nodes.shard(node.ino).held();
+            let mut shard = self.nodes.shard(node.ino);
             let before = node
                 .holds
                 .fetch_update(SeqCst, SeqCst, |held| Some(held.saturating_sub(count)))
@@ -170,7 +153,7 @@ impl FileSystem {
                 return;
             }
             if !node.gone.load(SeqCst) {
-                remove(&mut shard, node);
+                shard.remove(node);
                 return;
             }
         }
@@ -181,9 +164,9 @@ impl FileSystem {
             // Its ORPHAN key stays: the next mount purges it.
             super::errno::answer(&self.vault, "purge", node.ino, &fault);
         }
-        let mut shard = self.nodes.shard(node.ino).held();
+        let mut shard = self.nodes.shard(node.ino);
         if node.holds.load(SeqCst) == 0 {
-            remove(&mut shard, node);
+            shard.remove(node);
         }
     }
 
@@ -301,13 +284,6 @@ impl FileSystem {
                 None => return Ok(()),
             }
         }
-    }
-}
-
-fn remove(shard: &mut Shard, node: &Arc<Node>) {
-    if shard.nodes.get(&node.ino.0).is_some_and(|n| Arc::ptr_eq(n, node)) {
-        shard.nodes.remove(&node.ino.0);
-        shard.drops += 1;
     }
 }
 

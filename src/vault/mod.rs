@@ -77,7 +77,7 @@ use crate::format::segment::SegmentInfo;
 use checkpoint::ToHousekeeper;
 use crossbeam_channel::Sender;
 use progress::Waiter;
-use shared::Shared;
+use shared::{FILES_LOOK_MIN, Shared};
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -267,14 +267,16 @@ impl Vault {
     /// The buffers of a file: the same value for everyone while anyone holds it.
     pub fn file(&self, ino: Ino) -> Arc<FileBuffer> {
         let mut files = self.shared.files.held();
-        if let Some(file) = files.get(&ino).and_then(std::sync::Weak::upgrade) {
+        if let Some(file) = files.by_ino.get(&ino).and_then(std::sync::Weak::upgrade) {
             return file;
         }
-        if files.len() >= 1024 && files.len().is_power_of_two() {
-            files.retain(|_, f| f.strong_count() > 0);
+        if files.by_ino.len() >= files.look_at {
+            // Each look through all pays for itself: as many have come since the last as had stayed then.
+            files.by_ino.retain(|_, f| f.strong_count() > 0);
+            files.look_at = FILES_LOOK_MIN.max(2 * files.by_ino.len());
         }
         let file = Arc::new(FileBuffer::new(ino));
-        files.insert(ino, Arc::downgrade(&file));
+        files.by_ino.insert(ino, Arc::downgrade(&file));
         file
     }
 

@@ -68,6 +68,22 @@ impl Shares {
     }
 }
 
+/// Fewest files among which those that have gone are looked for.
+pub const FILES_LOOK_MIN: usize = 1024;
+
+/// The buffers of files that anyone holds, and of some that nobody holds any more.
+pub struct Files {
+    pub by_ino: HashMap<Ino, Weak<FileBuffer>>,
+    /// With so many, those that have gone are taken out.
+    pub look_at: usize,
+}
+
+impl Default for Files {
+    fn default() -> Files {
+        Files { by_ino: HashMap::new(), look_at: FILES_LOOK_MIN }
+    }
+}
+
 /// The shared state.
 pub struct Shared {
     pub world: Arc<dyn World>,
@@ -122,7 +138,7 @@ pub struct Shared {
     pub group_buffers: Mutex<Vec<AlignedBuf>>,
     pub cache: FrameCache,
     pub windows: Windows,
-    pub files: Mutex<HashMap<Ino, Weak<FileBuffer>>>,
+    pub files: Mutex<Files>,
 
     pub cursor: Cursor,
     /// Held by the worker that is picking up a job.

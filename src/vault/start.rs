@@ -27,7 +27,6 @@ use crate::base::limits::CHUNK_BYTES;
 use crate::buffer::{Budget, Pool};
 use crate::segment::SegmentContext;
 use crossbeam_channel::{Receiver, Sender};
-use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, RwLock};
 use std::thread::JoinHandle;
@@ -101,7 +100,7 @@ pub(super) fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sy
         group_buffers: Mutex::default(),
         cache: cache::FrameCache::new(shares.cache_bytes),
         windows: Windows::new(shares.cache_bytes / 8),
-        files: Mutex::new(HashMap::new()),
+        files: Mutex::default(),
         cursor: Cursor::new(first, Box::new(fresh)),
         pick: Mutex::default(),
         jobs,
