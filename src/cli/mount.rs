@@ -49,7 +49,7 @@ pub struct Args {
     /// Stay in the foreground, and log to stderr
     #[arg(short, long)]
     foreground: bool,
-    /// Mount options, as in fstab: ro, allow_other, noatime, budget=SIZE, … (docs/cli.md lists them)
+    /// Mount options, as in fstab: ro, allow_other, noatime, uid=N, budget=SIZE, … (docs/cli.md lists them)
     #[arg(short, value_name = "KEY=VALUE,…")]
     options: Vec<String>,
     /// Ignore mount options that are not known
@@ -314,6 +314,8 @@ fn open(plan: &Plan, unlock: Unlock) -> Result<Arc<Vault>, Failure> {
     };
     // After the wait for the lock, so once; before the vault starts its threads, so that it may fork.
     let unlock = derive::master_key(&plan.vault, locked.headers(), unlock)?;
+    // Reading only leaves no trace: what opening writes (the lease, what a crash left to take in) stays in memory.
+    let locked = if said.read_only { locked.shadow() } else { locked };
     let locked = locked.remembered(pins::stores(), said.accept_rollback).finding(emergency::find);
     locked.open(&unlock, &options, world).map_err(|fault| Failure::open(&plan.vault, &fault))
 }
@@ -336,13 +338,15 @@ fn mount(plan: &Plan, vault: Arc<Vault>) -> Result<(Mounted, Unmounter), Failure
     let said = &plan.options;
     // SAFETY: both calls only ask, and cannot fail.
     let (uid, gid) = unsafe { (libc::geteuid(), libc::getegid()) };
-    let atime = !said.kernel.iter().any(|word| word == "noatime");
     let fs_options = FsOptions {
         uid,
         gid,
         show_storage: said.show_storage,
         read_only: said.read_only,
-        atime,
+        atime: said.atime(),
+        dir_atime: said.dir_atime(),
+        acl: said.acl(),
+        shown: said.shown,
         ..FsOptions::default()
     };
     let fs = FileSystem::new(vault, fs_options)
@@ -353,6 +357,7 @@ fn mount(plan: &Plan, vault: Arc<Vault>) -> Result<(Mounted, Unmounter), Failure
         // Whoever else can reach the mount is judged by the kernel, which knows their groups; a lone root needs no judge.
         default_permissions: said.default_permissions || said.allow_other || uid != 0,
         read_only: said.read_only,
+        acl: said.acl(),
         kernel: said.kernel.clone(),
         threads: FUSE_THREADS,
     };
