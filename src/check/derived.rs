@@ -212,10 +212,10 @@ fn has_gaps(vault: &Vault, ino: Ino) -> Result<bool, VaultFault> {
 /// Whether an extent can have been sealed there.
 fn is_placed(offset: u64, extent: &Extent) -> bool {
     let chunk = CHUNK_BYTES as u64;
+    let whole_in_chunk = |start: u64| u64::from(extent.run.plain_len_bytes) <= chunk - start % chunk;
     offset <= FILE_BYTES_MAX - u64::from(extent.len_bytes)
-        && offset
-            .checked_sub(u64::from(extent.skip_bytes))
-            .is_some_and(|start| u64::from(extent.run.plain_len_bytes) <= chunk - start % chunk)
+        // A copy may lie anywhere: what it was sealed for was looked at when it was decoded.
+        && (extent.copied.is_some() || extent.origin(Ino(0), offset).is_some_and(|o| whole_in_chunk(o.start_bytes)))
 }
 
 /// The extents of a file of `size` bytes without overlaps and without nonsense; `None` is an extent that makes no sense. One
@@ -223,7 +223,8 @@ fn is_placed(offset: u64, extent: &Extent) -> bool {
 fn laid_out(stored: &[(u64, Option<Extent>)], size: u64) -> BTreeMap<u64, Extent> {
     let mut after: BTreeMap<u64, Extent> = BTreeMap::new();
     let mut good: Vec<(u64, &Extent)> = stored.iter().filter_map(|(at, e)| Some((*at, e.as_ref()?))).collect();
-    // Oldest first: the log only grows, so what lies further on in it came later.
+    // Oldest first: the log only grows, so what lies further on in it came later. Of a copy nobody can say when it was laid: it
+    // counts as old as what it shares.
     good.sort_by_key(|(at, e)| (e.run.segment, e.run.position_bytes, *at));
     for (at, extent) in good {
         lay(&mut after, at, extent.clone());
@@ -257,8 +258,7 @@ fn lay(extents: &mut BTreeMap<u64, Extent>, at: u64, extent: Extent) {
         let old_end = from + u64::from(old.len_bytes);
         for (a, b) in [(from, old_end.min(at)), (from.max(end), old_end)] {
             if a < b {
-                let skip_bytes = old.skip_bytes + (a - from) as u32;
-                extents.insert(a, Extent { len_bytes: (b - a) as u32, skip_bytes, run: old.run.clone() });
+                extents.insert(a, old.part((a - from) as u32, (b - a) as u32));
             }
         }
     }
@@ -283,7 +283,7 @@ mod tests {
             plain_len_bytes: len_bytes,
             sealed_lens: vec![len_bytes + 16],
         };
-        Extent { len_bytes, skip_bytes: 0, run }
+        Extent { len_bytes, skip_bytes: 0, run, copied: None }
     }
 
     fn shown(after: &BTreeMap<u64, Extent>) -> Vec<(u64, u32, u32, u64)> {

@@ -52,7 +52,7 @@ impl Fallocate {
 }
 
 impl FileSystem {
-    fn pin_file(&self, ino: Ino) -> Result<Pin<'_>, FsFault> {
+    pub(super) fn pin_file(&self, ino: Ino) -> Result<Pin<'_>, FsFault> {
         let pin = self.pin(ino)?;
         match pin.inode().mode & libc::S_IFMT {
             libc::S_IFREG => Ok(pin),

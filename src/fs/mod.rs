@@ -9,6 +9,7 @@
 //! Called by: `fuse`, `cli`, tests. On failure: an `FsFault`, which `errno` turns into what a program sees.
 
 mod attr;
+mod copy;
 mod data;
 mod directory;
 mod errno;
