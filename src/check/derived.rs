@@ -6,6 +6,7 @@
 //! Called by: `repair`. On failure: the vault's fault.
 
 use super::finding::Finding;
+use super::sharing;
 use super::survey::each_entry;
 use crate::base::id::Ino;
 use crate::base::limits::{CHUNK_BYTES, FILE_BYTES_MAX};
@@ -41,6 +42,8 @@ pub fn is_about(finding: &Finding) -> bool {
         | ExtentBeyondEnd { .. }
         | Allocated { .. }
         | TotalBytes { .. }
+        | HoldersWrong { .. }
+        | SharedCount { .. }
         | SegmentUnknown { .. }
         | SegmentLive { .. }
         | SegmentOverfull { .. } => true,
@@ -52,11 +55,18 @@ pub fn is_about(finding: &Finding) -> bool {
 pub fn plan(vault: &Vault, findings: &[Finding]) -> Result<Plan, VaultFault> {
     let mut plan = Plan::default();
     let (mut files, mut gaps, mut beyond) = (BTreeSet::new(), BTreeSet::new(), false);
+    let mut runs = BTreeSet::new();
     // The segment that the vault writes now, since it was opened: no extent can lie there or further on yet.
     let newest = vault.gauges().segments;
     // While extents are not what they should be, what was counted of them is not, either.
     let is_extent = |f: &Finding| {
-        matches!(f, Finding::ExtentMalformed { .. } | Finding::ExtentMisplaced { .. } | Finding::ExtentsOverlap { .. })
+        matches!(
+            f,
+            Finding::ExtentMalformed { .. }
+                | Finding::ExtentMisplaced { .. }
+                | Finding::ExtentsOverlap { .. }
+                | Finding::HoldersWrong { .. }
+        )
     };
     let extents_first = findings.iter().any(is_extent);
     for (i, finding) in findings.iter().enumerate().filter(|(_, f)| is_extent(f) == extents_first) {
@@ -68,6 +78,15 @@ pub fn plan(vault: &Vault, findings: &[Finding]) -> Result<Plan, VaultFault> {
             Finding::ExtentsOverlap { at, .. } => {
                 files.insert(at.ino);
                 "the newer of the two has it".to_owned()
+            }
+            Finding::HoldersWrong { segment, position_bytes, .. } => {
+                runs.insert((*segment, *position_bytes));
+                "looked for in all files".to_owned()
+            }
+            Finding::SharedCount { counted, .. } => {
+                let value = (*counted > 0).then(|| counted.to_le_bytes().to_vec());
+                plan.changes.insert(key::total("shared"), value);
+                "counted anew".to_owned()
             }
             Finding::StrayEntry { key, .. } if is_derived(key) => {
                 plan.changes.insert(key.clone(), None);
@@ -125,6 +144,9 @@ pub fn plan(vault: &Vault, findings: &[Finding]) -> Result<Plan, VaultFault> {
             }
             Ok(())
         })?;
+    }
+    if !runs.is_empty() {
+        plan.changes.extend(sharing::on_record(vault, &runs)?);
     }
     for ino in files {
         plan.file(vault, ino, gaps.contains(&ino))?;

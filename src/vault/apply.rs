@@ -236,9 +236,9 @@ impl Applier<'_> {
 /// The extents of a file that begin in `[from, to)`, in order.
 pub(super) fn extents_between(index: &Index, ino: Ino, from: u64, to: u64) -> Result<Vec<(u64, Extent)>, VaultFault> {
     let mut all = Vec::new();
-    let (mut next, mut limit) = (key::extent(ino, from), SCAN_FIRST);
+    let (mut next, end, mut limit) = (key::extent(ino, from), key::extent(ino, to), SCAN_FIRST);
     loop {
-        let found = index.scan(&key::prefix(key::EXTENT, ino.0), &next, limit)?;
+        let found = index.scan_below(&key::prefix(key::EXTENT, ino.0), &next, Some(&end), limit)?;
         let full = found.len() == limit;
         limit = SCAN_MOST;
         for (k, v) in found {

@@ -134,10 +134,10 @@ fn each_extent(
             each(at, extent)?;
         }
     }
-    let mut next = key::extent(ino, from);
+    let (mut next, end) = (key::extent(ino, from), key::extent(ino, to));
     let limit = SCAN_MOST.min((to - from) as usize / CHUNK_BYTES + 2);
     loop {
-        let found = shared.index.scan(&prefix, &next, limit)?;
+        let found = shared.index.scan_below(&prefix, &next, Some(&end), limit)?;
         let full = found.len() == limit;
         for (k, v) in found {
             let at = key::tail_u64(key::split(&k)?.2)?;
