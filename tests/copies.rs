@@ -270,6 +270,8 @@ fn whatever_is_ruined_on_record_of_shared_data_is_found_and_mended() {
             let (owner, share) = (Owner::default(), Share::Nothing);
             let done = repair(again().unwrap(), &again, &unlock(), &world(), owner, share, &|_, _| ()).unwrap();
             assert!(done.mended.iter().any(|m| m.finding.kind() == kind), "ruin {n}: {:#?}", done.mended);
+            let from_the_log = done.mended.iter().any(|m| m.did.contains("from the log"));
+            assert_eq!(from_the_log, log_is_whole, "ruin {n}: {:#?}", done.mended);
             assert_eq!(done.left, [], "ruin {n}");
             assert_eq!(checked(&copy(&disk), false), [], "ruin {n}: a second look");
         }
