@@ -32,22 +32,25 @@ impl FileSystem {
         }
         self.writable()?;
         let (source, target) = (self.pin_file(from)?, self.pin_file(to)?);
-        let len = len.min(source.inode().size.saturating_sub(offset_in));
-        if len == 0 {
-            return Ok(0);
-        }
-        let overlap = offset_in < offset_out.saturating_add(len) && offset_out < offset_in.saturating_add(len);
-        if from == to && overlap {
-            return Err(FsFault::Invalid);
-        }
         if offset_out >= FILE_BYTES_MAX {
             return Err(FsFault::FileTooLarge);
         }
-        let len = len.min(FILE_BYTES_MAX - offset_out);
+        let wanted = len.min(FILE_BYTES_MAX - offset_out);
         let (source_file, file) = (source.file(&self.vault), target.file(&self.vault));
         for _ in 0..TRIES {
+            let len = wanted.min(source.inode().size.saturating_sub(offset_in));
+            if len == 0 {
+                return Ok(0);
+            }
+            if from == to && offset_in < offset_out + len && offset_out < offset_in + len {
+                return Err(FsFault::Invalid);
+            }
             let content = self.vault.content(source_file, offset_in, offset_in + len)?;
             let copied = content.len_bytes();
+            if source.inode().size < offset_in + copied {
+                // Cut meanwhile: what was looked up are zeros that it never showed.
+                continue;
+            }
             let room = self.vault.reserve_copy(file, offset_out, &content)?;
             let now = how.stamp.then(|| self.now());
             let mut state = target.state();
@@ -73,7 +76,7 @@ impl FileSystem {
         }
         // Who writes to the source without a pause gets what a reader would.
         let mut bytes = Vec::new();
-        self.read(from, offset_in, len.min(BY_BYTES) as usize, &mut bytes)?;
+        self.read(from, offset_in, wanted.min(BY_BYTES) as usize, &mut bytes)?;
         self.write(to, offset_out, &bytes, how)?;
         Ok(bytes.len() as u64)
     }
