@@ -54,8 +54,7 @@ fn a_large_copy_takes_no_room_and_both_files_are_on_their_own() {
     v.remount();
     assert!(fs::read(&a).unwrap() == a_is && fs::read(&b).unwrap() == b_is);
     cp(&b, &c);
-    let file = OpenOptions::new().write(true).open(&b).unwrap();
-    file.set_len(len as u64 / 3).unwrap();
+    OpenOptions::new().write(true).open(&b).unwrap().set_len(len as u64 / 3).unwrap();
     b_is.truncate(len / 3);
     fs::remove_file(&a).unwrap();
     v.remount();
