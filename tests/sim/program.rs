@@ -155,9 +155,14 @@ impl Habits {
         };
         if self.copies && dice.one_in(4) && !files.is_empty() {
             let (from, to) = (dice.pick(&files).clone(), dice.pick(&files).clone());
+            // Mostly of what is there.
+            let size = tree.find(&from).ok().and_then(|ino| tree.get(ino)).map_or(0, |t| match &t.body {
+                Body::File(data) => data.len() as u64,
+                Body::Link(_) | Body::Dir(_) => 0,
+            });
+            let at = if dice.one_in(8) { self.offset(dice) } else { dice.below(size.max(1)) };
             let most = *dice.pick(&[600, self.write_bytes_max, 2 * self.offset_max]);
-            let len = 1 + dice.below(most);
-            return Step::Copy(from, self.offset(dice), to, self.offset(dice), len);
+            return Step::Copy(from, at, to, self.offset(dice), 1 + dice.below(most));
         }
         let step = match dice.below(24) {
             0..=2 => Some(Step::Create(new(dice))),
