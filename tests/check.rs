@@ -529,7 +529,7 @@ impl Program<'_> {
 
     fn step(&mut self) -> Result<(), FsFault> {
         let caller = Caller::default();
-        match self.rng.below(20) {
+        match self.rng.below(23) {
             0..4 => self.make()?,
             4..8 => {
                 let (Some(ino), offset, data) = (self.file(), self.offset(), self.data()) else { return Ok(()) };
@@ -598,6 +598,14 @@ impl Program<'_> {
                         self.fs.forget(self.held.swap_remove(i), 1);
                     }
                 }
+            }
+            20..23 => {
+                let (Some(from), Some(to), at, offset) = (self.file(), self.file(), self.offset(), self.offset())
+                else {
+                    return Ok(());
+                };
+                let most = *self.rng.pick(&[100u64, 70_000, 1 << 33]);
+                self.fs.copy_file_range(from, at, to, offset, 1 + self.rng.below(most), WriteHow::default())?;
             }
             18 => self.fs.sync_wait()?,
             _ if self.rng.below(5) == 0 => self.fs.vault().checkpoint()?,

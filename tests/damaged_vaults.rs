@@ -5,7 +5,8 @@
 //! was damaged then must be found, and mended, for ever.
 //! Promise: each patched vault gives its finding, repair leaves nothing but losses, and what is not lost reads as it did.
 //!
-//! `STRONGROOM_DAMAGE=write cargo test --test damaged_vaults` stores them anew, from the damages of `common/damage.rs`.
+//! `STRONGROOM_DAMAGE=write cargo test --test damaged_vaults` stores them anew, from the damages of `common/damage.rs`; with `add` it
+//! leaves what is there, and stores patches of the base for kinds that have none.
 
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
@@ -273,8 +274,14 @@ fn nothing_is_stored_that_is_not_tried() {
 fn written() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        if std::env::var_os("STRONGROOM_DAMAGE").is_some_and(|how| how == "write") {
+        let how = std::env::var_os("STRONGROOM_DAMAGE");
+        if how.as_ref().is_some_and(|how| how == "write") {
             write_all();
+        } else if how.is_some_and(|how| how == "add") {
+            let base = stored_base();
+            let Healthy { docs, sub, b, link, b_bytes, .. } = *tiny();
+            let healthy = Healthy { disk: disk(&base), docs, sub, b, link, b_bytes };
+            store_missing(&base, Box::leak(Box::new(healthy)));
         }
     });
 }
@@ -289,10 +296,14 @@ fn write_all() {
     for (path, bytes) in &base {
         fs::write(dir().join("base").join(path), bytes).unwrap();
     }
+    store_missing(&base, healthy);
+}
+
+fn store_missing(base: &Files, healthy: &'static Healthy) {
     let store = |kind: &str, after: &Files| {
         let path = dir().join(format!("{kind}.patch"));
         if !path.exists() && kinds_found(&disk(after)).contains(kind) {
-            fs::write(path, patch(&base, after)).unwrap();
+            fs::write(path, patch(base, after)).unwrap();
         }
     };
     for (kind, change) in raw_damages() {

@@ -42,6 +42,8 @@ fn operations() -> Vec<Step> {
         Step::Truncate(s("A/x"), 100),
         Step::Truncate(s("A/x"), 20_000),
         Step::Punch(s("A/x"), 0, 4096),
+        Step::Copy(s("A/x"), 1000, s("B/y"), 0, 9000),
+        Step::Copy(s("A/x"), 0, s("A/x"), 10_000, 5000),
         Step::Link(s("A/x"), s("B/y")),
         Step::Unlink(s("A/x")),
         Step::Unlink(s("B/y")),

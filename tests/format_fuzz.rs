@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use strongroom::base::choice::{Codec, Compression, SuiteId};
 use strongroom::base::id::{CommitSeq, Epoch, Generation, Ino, SegmentId, Slot, VaultId};
 use strongroom::base::world::Time;
-use strongroom::format::extent::{Extent, Run};
+use strongroom::format::extent::{Extent, Origin, Run};
 use strongroom::format::frame::Kind;
 use strongroom::format::group::{self, Entry, HEADER_BYTES, decode_directory, encode_directory};
 use strongroom::format::header::{Header, KeySlot, SlotKind};
@@ -89,8 +89,9 @@ fn number() -> impl Strategy<Value = u64> {
 
 fn extent() -> impl Strategy<Value = Extent> {
     let lens = (12u8..=17, 1u32..=131_072, any::<prop::sample::Index>(), any::<prop::sample::Index>());
-    (codec(), number(), number(), 0u32..1 << 30, lens, any::<u64>()).prop_map(
-        |(codec, segment, position, slot, (unit_log2, plain, a, b), seed)| {
+    let copied = proptest::option::of((number(), 0u64..1 << 45));
+    (codec(), number(), number(), 0u32..1 << 30, lens, any::<u64>(), copied).prop_map(
+        |(codec, segment, position, slot, (unit_log2, plain, a, b), seed, copied)| {
             let unit = 1u32 << unit_log2;
             let sealed = |i: u32| {
                 let most = unit.min(plain - i * unit) + 16;
@@ -106,7 +107,9 @@ fn extent() -> impl Strategy<Value = Extent> {
                 sealed_lens: (0..plain.div_ceil(unit)).map(sealed).collect(),
             };
             let skip_bytes = a.index(plain as usize) as u32;
-            Extent { len_bytes: 1 + b.index((plain - skip_bytes) as usize) as u32, skip_bytes, run }
+            let len_bytes = 1 + b.index((plain - skip_bytes) as usize) as u32;
+            let copied = copied.map(|(ino, chunk)| Origin { ino: Ino(ino), start_bytes: chunk << 17 });
+            Extent { len_bytes, skip_bytes, run, copied }
         },
     )
 }

@@ -24,11 +24,13 @@ use strongroom::fs::{
 use strongroom::seal::{HeaderFault, Unlock};
 use strongroom::vault::{self, CreateOptions, OpenFault, OpenOptions};
 
-const FROZEN: [(&str, SuiteId, Compression); 4] = [
+const FROZEN: [(&str, SuiteId, Compression); 6] = [
     ("v1-aes", SuiteId::Aes256Gcm, Compression::Zstd),
     ("v1-chacha", SuiteId::ChaCha20Poly1305, Compression::Lz4),
     ("v2-aes", SuiteId::Aes256Gcm, Compression::Zstd),
     ("v2-chacha", SuiteId::ChaCha20Poly1305, Compression::Lz4),
+    ("v3-aes", SuiteId::Aes256Gcm, Compression::Zstd),
+    ("v3-chacha", SuiteId::ChaCha20Poly1305, Compression::Lz4),
 ];
 
 /// What lies in each: path, mode, links, owner, group, size, blocks of 512 bytes, seconds of mtime and btime.
@@ -45,6 +47,19 @@ const LISTING: &str = "\
 /random.bin 100640 2 1000 100 40960 80 1500000000 1800000000
 /sparse 100640 1 1000 100 10485763 1 1800000000 1800000000
 ";
+
+/// And in those of format 3, which came with copies.
+const COPIES: &str = "\
+/copy-of-gone 100640 1 1000 100 20000 40 1800000000 1800000000
+/copy-of-words 100640 1 1000 100 150000 293 1800000000 1800000000
+";
+
+/// What shares its data with the rest of `docs/words.txt`, overwritten and with a hole.
+fn copy_of_words() -> Vec<u8> {
+    let mut want = words()[50_000..200_000].to_vec();
+    want[1000..2000].fill(b'c');
+    want
+}
 
 /// Standing time and counted-out chance.
 struct Scripted {
@@ -190,9 +205,25 @@ fn read(fs: &FileSystem, ino: Ino) -> Result<Vec<u8>, FsFault> {
     Ok(out)
 }
 
+fn has_copies(name: &str) -> bool {
+    !name.starts_with("v1") && !name.starts_with("v2")
+}
+
+fn assert_listed(name: &str, fs: &FileSystem) {
+    let mut want = LISTING.to_owned();
+    if has_copies(name) {
+        want = want.replace("/ 40755 3 1000 100 8 8", "/ 40755 3 1000 100 10 8") + COPIES;
+    }
+    let (mut want, found) = (want.lines().collect::<Vec<_>>(), listing(fs));
+    let mut found: Vec<&str> = found.lines().collect();
+    want.sort_unstable();
+    found.sort_unstable();
+    assert_eq!(found, want);
+}
+
 /// Everything that a frozen vault holds.
-fn assert_whole(fs: &FileSystem) {
-    assert_eq!(listing(fs), LISTING);
+fn assert_whole(name: &str, fs: &FileSystem) {
+    assert_listed(name, fs);
     let content = |path: &str| read(fs, find(fs, path).ino).unwrap();
     assert!(content("docs/words.txt") == words());
     assert!(content("random.bin") == noise(1, 40_960));
@@ -207,8 +238,14 @@ fn assert_whole(fs: &FileSystem) {
     assert_eq!(fs.listxattr(random, 100).unwrap(), bytes(b"user.colour\0user.empty\0"));
     assert_eq!(fs.getxattr(random, b"user.colour", 100).unwrap(), bytes(b"dark blue"));
     assert_eq!(fs.getxattr(random, b"user.empty", 100).unwrap(), bytes(b""));
+    let (mut inodes, mut bytes_used) = (10, 204_800 + 40_960 + 70_000 + 14 + 3);
+    if has_copies(name) {
+        assert!(content("copy-of-words") == copy_of_words());
+        assert!(content("copy-of-gone") == noise(9, 24_576)[4000..24_000]);
+        (inodes, bytes_used) = (inodes + 2, bytes_used + 170_000);
+    }
     let usage = fs.vault().usage().unwrap();
-    assert_eq!((usage.inodes, usage.bytes), (10, 204_800 + 40_960 + 70_000 + 14 + 3));
+    assert_eq!((usage.inodes, usage.bytes), (inodes, bytes_used));
     assert_eq!((usage.quota_bytes, usage.quota_inodes), (Some(1 << 40), Some(1_000_000)));
     assert!(fs.vault().stats().errors().is_empty());
 }
@@ -239,6 +276,10 @@ fn make_the_vaults() {
         fs.write(over, 0, &[b'a'; 100_000], how).unwrap();
         fs.write(gone, 0, &noise(9, 24_576), how).unwrap();
         fs.sync_wait().unwrap();
+        let (words_copy, gone_copy) = (file(&fs, ROOT_INO, b"copy-of-words"), file(&fs, ROOT_INO, b"copy-of-gone"));
+        assert_eq!(fs.copy_file_range(text, 50_000, words_copy, 0, 150_000, how).unwrap(), 150_000);
+        assert_eq!(fs.copy_file_range(gone, 4000, gone_copy, 0, 20_000, how).unwrap(), 20_000);
+        fs.write(words_copy, 1000, &[b'c'; 1000], how).unwrap();
         fs.write(over, 10_000, &[b'b'; 10_000], how).unwrap();
         fs.fallocate(over, 30_000, 20_000, Fallocate::PunchHole).unwrap();
         fs.setattr(&caller, over, &SetAttr { size: Some(90_000), ..SetAttr::default() }).unwrap();
@@ -282,7 +323,7 @@ fn a_frozen_vault_opens_holds_what_it_held_and_takes_more() {
         let dir = copied(name);
         for _ in 0..2 {
             let fs = opened(dir.path()).unwrap();
-            assert_whole(&fs);
+            assert_whole(name, &fs);
             fs.vault().close().unwrap();
         }
         let fs = opened(dir.path()).unwrap();
@@ -338,7 +379,7 @@ fn with_header(name: &str, edit: impl Fn(String) -> String) -> tempfile::TempDir
 /// A header's text with another format in it.
 fn format_of(text: &str, format: u16) -> String {
     let (first, rest) = text.split_once('\n').unwrap();
-    assert!(first == "format = 1" || first == "format = 2", "{first}");
+    assert!(["format = 1", "format = 2", "format = 3"].contains(&first), "{first}");
     format!("format = {format}\n{rest}")
 }
 
@@ -349,8 +390,8 @@ fn a_vault_of_an_older_format_becomes_one_of_ours_before_anything_else_is_writte
         let header = || fs::read_to_string(dir.path().join("vault.toml")).unwrap();
         let before = header();
         let fs = opened(dir.path()).unwrap();
-        assert!(header().starts_with("format = 2\n"), "an older strongroom must refuse what follows");
-        assert_eq!(header() == before, !name.starts_with("v1"), "it is rewritten once");
+        assert!(header().starts_with("format = 3\n"), "an older strongroom must refuse what follows");
+        assert_eq!(header() == before, name.starts_with("v3"), "it is rewritten once");
         let ino = fs.mknod(&Caller::default(), ROOT_INO, b"new", 0o644, 0).unwrap().ino;
         fs.write(ino, 0, &noise(4, 50_000), WriteHow::default()).unwrap();
         fs.vault().close().unwrap();
@@ -388,7 +429,7 @@ fn in_memory(name: &str) -> MemoryBacking {
 }
 
 #[test]
-fn a_power_cut_while_a_vault_becomes_one_of_format_2_leaves_one_that_opens_and_none_that_is_misread() {
+fn a_power_cut_while_a_vault_becomes_one_of_ours_leaves_one_that_opens_and_none_that_is_misread() {
     let open_in = |disk: &MemoryBacking| {
         let options = OpenOptions { workers: 1, flush_interval: Duration::from_secs(3600), ..OpenOptions::default() };
         let vault = vault::open(Arc::new(disk.clone()), &unlock(), &options, Arc::new(RealWorld::default())).unwrap();
@@ -406,7 +447,7 @@ fn a_power_cut_while_a_vault_becomes_one_of_format_2_leaves_one_that_opens_and_n
         for coins in 0..3 {
             let after = cuts.image(&mut |_| Fate::Torn { unit_bytes: 512, coins });
             let bytes = |path: &str| read_file(&after, path, 1 << 30).unwrap();
-            let is_new = bytes("vault.toml").starts_with(b"format = 2\n");
+            let is_new = bytes("vault.toml").starts_with(b"format = 3\n");
             *if is_new { &mut new } else { &mut old } += 1;
             let roots = ["root.a", "root.b"].map(|name| bytes(name)[4]);
             let segments = after.list("segments").unwrap();
@@ -438,8 +479,8 @@ fn the_format_in_the_header_is_authenticated() {
 #[test]
 fn a_header_of_the_future_is_refused_before_anything_else_is_looked_at() {
     for (name, ..) in FROZEN {
-        let dir = with_header(name, |t| format_of(&t, 3) + "\nsurprise = 'yes'\n");
-        assert!(matches!(fault(dir.path()), OpenFault::Header(HeaderFault::UnknownFeature(f)) if f == "format 3"));
+        let dir = with_header(name, |t| format_of(&t, 4) + "\nsurprise = 'yes'\n");
+        assert!(matches!(fault(dir.path()), OpenFault::Header(HeaderFault::UnknownFeature(f)) if f == "format 4"));
         let dir = with_header(name, |t| t.replace("features = []", "features = ['holes']"));
         assert!(matches!(fault(dir.path()), OpenFault::Header(HeaderFault::UnknownFeature(f)) if f == "holes"));
     }
@@ -482,7 +523,7 @@ fn one_root_is_enough_and_none_is_refused() {
         for root in ["root.a", "root.b"] {
             let dir = copied(name);
             cut(dir.path(), root);
-            assert_whole(&opened(dir.path()).unwrap());
+            assert_whole(name, &opened(dir.path()).unwrap());
         }
         let dir = copied(name);
         cut(dir.path(), "root.a");
@@ -498,10 +539,10 @@ fn a_lost_or_damaged_index_is_rebuilt_and_equal() {
         let dir = copied(name);
         fs::remove_file(dir.path().join(index)).unwrap();
         let fs = opened(dir.path()).unwrap();
-        assert_whole(&fs);
+        assert_whole(name, &fs);
         fs.vault().close().unwrap();
         drop(fs);
-        assert_whole(&opened(dir.path()).unwrap());
+        assert_whole(name, &opened(dir.path()).unwrap());
 
         // Both header slots; a page; the preamble.
         for places in [&[4096 + 50, 12_288 + 50][..], &[17]] {
@@ -509,7 +550,7 @@ fn a_lost_or_damaged_index_is_rebuilt_and_equal() {
             let mut bytes = fs::read(dir.path().join(index)).unwrap();
             places.iter().for_each(|&at: &usize| bytes[at] ^= 1);
             fs::write(dir.path().join(index), bytes).unwrap();
-            assert_whole(&opened(dir.path()).unwrap());
+            assert_whole(name, &opened(dir.path()).unwrap());
         }
     }
 }
@@ -519,7 +560,7 @@ fn an_index_of_another_vault_is_no_index() {
     let (dir, other) = (copied("v1-aes"), copied("v1-chacha"));
     let index = "index/0000000000000001";
     fs::copy(other.path().join(index), dir.path().join(index)).unwrap();
-    assert_whole(&opened(dir.path()).unwrap());
+    assert_whole("v1-aes", &opened(dir.path()).unwrap());
 }
 
 #[test]
@@ -528,7 +569,7 @@ fn a_missing_segment_costs_what_lies_in_it() {
         let dir = copied(name);
         fs::remove_file(dir.path().join("segments/0000000000000001")).unwrap();
         let fs = opened(dir.path()).unwrap();
-        assert_eq!(listing(&fs), LISTING, "names and attributes lie in the index");
+        assert_listed(name, &fs);
         let lost = read(&fs, find(&fs, "docs/words.txt").ino).map(|_| ()).expect_err("its frames are gone");
         assert_eq!(lost.errno(), libc::EIO);
         assert!(read(&fs, find(&fs, "random.bin").ino).unwrap() == noise(1, 40_960));

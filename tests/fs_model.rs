@@ -351,7 +351,7 @@ fn one(dice: &mut Dice, place: &Place, model: &mut Model, say: &str) {
     let dir = *dice.pick(&model.dirs());
     let name = *dice.pick(&NAMES);
     let files = model.usable(|t| matches!(t.body, Body::File(_)));
-    match dice.below(24) {
+    match dice.below(27) {
         kind @ 0..=5 => {
             let target = format!("to/{}", dice.next()).into_bytes();
             let mode = *dice.pick(&[0o644, 0o600, 0o4755, 0o777]);
@@ -448,6 +448,34 @@ fn one(dice: &mut Dice, place: &Place, model: &mut Model, say: &str) {
                 let (a, b) = (cut(from as usize, content), cut(end, content));
                 content[a..b].fill(0);
             }
+        }
+        24..27 if !files.is_empty() => {
+            let (from, to) = (*dice.pick(&files), *dice.pick(&files));
+            let (at, offset, len) = (dice.offset(), dice.offset(), 1 + dice.offset());
+            let kill = dice.below(4) == 0;
+            let did = errno(fs.copy_file_range(from, at, to, offset, len, WriteHow { drop_set_id: kill, stamp: true }));
+            let Body::File(source) = &model.at(from).body else { panic!("a file") };
+            let len = len.min((source.len() as u64).saturating_sub(at));
+            if from == to && at < offset + len && offset < at + len {
+                assert_eq!(did, Err(libc::EINVAL), "{say}: the ranges overlap");
+                return;
+            }
+            assert_eq!(did, Ok(len), "{say}: copied");
+            if len == 0 {
+                return;
+            }
+            let bytes = source[at as usize..(at + len) as usize].to_vec();
+            let t = model.at(to);
+            t.mtime = None;
+            if kill {
+                t.mode &= !libc::S_ISUID;
+            }
+            let Body::File(content) = &mut t.body else { panic!("a file") };
+            let end = (offset + len) as usize;
+            if content.len() < end {
+                content.resize(end, 0);
+            }
+            content[offset as usize..end].copy_from_slice(&bytes);
         }
         14 | 15 => {
             let want_dir = dice.below(3) == 0;

@@ -16,6 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -31,6 +32,7 @@ enum Call {
     Append { path: String, len: usize, seed: u64 },
     Read { path: String, at: u64, len: usize },
     Truncate { path: String, len: u64 },
+    Copy { from: String, at: u64, to: String, offset: u64, len: usize },
     Mkdir { path: String, mode: u32 },
     Mkfifo { path: String, mode: u32 },
     Rmdir { path: String },
@@ -99,7 +101,7 @@ fn call(rng: &mut Rng) -> Call {
         (offset(rng), length(rng), rng.next(), rng.below(4) as usize, rng.below(3) as usize);
     // The owner keeps all rights, so that a run without root gets anywhere.
     let mode = 0o700 | (rng.below(0o10000) as u32);
-    match rng.below(60) {
+    match rng.below(64) {
         0..6 => Call::Make { path: p, mode: mode & 0o777, exclusive: seed & 1 == 0, truncate: seed & 2 == 0 },
         6..14 => Call::Write { path: p, at, len, seed },
         14..17 => Call::Append { path: p, len, seed },
@@ -138,6 +140,7 @@ fn call(rng: &mut Rng) -> Call {
         56 => Call::TruncateOpen { slot, len: at },
         57 => Call::StatOpen { slot },
         58 => Call::SyncOpen { slot },
+        60..64 => Call::Copy { from: p, at, to: q, offset: offset(rng), len: len * 4 },
         _ => Call::Close { slot },
     }
 }
@@ -207,6 +210,23 @@ impl Tree {
             Call::Truncate { path, len } => {
                 // SAFETY: a terminated string.
                 Ok(done(unsafe { libc::truncate(self.c(path).as_ptr(), *len as libc::off_t) }))
+            }
+            Call::Copy { from, at: offset_in, to, offset, len } => {
+                let source = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(at(from))?;
+                let target = OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(at(to))?;
+                let (mut from, mut to, mut left) = (*offset_in as i64, *offset as i64, *len);
+                while left > 0 {
+                    // SAFETY: two open files, and two offsets that are ours.
+                    let n = unsafe {
+                        libc::copy_file_range(source.as_raw_fd(), &mut from, target.as_raw_fd(), &mut to, left, 0)
+                    };
+                    match n {
+                        0 => break,
+                        1.. => left -= n as usize,
+                        _ => return Err(io::Error::last_os_error()),
+                    }
+                }
+                Ok(Ok((len - left).to_string().into_bytes()))
             }
             // SAFETY: a terminated string that lives through the call; so in the ones that follow.
             Call::Mkdir { path, mode } => Ok(done(unsafe { libc::mkdir(self.c(path).as_ptr(), *mode) })),

@@ -6,91 +6,15 @@
 //! Called by: `vault` (op, log, read, verifier). Takes: its own lock, nothing else inside. Cannot fail.
 
 use super::Pool;
+use super::chunk::Chunk;
+use super::layer::{Layer, Source, Span, copied_piece_bytes};
 use crate::base::id::Ino;
-use crate::base::limits::CHUNK_BYTES;
 use crate::base::lock::Held;
 use crate::base::sync::{AtomicU64, Mutex};
-use crate::format::extent::Run;
-use std::collections::{BTreeMap, VecDeque};
+use crate::format::extent::Extent;
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-
-/// Bookkeeping bytes charged for each piece beside its data.
-const PIECE_OVERHEAD_BYTES: u64 = 256;
-/// A first write this long gets a whole chunk's room at once.
-const WHOLE_CHUNK_FROM: usize = CHUNK_BYTES / 2;
-
-/// Data on its way to the disk: it does not change any more.
-pub struct Chunk {
-    /// The file.
-    pub ino: Ino,
-    /// Offset of the first byte.
-    pub offset_bytes: u64,
-    data: Vec<u8>,
-    pool: Pool,
-    placed: Mutex<Placement>,
-}
-
-/// Where a chunk is in the log.
-enum Placement {
-    /// With the workers, or on its way to the log.
-    OnItsWay,
-    /// In the log.
-    At(Run),
-    /// It was in a segment that failed, or on its way there.
-    Lost,
-}
-
-impl Chunk {
-    /// The bytes.
-    #[must_use]
-    pub fn data(&self) -> &[u8] {
-        &self.data
-    }
-    /// Says where the log put it.
-    pub fn place(&self, run: Run) {
-        let before = std::mem::replace(&mut *self.placed.held(), Placement::At(run));
-        debug_assert!(matches!(before, Placement::OnItsWay), "only what is on its way arrives");
-    }
-    /// Where the log put it.
-    #[must_use]
-    pub fn placed(&self) -> Option<Run> {
-        match &*self.placed.held() {
-            Placement::At(run) => Some(run.clone()),
-            Placement::OnItsWay | Placement::Lost => None,
-        }
-    }
-    /// It did not arrive, or where it arrived has failed.
-    pub fn lose(&self) {
-        *self.placed.held() = Placement::Lost;
-    }
-    /// Sends it on its way again, if it is not on its way already; says whether it is to be sent.
-    pub fn send_again(&self) -> bool {
-        let mut placed = self.placed.held();
-        let gone = !matches!(*placed, Placement::OnItsWay);
-        *placed = Placement::OnItsWay;
-        gone
-    }
-}
-
-impl Drop for Chunk {
-    fn drop(&mut self) {
-        self.pool.put(std::mem::take(&mut self.data));
-    }
-}
-
-enum Source {
-    Hole,
-    /// Still growing; never crosses a chunk's boundary.
-    Open(Vec<u8>),
-    /// On its way; the piece begins this many bytes into the chunk.
-    Sealed(Arc<Chunk>, u32),
-}
-
-struct Span {
-    len: u64,
-    source: Source,
-}
 
 /// What a cut layer shows of a range, for the commit.
 pub enum Piece {
@@ -98,12 +22,54 @@ pub enum Piece {
     Hole(u64, u64),
     /// Data: offset, length, chunk, bytes of the chunk before it.
     Data(u64, u32, Arc<Chunk>, u32),
+    /// A copy of what is at rest elsewhere: offset, extent.
+    Copied(u64, Extent),
 }
 
-struct Layer {
-    batch: u64,
-    spans: BTreeMap<u64, Span>,
-    charged: u64,
+/// What only the index and the disk can fill of a read.
+#[derive(Default)]
+pub struct Rest {
+    /// What the index knows: offset, length.
+    pub gaps: Vec<(u64, usize)>,
+    /// What a copy shows: offset, length, extent, bytes of the extent before it.
+    pub copied: Vec<(u64, u32, Arc<Extent>, u32)>,
+}
+
+/// What a file shows of a range.
+pub enum Shown {
+    /// What the index says.
+    AtRest,
+    /// Zeros.
+    Hole,
+    /// These bytes.
+    Bytes(Vec<u8>),
+    /// Bytes, of which there were enough already.
+    More,
+    /// What is at rest elsewhere, from so many bytes into the extent.
+    Copied(Arc<Extent>, u32),
+}
+
+/// A range of a file and what it shows.
+pub struct Part {
+    /// First byte.
+    pub from: u64,
+    /// First byte after.
+    pub to: u64,
+    /// What it shows.
+    pub shown: Shown,
+}
+
+impl Part {
+    /// What it will be charged when it is laid into a layer, at most.
+    #[must_use]
+    pub fn charge_bytes(&self) -> u64 {
+        match &self.shown {
+            Shown::Copied(extent, _) => copied_piece_bytes(extent),
+            // With the room that it may grow into.
+            Shown::Bytes(bytes) => 2 * bytes.len() as u64 + 512,
+            Shown::AtRest | Shown::More | Shown::Hole => 512,
+        }
+    }
 }
 
 /// What a write did.
@@ -122,6 +88,8 @@ pub struct FileBuffer {
     /// The file.
     pub ino: Ino,
     layers: Mutex<VecDeque<Layer>>,
+    /// Changes of what the layers show, but for retirements; moves under their lock.
+    changes: AtomicU64,
     /// Where a sequential reader would read next.
     pub read_next: AtomicU64,
     /// How far has been read ahead for it.
@@ -132,7 +100,13 @@ impl FileBuffer {
     /// No layers.
     #[must_use]
     pub fn new(ino: Ino) -> Self {
-        FileBuffer { ino, layers: Mutex::default(), read_next: AtomicU64::new(0), read_ahead: AtomicU64::new(0) }
+        FileBuffer {
+            ino,
+            layers: Mutex::default(),
+            changes: AtomicU64::new(0),
+            read_next: AtomicU64::new(0),
+            read_ahead: AtomicU64::new(0),
+        }
     }
 
     /// Whether anything is buffered.
@@ -141,35 +115,76 @@ impl FileBuffer {
     }
 
     /// Copies data in as part of `batch`.
-    pub fn write(&self, batch: u64, mut offset: u64, mut data: &[u8], pool: &Pool) -> Written {
-        let mut layers = self.layers.held();
-        let mut done = Written { first: top(&mut layers, batch), ..Written::default() };
-        let layer = layers.back_mut().expect("top made one");
-        let before = layer.charged;
-        while !data.is_empty() {
-            let chunk_end = (offset / CHUNK_BYTES as u64 + 1) * CHUNK_BYTES as u64;
-            let (part, rest) = data.split_at(data.len().min((chunk_end - offset) as usize));
-            let start = layer.write_part(offset, part, pool);
-            if layer.spans[&start].len == CHUNK_BYTES as u64 {
-                done.full.push(layer.seal(self.ino, start, pool));
-            }
-            offset += part.len() as u64;
-            data = rest;
-        }
-        done.grown_bytes = layer.charged - before;
-        done
+    pub fn write(&self, batch: u64, offset: u64, data: &[u8], pool: &Pool) -> Written {
+        self.change(batch, |layer, full| layer.write(self.ino, offset, data, pool, full))
     }
 
     /// Makes a range a hole as part of `batch`.
     pub fn punch(&self, batch: u64, from: u64, to: u64) -> Written {
+        self.change(batch, |layer, _| layer.punch(from, to))
+    }
+
+    /// Lays what another range shows, `shift` bytes (modulo 2^64) further on, as part of `batch`. All of that must be known.
+    pub fn lay(&self, batch: u64, parts: &[Part], shift: u64, pool: &Pool) -> Written {
+        self.change(batch, |layer, full| {
+            for part in parts {
+                let (from, to) = (part.from.wrapping_add(shift), part.to.wrapping_add(shift));
+                match &part.shown {
+                    Shown::Hole => layer.punch(from, to),
+                    Shown::Bytes(bytes) => layer.write(self.ino, from, bytes, pool, full),
+                    Shown::Copied(extent, skip) => layer.copy(from, to - from, Arc::clone(extent), *skip),
+                    Shown::AtRest | Shown::More => debug_assert!(false, "what is laid is known"),
+                }
+            }
+        })
+    }
+
+    fn change(&self, batch: u64, change: impl FnOnce(&mut Layer, &mut Vec<Arc<Chunk>>)) -> Written {
         let mut layers = self.layers.held();
-        let first = top(&mut layers, batch);
+        self.changes.fetch_add(1, Relaxed);
+        let mut done = Written { first: top(&mut layers, batch), ..Written::default() };
         let layer = layers.back_mut().expect("top made one");
         let before = layer.charged;
-        layer.cut(from, to);
-        layer.spans.insert(from, Span { len: to - from, source: Source::Hole });
-        layer.charged += PIECE_OVERHEAD_BYTES;
-        Written { grown_bytes: layer.charged - before, first, full: Vec::new() }
+        change(layer, &mut done.full);
+        done.grown_bytes = layer.charged - before;
+        done
+    }
+
+    /// What the file shows of a range, in order, and a number that another change makes another. At most `bytes_max` bytes are
+    /// copied out; the rest of them is `More`.
+    pub fn parts(&self, from: u64, to: u64, mut bytes_max: u64) -> (Vec<Part>, u64) {
+        let layers = self.layers.held();
+        let changes = self.changes.load(Relaxed);
+        let mut parts = vec![Part { from, to, shown: Shown::AtRest }];
+        for layer in layers.iter().rev() {
+            let mut next = Vec::new();
+            for part in parts {
+                if !matches!(part.shown, Shown::AtRest) {
+                    next.push(part);
+                    continue;
+                }
+                let mut at = part.from;
+                for (start, span) in layer.overlapping(part.from, part.to) {
+                    let (a, b) = (start.max(part.from), start.saturating_add(span.len).min(part.to));
+                    if a > at {
+                        next.push(Part { from: at, to: a, shown: Shown::AtRest });
+                    }
+                    next.push(Part { from: a, to: b, shown: span.shown(a - start, b - a, &mut bytes_max) });
+                    at = b;
+                }
+                if at < part.to {
+                    next.push(Part { from: at, to: part.to, shown: Shown::AtRest });
+                }
+            }
+            parts = next;
+        }
+        (parts, changes)
+    }
+
+    /// Whether nothing has changed since `parts` gave that number.
+    pub fn is_unchanged(&self, changes: u64) -> bool {
+        let _layers = self.layers.held();
+        self.changes.load(Relaxed) == changes
     }
 
     /// Seals what is still open in the layer of `batch`; neighbours within a chunk become one.
@@ -189,6 +204,7 @@ impl FileBuffer {
         let piece = |(&at, span): (&u64, &Span)| match &span.source {
             Source::Hole => Some(Piece::Hole(at, at.saturating_add(span.len))),
             Source::Sealed(chunk, skip) => Some(Piece::Data(at, span.len as u32, Arc::clone(chunk), *skip)),
+            Source::Copied(extent, skip) => Some(Piece::Copied(at, extent.part(*skip, span.len as u32))),
             Source::Open(_) => None,
         };
         layer.spans.iter().filter_map(piece).collect()
@@ -219,9 +235,10 @@ impl FileBuffer {
         }
     }
 
-    /// Fills `out` (zeroed) with what the layers show from `offset`; gives the gaps as (offset, length).
-    pub fn read(&self, offset: u64, out: &mut [u8]) -> Vec<(u64, usize)> {
+    /// Fills `out` (zeroed) with what the layers show from `offset`; gives what they do not hold.
+    pub fn read(&self, offset: u64, out: &mut [u8]) -> Rest {
         let layers = self.layers.held();
+        let mut copied = Vec::new();
         let mut gaps = vec![(offset, offset + out.len() as u64)];
         for layer in layers.iter().rev() {
             if gaps.is_empty() {
@@ -239,10 +256,13 @@ impl FileBuffer {
                     let skip = (a - start) as usize;
                     match &span.source {
                         Source::Hole => {}
+                        Source::Copied(extent, s) => {
+                            copied.push((a, place.len() as u32, Arc::clone(extent), *s + skip as u32));
+                        }
                         Source::Open(v) => place.copy_from_slice(&v[skip..skip + place.len()]),
                         Source::Sealed(c, s) => {
                             let skip = skip + *s as usize;
-                            place.copy_from_slice(&c.data[skip..skip + place.len()]);
+                            place.copy_from_slice(&c.data()[skip..skip + place.len()]);
                         }
                     }
                     at = b;
@@ -253,7 +273,7 @@ impl FileBuffer {
             }
             gaps = left;
         }
-        gaps.into_iter().map(|(a, b)| (a, (b - a) as usize)).collect()
+        Rest { gaps: gaps.into_iter().map(|(a, b)| (a, (b - a) as usize)).collect(), copied }
     }
 
     /// What the layers show of `[from, to)`: ranges of data, and the gaps that only the index can fill; neither in order.
@@ -288,6 +308,16 @@ impl FileBuffer {
         self.layers.held().iter().map(|l| l.charged).sum()
     }
 
+    /// Bytes that copies in the layer of `batch` cover, at most.
+    pub fn copied_bytes(&self, batch: u64) -> u64 {
+        self.layers.held().iter().filter(|l| l.batch == batch).map(|l| l.copied).sum()
+    }
+
+    /// Bytes that the file may have in its layers, those of copies counted.
+    pub fn promised_bytes(&self) -> u64 {
+        self.layers.held().iter().map(|l| l.charged + l.copied).sum()
+    }
+
     /// Notes a read, and says how far to read ahead: a range, if the reader goes on where it was.
     pub fn reads_ahead(&self, offset: u64, len: usize, window: u64) -> Option<(u64, u64)> {
         let end = offset + len as u64;
@@ -310,163 +340,34 @@ impl FileBuffer {
 fn top(layers: &mut VecDeque<Layer>, batch: u64) -> bool {
     let new = layers.back().is_none_or(|l| l.batch != batch);
     if new {
-        layers.push_back(Layer { batch, spans: BTreeMap::new(), charged: 0 });
+        layers.push_back(Layer::new(batch));
     }
     new
 }
 
-impl Layer {
-    /// Spans that touch `[from, to)`.
-    fn overlapping(&self, from: u64, to: u64) -> impl Iterator<Item = (u64, &Span)> {
-        let first = match self.spans.range(..=from).next_back() {
-            Some((&at, span)) if at.saturating_add(span.len) > from => at,
-            _ => from,
+impl Span {
+    /// What `len` bytes of it show, from `from` bytes into it; bytes come off `bytes_max`.
+    fn shown(&self, from: u64, len: u64, bytes_max: &mut u64) -> Shown {
+        let mut bytes = |all: &[u8], from: usize| {
+            if len > *bytes_max {
+                return Shown::More;
+            }
+            *bytes_max -= len;
+            Shown::Bytes(all[from..from + len as usize].to_vec())
         };
-        self.spans.range(first..to).map(|(&at, span)| (at, span))
-    }
-
-    /// Writes within one chunk; gives the start of the span that now holds the data.
-    fn write_part(&mut self, offset: u64, data: &[u8], pool: &Pool) -> u64 {
-        let end = offset + data.len() as u64;
-        // A neighbour that is still open and of the same chunk takes the data in.
-        if let Some((&start, span)) = self.spans.range_mut(..=offset).next_back()
-            && start.saturating_add(span.len) >= offset
-            && start / CHUNK_BYTES as u64 == offset / CHUNK_BYTES as u64
-            && let Source::Open(v) = &mut span.source
-        {
-            let at = (offset - start) as usize;
-            if end <= start + span.len {
-                v[at..at + data.len()].copy_from_slice(data);
-                return start;
-            }
-            let (old_end, old_capacity) = (start + span.len, v.capacity());
-            let keep = v.len() - at;
-            v[at..].copy_from_slice(&data[..keep]);
-            grow(v, data.len() - keep, pool);
-            v.extend_from_slice(&data[keep..]);
-            span.len = v.len() as u64;
-            self.charged += (v.capacity() - old_capacity) as u64;
-            let span = self.spans.remove(&start).expect("just seen");
-            self.cut(old_end, end);
-            self.spans.insert(start, span);
-            return start;
+        match &self.source {
+            Source::Hole => Shown::Hole,
+            Source::Open(v) => bytes(v, from as usize),
+            Source::Sealed(chunk, skip) => bytes(chunk.data(), *skip as usize + from as usize),
+            Source::Copied(extent, skip) => Shown::Copied(Arc::clone(extent), *skip + from as u32),
         }
-        self.cut(offset, end);
-        let mut v = if data.len() >= WHOLE_CHUNK_FROM { pool.take() } else { Vec::with_capacity(data.len()) };
-        v.extend_from_slice(data);
-        self.charged += v.capacity() as u64 + PIECE_OVERHEAD_BYTES;
-        self.spans.insert(offset, Span { len: data.len() as u64, source: Source::Open(v) });
-        offset
-    }
-
-    /// Removes whatever covers `[from, to)`, keeping what sticks out on either side.
-    fn cut(&mut self, from: u64, to: u64) {
-        let hit: Vec<u64> = self.overlapping(from, to).map(|(at, _)| at).collect();
-        for start in hit {
-            let span = self.spans.remove(&start).expect("just listed");
-            let end = start.saturating_add(span.len);
-            let (left, right) = (from.saturating_sub(start), end.saturating_sub(to));
-            match span.source {
-                Source::Hole => {
-                    if left > 0 {
-                        self.spans.insert(start, Span { len: left, source: Source::Hole });
-                    }
-                    if right > 0 {
-                        self.spans.insert(to, Span { len: right, source: Source::Hole });
-                    }
-                }
-                Source::Open(mut v) => {
-                    if right > 0 {
-                        let tail = v[(to - start) as usize..].to_vec();
-                        self.charged += tail.capacity() as u64 + PIECE_OVERHEAD_BYTES;
-                        self.spans.insert(to, Span { len: right, source: Source::Open(tail) });
-                    }
-                    if left > 0 {
-                        v.truncate(left as usize);
-                        self.spans.insert(start, Span { len: left, source: Source::Open(v) });
-                    }
-                }
-                Source::Sealed(chunk, skip) => {
-                    if right > 0 {
-                        let skip = skip + (to - start) as u32;
-                        self.spans.insert(to, Span { len: right, source: Source::Sealed(Arc::clone(&chunk), skip) });
-                    }
-                    if left > 0 {
-                        self.spans.insert(start, Span { len: left, source: Source::Sealed(chunk, skip) });
-                    }
-                }
-            }
-        }
-    }
-
-    fn seal(&mut self, ino: Ino, start: u64, pool: &Pool) -> Arc<Chunk> {
-        let span = self.spans.get_mut(&start).expect("the caller has seen the span");
-        let Source::Open(v) = std::mem::replace(&mut span.source, Source::Hole) else {
-            unreachable!("only open spans are sealed")
-        };
-        let chunk = Arc::new(Chunk {
-            ino,
-            offset_bytes: start,
-            data: v,
-            pool: pool.clone(),
-            placed: Mutex::new(Placement::OnItsWay),
-        });
-        span.source = Source::Sealed(Arc::clone(&chunk), 0);
-        chunk
-    }
-
-    /// Open spans that touch each other within a chunk become one: one run, one extent.
-    fn join_neighbours(&mut self, pool: &Pool) {
-        let mut joins: Vec<(u64, Vec<u64>)> = Vec::new();
-        let mut end_of_last = None;
-        for (&at, span) in &self.spans {
-            if !matches!(span.source, Source::Open(_)) {
-                end_of_last = None;
-                continue;
-            }
-            match joins.last_mut() {
-                Some((start, more))
-                    if end_of_last == Some(at) && *start / CHUNK_BYTES as u64 == at / CHUNK_BYTES as u64 =>
-                {
-                    more.push(at);
-                }
-                _ => joins.push((at, Vec::new())),
-            }
-            end_of_last = Some(at + span.len);
-        }
-        for (start, more) in joins.into_iter().filter(|(_, more)| !more.is_empty()) {
-            let all = || std::iter::once(start).chain(more.iter().copied());
-            let total: u64 = all().map(|at| self.spans[&at].len).sum();
-            let total = total as usize;
-            let mut whole = if total >= WHOLE_CHUNK_FROM { pool.take() } else { Vec::with_capacity(total) };
-            for at in all() {
-                if let Some(Span { source: Source::Open(v), .. }) = self.spans.remove(&at) {
-                    whole.extend_from_slice(&v);
-                }
-            }
-            self.spans.insert(start, Span { len: whole.len() as u64, source: Source::Open(whole) });
-        }
-    }
-}
-
-/// Makes room for `more` bytes: a quarter ahead while small, then a pool vector of a whole chunk.
-fn grow(v: &mut Vec<u8>, more: usize, pool: &Pool) {
-    let want = v.len() + more;
-    if want <= v.capacity() {
-        return;
-    }
-    if want >= WHOLE_CHUNK_FROM {
-        let mut whole = pool.take();
-        whole.extend_from_slice(v);
-        *v = whole;
-    } else {
-        v.reserve_exact((want * 2).min(CHUNK_BYTES) - v.len());
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::limits::CHUNK_BYTES;
 
     fn pool() -> Pool {
         Pool::new(CHUNK_BYTES, 1 << 20)
@@ -475,7 +376,7 @@ mod tests {
     /// What the layers show of the first `n` bytes, with gaps as `None`.
     fn shown(f: &FileBuffer, n: usize) -> Vec<Option<u8>> {
         let mut out = vec![0; n];
-        let gaps = f.read(0, &mut out);
+        let gaps = f.read(0, &mut out).gaps;
         let mut all: Vec<_> = out.into_iter().map(Some).collect();
         for (at, len) in gaps {
             all[at as usize..at as usize + len].fill(None);

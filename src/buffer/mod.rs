@@ -4,9 +4,12 @@
 //! and verified. Called by: `vault`. On failure: nothing here fails; a writer over the budget waits.
 
 mod budget;
+mod chunk;
 mod file;
+mod layer;
 mod pool;
 
 pub use budget::{Budget, Room};
-pub use file::{Chunk, FileBuffer, Piece, Written};
+pub use chunk::Chunk;
+pub use file::{FileBuffer, Part, Piece, Rest, Shown, Written};
 pub use pool::Pool;

@@ -57,6 +57,8 @@ kinds! {
     TotalBytes = "total-bytes",
     InodeCount = "inode-count",
     NumberInUse = "number-in-use",
+    HoldersWrong = "holders-wrong",
+    SharedCount = "shared-count",
     SegmentUnknown = "segment-unknown",
     SegmentLive = "segment-live",
     SegmentOverfull = "segment-overfull",

@@ -1,7 +1,7 @@
 //! Data: extents, the counts made of them, the segments they lie in, and, if asked to, every byte.
 //!
 //! Promise: the counters are compared with what `vault::apply` would have made of these extents (a frame counts once per
-//! run and file, I5); a file that lost data with a segment is named. Holes are not read: there is nothing in them.
+//! run, however many files share it, I5); a file that lost data with a segment is named. Holes are not read: there is nothing in them.
 //! Called by: `survey`, after the table of inodes is full. On failure: the vault's fault; a read that fails is a finding.
 
 use super::finding::{Finding, Place};
@@ -10,7 +10,8 @@ use super::survey::Survey;
 use crate::base::id::{Ino, SegmentId};
 use crate::base::limits::{CHUNK_BYTES, UNIT_RAW_BYTES};
 use crate::buffer::FileBuffer;
-use crate::format::extent::{Extent, Run};
+use crate::format::extent::{Extent, Origin, Run};
+use crate::format::holders::Holder;
 use crate::format::key;
 use crate::format::segment::SegmentInfo;
 use crate::vault::{NOWHERE, VaultFault};
@@ -35,9 +36,10 @@ pub type Segments = BTreeMap<SegmentId, Needed>;
 
 /// A run that extents of the file at hand lie in, and the frames they touch, a bit each.
 struct OpenRun {
-    start: u64,
+    holder: Holder,
+    copied: Option<Origin>,
     run: Run,
-    touched: u64,
+    touched: u32,
 }
 
 /// The file whose extents are being looked at.
@@ -67,9 +69,11 @@ impl Survey<'_> {
             let file = open.get_or_insert_with(|| s.begin_file(ino));
             match key::tail_u64(rest) {
                 Ok(offset) => s.extent(file, offset, value, &mut needed),
-                Err(e) => s.stray(&[&key::prefix(key::EXTENT, number), rest].concat(), e.what),
+                Err(e) => {
+                    s.stray(&[&key::prefix(key::EXTENT, number), rest].concat(), e.what);
+                    Ok(())
+                }
             }
-            Ok(())
         })?;
         if let Some(last) = open {
             self.end_file(&last, &mut needed)?;
@@ -87,29 +91,30 @@ impl Survey<'_> {
         File { ino, size, ..File::default() }
     }
 
-    fn extent(&mut self, file: &mut File, offset: u64, value: &[u8], needed: &mut Segments) {
+    fn extent(&mut self, file: &mut File, offset: u64, value: &[u8], needed: &mut Segments) -> Result<(), VaultFault> {
         let at = Place::of(file.ino);
         let extent = match Extent::decode(value) {
             Ok(extent) => extent,
             Err(e) => {
                 file.doubtful = true;
                 self.found(Finding::ExtentMalformed { at, offset_bytes: offset, why: e.what });
-                return;
+                return Ok(());
             }
         };
-        let run_start = offset.checked_sub(u64::from(extent.skip_bytes));
-        let run_start = run_start.filter(|start| {
+        let placed = extent.origin(file.ino, offset).is_some_and(|Origin { start_bytes: start, .. }| {
             let room = CHUNK_BYTES as u64 - start % CHUNK_BYTES as u64;
-            u64::from(extent.run.plain_len_bytes) <= room && start.checked_add(CHUNK_BYTES as u64).is_some()
+            u64::from(extent.run.plain_len_bytes) <= room
+                && start.checked_add(CHUNK_BYTES as u64).is_some()
+                && offset.checked_add(CHUNK_BYTES as u64).is_some()
         });
-        let Some(start) = run_start else {
+        if !placed {
             file.doubtful = true;
             if let Some(node) = self.nodes.get_mut(file.ino) {
                 node.misplaced = true;
             }
             self.found(Finding::ExtentMisplaced { at, offset_bytes: offset });
-            return;
-        };
+            return Ok(());
+        }
         let end = offset + u64::from(extent.len_bytes);
         if offset < file.end {
             self.found(Finding::ExtentsOverlap { at: at.clone(), offset_bytes: offset });
@@ -119,28 +124,39 @@ impl Survey<'_> {
         }
         file.at_rest += u64::from(extent.len_bytes);
         file.end = file.end.max(end);
-        let touched = frames_touched(&extent);
+        let (touched, holder) = (extent.frames_touched(), Holder::of(file.ino, offset, &extent));
         let same = |r: &&mut OpenRun| {
-            (r.start, r.run.segment, r.run.position_bytes) == (start, extent.run.segment, extent.run.position_bytes)
+            (r.holder, r.run.segment, r.run.position_bytes) == (holder, extent.run.segment, extent.run.position_bytes)
         };
-        match file.runs.iter_mut().find(same) {
-            Some(open) => open.touched |= touched,
-            None => {
-                // Extents come in order: none that follows lies in a run that ends before this one.
-                file.runs.retain(|r| {
-                    let open = r.start + u64::from(r.run.plain_len_bytes) > offset;
-                    if !open {
-                        count_run(r, needed);
-                    }
-                    open
-                });
-                file.runs.push(OpenRun { start, run: extent.run, touched });
+        if let Some(open) = file.runs.iter_mut().find(same) {
+            open.touched |= touched;
+            open.copied = open.copied.or(extent.copied);
+            return Ok(());
+        }
+        // Extents come in order: none that follows lies in a run that ends before this one.
+        let ends_before = |r: &mut OpenRun| r.holder.range(r.run.plain_len_bytes).1 <= offset;
+        let ended: Vec<OpenRun> = file.runs.extract_if(.., ends_before).collect();
+        file.runs.push(OpenRun { holder, copied: extent.copied, run: extent.run, touched });
+        ended.iter().try_for_each(|r| self.count_run(r, needed))
+    }
+
+    fn count_run(&mut self, open: &OpenRun, needed: &mut Segments) -> Result<(), VaultFault> {
+        let OpenRun { holder, copied, run, touched } = open;
+        let own = self.own_frames((run.segment, run.position_bytes), *holder, *copied, *touched)?;
+        let need = needed.entry(run.segment).or_default();
+        for (i, frame) in run.frames().enumerate() {
+            if own & (1 << i) != 0 {
+                need.live_bytes += u64::from(frame.sealed_len_bytes);
+            }
+            if touched & (1 << i) != 0 {
+                need.end_bytes = need.end_bytes.max(frame.position_bytes + u64::from(frame.sealed_len_bytes));
             }
         }
+        Ok(())
     }
 
     fn end_file(&mut self, file: &File, needed: &mut Segments) -> Result<(), VaultFault> {
-        file.runs.iter().for_each(|r| count_run(r, needed));
+        file.runs.iter().try_for_each(|r| self.count_run(r, needed))?;
         if file.doubtful {
             return Ok(());
         }
@@ -152,7 +168,7 @@ impl Survey<'_> {
     }
 
     /// A stored count; 0 where there is none.
-    fn number(&mut self, key: &[u8]) -> Result<u64, VaultFault> {
+    pub fn number(&mut self, key: &[u8]) -> Result<u64, VaultFault> {
         let value = self.vault.get(key)?;
         match value.as_deref().map(<[u8; 8]>::try_from) {
             None => Ok(0),
@@ -321,23 +337,6 @@ impl Survey<'_> {
     fn unreadable(&mut self, ino: Ino, bad: Option<(u64, u64, String)>) {
         if let Some((from_bytes, to_bytes, why)) = bad {
             self.found(Finding::Unreadable { at: Place::of(ino), from_bytes, to_bytes, why });
-        }
-    }
-}
-
-/// The frames of its run that an extent lies in, as a bit each.
-fn frames_touched(extent: &Extent) -> u64 {
-    let first = extent.skip_bytes >> extent.run.unit_log2;
-    let last = (extent.skip_bytes + extent.len_bytes - 1) >> extent.run.unit_log2;
-    (first..=last).fold(0, |mask, i| mask | 1 << i)
-}
-
-fn count_run(open: &OpenRun, needed: &mut Segments) {
-    let need = needed.entry(open.run.segment).or_default();
-    for (i, frame) in open.run.frames().enumerate() {
-        if open.touched & (1 << i) != 0 {
-            need.live_bytes += u64::from(frame.sealed_len_bytes);
-            need.end_bytes = need.end_bytes.max(frame.position_bytes + u64::from(frame.sealed_len_bytes));
         }
     }
 }

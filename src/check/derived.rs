@@ -6,6 +6,7 @@
 //! Called by: `repair`. On failure: the vault's fault.
 
 use super::finding::Finding;
+use super::sharing;
 use super::survey::each_entry;
 use crate::base::id::Ino;
 use crate::base::limits::{CHUNK_BYTES, FILE_BYTES_MAX};
@@ -41,6 +42,8 @@ pub fn is_about(finding: &Finding) -> bool {
         | ExtentBeyondEnd { .. }
         | Allocated { .. }
         | TotalBytes { .. }
+        | HoldersWrong { .. }
+        | SharedCount { .. }
         | SegmentUnknown { .. }
         | SegmentLive { .. }
         | SegmentOverfull { .. } => true,
@@ -52,11 +55,18 @@ pub fn is_about(finding: &Finding) -> bool {
 pub fn plan(vault: &Vault, findings: &[Finding]) -> Result<Plan, VaultFault> {
     let mut plan = Plan::default();
     let (mut files, mut gaps, mut beyond) = (BTreeSet::new(), BTreeSet::new(), false);
+    let mut runs = BTreeSet::new();
     // The segment that the vault writes now, since it was opened: no extent can lie there or further on yet.
     let newest = vault.gauges().segments;
     // While extents are not what they should be, what was counted of them is not, either.
     let is_extent = |f: &Finding| {
-        matches!(f, Finding::ExtentMalformed { .. } | Finding::ExtentMisplaced { .. } | Finding::ExtentsOverlap { .. })
+        matches!(
+            f,
+            Finding::ExtentMalformed { .. }
+                | Finding::ExtentMisplaced { .. }
+                | Finding::ExtentsOverlap { .. }
+                | Finding::HoldersWrong { .. }
+        )
     };
     let extents_first = findings.iter().any(is_extent);
     for (i, finding) in findings.iter().enumerate().filter(|(_, f)| is_extent(f) == extents_first) {
@@ -68,6 +78,15 @@ pub fn plan(vault: &Vault, findings: &[Finding]) -> Result<Plan, VaultFault> {
             Finding::ExtentsOverlap { at, .. } => {
                 files.insert(at.ino);
                 "the newer of the two has it".to_owned()
+            }
+            Finding::HoldersWrong { segment, position_bytes, .. } => {
+                runs.insert((*segment, *position_bytes));
+                "looked for in all files".to_owned()
+            }
+            Finding::SharedCount { counted, .. } => {
+                let value = (*counted > 0).then(|| counted.to_le_bytes().to_vec());
+                plan.changes.insert(key::total("shared"), value);
+                "counted anew".to_owned()
             }
             Finding::StrayEntry { key, .. } if is_derived(key) => {
                 plan.changes.insert(key.clone(), None);
@@ -125,6 +144,9 @@ pub fn plan(vault: &Vault, findings: &[Finding]) -> Result<Plan, VaultFault> {
             }
             Ok(())
         })?;
+    }
+    if !runs.is_empty() {
+        plan.changes.extend(sharing::on_record(vault, &runs)?);
     }
     for ino in files {
         plan.file(vault, ino, gaps.contains(&ino))?;
@@ -212,10 +234,10 @@ fn has_gaps(vault: &Vault, ino: Ino) -> Result<bool, VaultFault> {
 /// Whether an extent can have been sealed there.
 fn is_placed(offset: u64, extent: &Extent) -> bool {
     let chunk = CHUNK_BYTES as u64;
+    let whole_in_chunk = |start: u64| u64::from(extent.run.plain_len_bytes) <= chunk - start % chunk;
     offset <= FILE_BYTES_MAX - u64::from(extent.len_bytes)
-        && offset
-            .checked_sub(u64::from(extent.skip_bytes))
-            .is_some_and(|start| u64::from(extent.run.plain_len_bytes) <= chunk - start % chunk)
+        // A copy may lie anywhere: what it was sealed for was looked at when it was decoded.
+        && (extent.copied.is_some() || extent.origin(Ino(0), offset).is_some_and(|o| whole_in_chunk(o.start_bytes)))
 }
 
 /// The extents of a file of `size` bytes without overlaps and without nonsense; `None` is an extent that makes no sense. One
@@ -223,7 +245,8 @@ fn is_placed(offset: u64, extent: &Extent) -> bool {
 fn laid_out(stored: &[(u64, Option<Extent>)], size: u64) -> BTreeMap<u64, Extent> {
     let mut after: BTreeMap<u64, Extent> = BTreeMap::new();
     let mut good: Vec<(u64, &Extent)> = stored.iter().filter_map(|(at, e)| Some((*at, e.as_ref()?))).collect();
-    // Oldest first: the log only grows, so what lies further on in it came later.
+    // Oldest first: the log only grows, so what lies further on in it came later. Of a copy nobody can say when it was laid: it
+    // counts as old as what it shares.
     good.sort_by_key(|(at, e)| (e.run.segment, e.run.position_bytes, *at));
     for (at, extent) in good {
         lay(&mut after, at, extent.clone());
@@ -257,8 +280,7 @@ fn lay(extents: &mut BTreeMap<u64, Extent>, at: u64, extent: Extent) {
         let old_end = from + u64::from(old.len_bytes);
         for (a, b) in [(from, old_end.min(at)), (from.max(end), old_end)] {
             if a < b {
-                let skip_bytes = old.skip_bytes + (a - from) as u32;
-                extents.insert(a, Extent { len_bytes: (b - a) as u32, skip_bytes, run: old.run.clone() });
+                extents.insert(a, old.part((a - from) as u32, (b - a) as u32));
             }
         }
     }
@@ -283,7 +305,7 @@ mod tests {
             plain_len_bytes: len_bytes,
             sealed_lens: vec![len_bytes + 16],
         };
-        Extent { len_bytes, skip_bytes: 0, run }
+        Extent { len_bytes, skip_bytes: 0, run, copied: None }
     }
 
     fn shown(after: &BTreeMap<u64, Extent>) -> Vec<(u64, u32, u32, u64)> {

@@ -101,6 +101,10 @@ pub enum Finding {
     InodeCount { stored: u64, counted: u64 },
     /// A number that will be given out next is in use already.
     NumberInUse { what: &'static str, next: u64, used: u64 },
+    /// Who shares a stored run with this file is not on record as it is.
+    HoldersWrong { at: Place, segment: SegmentId, position_bytes: u64 },
+    /// The stored count of shared runs is not the number of those on record.
+    SharedCount { stored: u64, counted: u64 },
     /// Ranges lie in a segment that the index does not know.
     SegmentUnknown { segment: SegmentId },
     /// The stored count of a segment's live bytes is not what the ranges in it need.
@@ -147,6 +151,7 @@ impl Finding {
             | ExtentBeyondEnd { at, .. }
             | ExtentMisplaced { at, .. }
             | Allocated { at, .. }
+            | HoldersWrong { at, .. }
             | DataLost { at, .. }
             | Unreadable { at, .. } => Some(at),
             NameMalformed { dir, .. }
@@ -169,6 +174,7 @@ impl Finding {
             | TotalBytes { .. }
             | InodeCount { .. }
             | NumberInUse { .. }
+            | SharedCount { .. }
             | SegmentUnknown { .. }
             | SegmentLive { .. }
             | SegmentOverfull { .. }
@@ -302,6 +308,15 @@ impl fmt::Display for Finding {
             InodeCount { stored, counted } => write!(f, "{stored} inodes are on record, {counted} are there"),
             NumberInUse { what, next, used } => {
                 write!(f, "the next {what} number to be given out is {next}, but {used} is in use already")
+            }
+            HoldersWrong { at, segment, position_bytes } => {
+                write!(
+                    f,
+                    "{at}: who shares its data at byte {position_bytes} of segment {segment} is not on record as it is"
+                )
+            }
+            SharedCount { stored, counted } => {
+                write!(f, "{stored} shared pieces of data are on record as their number, {counted} are there")
             }
             SegmentUnknown { segment } => {
                 write!(f, "segment {segment}: data lies in it, but the index does not know it")

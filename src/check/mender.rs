@@ -89,6 +89,8 @@ pub fn phase(finding: &Finding) -> Option<u8> {
         | ExtentMisplaced { .. }
         | Allocated { .. }
         | TotalBytes { .. }
+        | HoldersWrong { .. }
+        | SharedCount { .. }
         | SegmentUnknown { .. }
         | SegmentLive { .. }
         | SegmentOverfull { .. }

@@ -21,6 +21,7 @@ mod nodes;
 mod places;
 mod repair;
 mod share;
+mod sharing;
 mod survey;
 
 pub use damage::Damage;

@@ -16,10 +16,11 @@ use crate::vault::{Vault, VaultFault};
 /// Entries per read of a range of the index.
 const PAGE_ENTRIES: usize = 512;
 /// Every kind of key, ascending.
-const KINDS: [u8; 11] = [
+const KINDS: [u8; 12] = [
     key::ALLOCATED,
     key::COOKIE,
     key::EXTENT,
+    key::HOLDERS,
     key::INODE,
     key::TARGET,
     key::NAME,
@@ -35,6 +36,8 @@ pub struct Survey<'a> {
     pub vault: &'a Vault,
     pub nodes: Nodes,
     pub chosen: Chosen,
+    /// Whether any run is on record as shared.
+    pub any_shared: bool,
     progress: &'a dyn Fn(u64, u64),
     /// Bytes to read, if data is to be read.
     total_bytes: Option<u64>,
@@ -49,7 +52,18 @@ impl<'a> Survey<'a> {
     pub fn new(vault: &'a Vault, share: Share, progress: &'a dyn Fn(u64, u64)) -> Survey<'a> {
         let (nodes, total_bytes, findings) = (Nodes::default(), None, Vec::new());
         let chosen = Chosen::new(share, vault.world());
-        Survey { vault, nodes, chosen, progress, total_bytes, read_bytes: 0, entries: 0, findings, more: 0 }
+        Survey {
+            vault,
+            nodes,
+            chosen,
+            any_shared: false,
+            progress,
+            total_bytes,
+            read_bytes: 0,
+            entries: 0,
+            findings,
+            more: 0,
+        }
     }
 
     /// Looks at everything.
@@ -65,7 +79,9 @@ impl<'a> Survey<'a> {
         let newest_cookie = self.names()?;
         self.numbers(newest_cookie)?;
         self.tree();
+        self.any_shared = !self.vault.scan(&[key::HOLDERS], &[], 1)?.is_empty();
         let segments = self.extents()?;
+        self.holders()?;
         self.segments(segments)?;
         if share != Share::Nothing {
             self.read_data()?;

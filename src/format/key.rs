@@ -25,6 +25,8 @@ pub const EXTENT: u8 = b'E';
 pub const ALLOCATED: u8 = b'A';
 /// Segment (derived).
 pub const SEGMENT: u8 = b'S';
+/// Holders of a shared run (derived).
+pub const HOLDERS: u8 = b'H';
 /// Totals (derived).
 pub const TOTAL: u8 = b'T';
 
@@ -39,7 +41,7 @@ fn of(kind: u8, n: u64, rest: &[u8]) -> Vec<u8> {
 /// Whether a key is changed only by applying commits.
 #[must_use]
 pub fn is_derived(key: &[u8]) -> bool {
-    matches!(key.first(), Some(&(EXTENT | ALLOCATED | SEGMENT | TOTAL)))
+    matches!(key.first(), Some(&(EXTENT | ALLOCATED | SEGMENT | HOLDERS | TOTAL)))
 }
 
 /// Key of an inode's attributes.
@@ -92,6 +94,11 @@ pub fn allocated(ino: Ino) -> Vec<u8> {
 pub fn segment(id: SegmentId) -> Vec<u8> {
     of(SEGMENT, id.0, &[])
 }
+/// Key of the holders of the run that begins at `position_bytes` of a segment.
+#[must_use]
+pub fn holders(id: SegmentId, position_bytes: u64) -> Vec<u8> {
+    of(HOLDERS, id.0, &position_bytes.to_be_bytes())
+}
 /// Key of a total.
 #[must_use]
 pub fn total(name: &str) -> Vec<u8> {
@@ -127,6 +134,7 @@ mod tests {
     fn golden_keys() {
         assert_eq!(name(Ino(1), b"a"), b"N\0\0\0\0\0\0\0\x01a");
         assert_eq!(extent(Ino(258), 4096), b"E\0\0\0\0\0\0\x01\x02\0\0\0\0\0\0\x10\0");
+        assert_eq!(holders(SegmentId(3), 64), b"H\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0\x40");
         assert_eq!(total("bytes"), b"Tbytes");
         assert_eq!(split(&cookie(Ino(3), 9)), Ok((b'C', 3, &[0, 0, 0, 0, 0, 0, 0, 9][..])));
     }

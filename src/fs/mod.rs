@@ -10,6 +10,7 @@
 
 mod acl;
 mod attr;
+mod copy;
 mod data;
 mod directory;
 mod errno;

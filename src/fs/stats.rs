@@ -31,6 +31,7 @@ kinds! {
     Link = "link", Read = "read", Write = "write", Fsync = "fsync", Readdir = "readdir", Readdirplus = "readdirplus",
     Fsyncdir = "fsyncdir", Statfs = "statfs", Setxattr = "setxattr", Getxattr = "getxattr", Listxattr = "listxattr",
     Removexattr = "removexattr", Fallocate = "fallocate", Lseek = "lseek",
+    CopyFileRange = "copy_file_range",
 }
 
 /// The numbers of one kind of operation.

@@ -82,6 +82,17 @@ impl Index {
     /// A scan that needs several rounds (it met many removals) is not one moment: each round is. What moves to a higher
     /// key meanwhile is not missed.
     pub fn scan(&self, prefix: &[u8], from: &[u8], limit_count: usize) -> Result<Vec<Entry>, IndexFault> {
+        self.scan_below(prefix, from, None, limit_count)
+    }
+
+    /// The same of keys below `before`. Where much behind it was removed, not looking there is what makes it fast.
+    pub fn scan_below(
+        &self,
+        prefix: &[u8],
+        from: &[u8],
+        before: Option<&[u8]>,
+        limit_count: usize,
+    ) -> Result<Vec<Entry>, IndexFault> {
         let mut found: Vec<Entry> = Vec::new();
         let mut cursor = from.max(prefix).to_vec();
         let mut batch = limit_count.clamp(WINDOW_COUNT_MIN, WINDOW_COUNT_MAX);
@@ -89,11 +100,15 @@ impl Index {
             let (window, stored) = self.at_one_moment(
                 |overlays| {
                     let (touching, count) = overlays.touching(prefix);
-                    overlay::first_from(&touching[..count], prefix, &cursor, batch)
+                    overlay::first_from(&touching[..count], prefix, &cursor, before, batch)
                 },
                 |_| self.table.scan(prefix, &cursor, batch),
             )?;
-            let complete = stored.len() < batch;
+            let mut stored = stored;
+            let mut complete = stored.len() < batch;
+            let below = before.map_or(stored.len(), |end| stored.partition_point(|(key, _)| key.as_slice() < end));
+            complete |= below < stored.len();
+            stored.truncate(below);
             let horizon = lesser(
                 stored.last().filter(|_| !complete).map(|(key, _)| key.as_slice()),
                 window.entries.last().filter(|_| !window.complete).map(|(key, _)| key.as_slice()),

@@ -227,11 +227,18 @@ fn window<'a>(changes: impl Iterator<Item = (&'a [u8], &'a Value)>, most: usize)
     Window { complete: entries.len() < most, entries }
 }
 
-/// The first changes with `prefix`, not below `from`, ascending.
-pub(super) fn first_from(overlays: &[&Overlay], prefix: &[u8], from: &[u8], most: usize) -> Window {
+/// The first changes with `prefix`, not below `from` and below `before`, ascending.
+pub(super) fn first_from(
+    overlays: &[&Overlay],
+    prefix: &[u8],
+    from: &[u8],
+    before: Option<&[u8]>,
+    most: usize,
+) -> Window {
     let from = from.max(prefix);
     let sources = overlays.iter().flat_map(|o| o.newest_first()).map(|m| m.upward(from).map(|(k, v)| (k.bytes(), v)));
-    window(Merge::ascending(sources).take_while(|(k, _)| k.starts_with(prefix)), most)
+    let within = |k: &[u8]| k.starts_with(prefix) && before.is_none_or(|end| k < end);
+    window(Merge::ascending(sources).take_while(|(k, _)| within(k)), most)
 }
 
 /// The last changes with `prefix`, below `before`, descending. `before` must not lie above the prefix's own keys.

@@ -77,6 +77,10 @@ pub(super) fn run(index: &Index, model: &mut Model, step: Step) {
             let expected = model.iter().filter(|(k, _)| k.starts_with(prefix) && **k >= from);
             let expected: Vec<Entry> = expected.take(limit).map(|(k, v)| (k.clone(), v.clone())).collect();
             assert_eq!(index.scan(prefix, &from, limit).unwrap(), expected);
+            // Any key will do for an end.
+            let end = model.keys().nth(model.len() / 2).cloned().unwrap_or_default();
+            let below: Vec<Entry> = expected.into_iter().filter(|(k, _)| *k < end).collect();
+            assert_eq!(index.scan_below(prefix, &from, Some(&end), limit).unwrap(), below);
         }
         Step::LastBefore { prefix, before } => {
             let prefix = cut(&prefix);

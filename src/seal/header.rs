@@ -185,19 +185,25 @@ mod tests {
         text.replacen(from, to, 1).into_bytes()
     }
 
-    /// The codes that the two below had in format 1.
-    const FORMAT_1_MACS: [&str; 2] = [
-        "0cbf247427bf51ce83d16508d7079d45c91a0567e448cdec5b9c6d0e627fd3fa",
-        "b424dcb4886b17d5150134fd250312f3bf4f1941ca897c91557fc8132b085c9c",
+    /// The codes that the two below had in formats 1 and 2.
+    const OLDER_MACS: [[&str; 2]; 2] = [
+        [
+            "0cbf247427bf51ce83d16508d7079d45c91a0567e448cdec5b9c6d0e627fd3fa",
+            "b424dcb4886b17d5150134fd250312f3bf4f1941ca897c91557fc8132b085c9c",
+        ],
+        [
+            "1b29892cd1c10239147060e392e312d47dc5c6b3905755ad5909a45d699f9849",
+            "d19ac7143107bff233f5b6ab449194e1f2e44ef61c96a0592372bd243bc6069b",
+        ],
     ];
-    const GOLDEN_PASSPHRASE: &str = r#"format = 2
+    const GOLDEN_PASSPHRASE: &str = r#"format = 3
 vault = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
 suite = "aes-256-gcm"
 compression = "auto"
 quota_bytes = 1099511627776
 created = 1800000000
 features = []
-mac = "1b29892cd1c10239147060e392e312d47dc5c6b3905755ad5909a45d699f9849"
+mac = "f132f9a747e2b2e7b37888b38d7972af53c9cece210f73267b356dbab57d6e1e"
 
 [[slot]]
 id = 1
@@ -212,14 +218,14 @@ nonce = "303132333435363738393a3b3c3d3e3f4041424344454647"
 commitment = "79f556706a94fd38702aa322f886a9577e0844465d37879b601669bbcbd43d50"
 wrapped = "5c9ef38a4617a59b9174d530b469c25f0c7b2316c3fd29213e63a371c73b105cf6f3e856427add80aaea45aa8139d0e1"
 "#;
-    const GOLDEN_KEY_FILE: &str = r#"format = 2
+    const GOLDEN_KEY_FILE: &str = r#"format = 3
 vault = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
 suite = "aes-256-gcm"
 compression = "auto"
 quota_bytes = 1099511627776
 created = 1800000000
 features = []
-mac = "d19ac7143107bff233f5b6ab449194e1f2e44ef61c96a0592372bd243bc6069b"
+mac = "086e27b4878a595fe7ba44333dd2cde8b98b1386b5775775bb2ff68132fdb01f"
 
 [[slot]]
 id = 1
@@ -251,22 +257,21 @@ wrapped = "e248bfb61634256b10bf1674a535822bcda37ac1de3fd18d646a535985b9cd5384380
     }
 
     #[test]
-    fn a_header_of_format_1_opens_and_becomes_one_of_format_2() {
+    fn a_header_of_an_older_format_opens_and_becomes_one_of_ours() {
         let both = [(passphrase("correct horse"), GOLDEN_PASSPHRASE), (key_file(), GOLDEN_KEY_FILE)];
-        for ((unlock, golden), old_mac) in both.into_iter().zip(FORMAT_1_MACS) {
-            let at = golden.find("mac = \"").unwrap() + 7;
-            let claimed = edited(golden.as_bytes(), "format = 2", "format = 1");
-            assert_eq!(
-                open_header(&claimed, &unlock).unwrap_err(),
-                HeaderFault::Tampered,
-                "the format is authenticated"
-            );
-            let old = edited(&claimed, &golden[at..at + 64], old_mac);
-            let (mut header, master) = open_header(&old, &unlock).unwrap();
-            assert_eq!(header.format, 1);
-            assert_eq!(write_header(&header, &master).unwrap(), old, "as it was");
-            header.format = 2;
-            assert_eq!(write_header(&header, &master).unwrap(), golden.as_bytes());
+        for (format, macs) in (1..).zip(OLDER_MACS) {
+            for ((unlock, golden), old_mac) in both.iter().zip(macs) {
+                let at = golden.find("mac = \"").unwrap() + 7;
+                let claimed = edited(golden.as_bytes(), "format = 3", &format!("format = {format}"));
+                let fault = open_header(&claimed, unlock).unwrap_err();
+                assert_eq!(fault, HeaderFault::Tampered, "the format is authenticated");
+                let old = edited(&claimed, &golden[at..at + 64], old_mac);
+                let (mut header, master) = open_header(&old, unlock).unwrap();
+                assert_eq!(header.format, format);
+                assert_eq!(write_header(&header, &master).unwrap(), old, "as it was");
+                header.format = FORMAT_VERSION;
+                assert_eq!(write_header(&header, &master).unwrap(), golden.as_bytes());
+            }
         }
     }
 
@@ -359,10 +364,10 @@ wrapped = "e248bfb61634256b10bf1674a535822bcda37ac1de3fd18d646a535985b9cd5384380
             open_header(&edited(GOLDEN_KEY_FILE.as_bytes(), from, to), &key_file()).map(|_| ()).unwrap_err()
         };
         assert_eq!(fault("features = []", "features = ['x']"), HeaderFault::UnknownFeature("x".into()));
-        assert_eq!(fault("format = 2", "format = 3"), HeaderFault::UnknownFeature("format 3".into()));
+        assert_eq!(fault("format = 3", "format = 4"), HeaderFault::UnknownFeature("format 4".into()));
         assert!(matches!(fault("\"key-file\"", "\"tpm\""), HeaderFault::UnknownFeature(_)));
         for (from, to) in [
-            ("format = 2", "format = 2\nextra = 1"),
+            ("format = 3", "format = 3\nextra = 1"),
             ("[[slot]]", "[[slot]]\nextra = 1"),
             ("aes-256-gcm", "AES-256-GCM"),
             ("\"auto\"", "\"best\""),

@@ -1,16 +1,17 @@
 //! Applies a commit's data records to the derived keys of the index.
 //!
 //! Promise (I5): extents, allocated bytes, segment counters and totals are a function of the commits alone: run time and
-//! recovery call this same code in commit order. A change of one extent is atomic for readers.
+//! recovery call this same code in commit order. A change of one extent is atomic for readers. Runs that more than one place
+//! holds are counted by `sharing`, at the end; the others here, as they go by.
 //! Called by: `verifier` (a commit just verified), `recover` (a commit read back). Takes: the index's overlay lock.
 //! On failure: an index that cannot be read or holds what cannot be.
 
 use super::VaultFault;
 use super::shared::DeadRange;
+use super::sharing::Sharing;
 use crate::base::id::{Ino, SegmentId};
-use crate::base::limits::CHUNK_BYTES;
-use crate::base::limits::FILE_BYTES_MAX;
-use crate::format::extent::{Extent, Run};
+use crate::base::limits::{CHUNK_BYTES, FILE_BYTES_MAX};
+use crate::format::extent::{Extent, Run, RunFrame};
 use crate::format::key;
 use crate::format::record::Record;
 use crate::format::segment::SegmentInfo;
@@ -29,11 +30,20 @@ pub struct Applier<'a> {
     /// Epoch and salt of a segment that the index does not know yet.
     new_segment: &'a dyn Fn(SegmentId) -> Result<SegmentInfo, VaultFault>,
     allocated: BTreeMap<Ino, i64>,
+    sharing: Sharing<'a>,
+    count: Count,
+}
+
+/// What a commit changes about segments.
+#[derive(Default)]
+pub(super) struct Count {
+    /// Sealed bytes installed, and the change of those alive.
     segments: BTreeMap<SegmentId, (i64, i64)>,
+    /// What died.
     dead: Vec<DeadRange>,
 }
 
-type Changes = Vec<(Vec<u8>, Option<Vec<u8>>)>;
+pub(super) type Changes = Vec<(Vec<u8>, Option<Vec<u8>>)>;
 
 /// Applies the Install and Punch records of a stream; gives the change of the vault's allocated bytes.
 pub fn apply(
@@ -42,8 +52,8 @@ pub fn apply(
     records: &[u8],
     dead: &mut Vec<DeadRange>,
 ) -> Result<i64, VaultFault> {
-    let (allocated, segments) = (BTreeMap::new(), BTreeMap::new());
-    let mut a = Applier { index, new_segment, allocated, segments, dead: Vec::new() };
+    let sharing = Sharing::before(index, records)?;
+    let mut a = Applier { index, new_segment, allocated: BTreeMap::new(), sharing, count: Count::default() };
     let mut r = Reader::new(records);
     while !r.is_empty() {
         match Record::decode(&mut r)? {
@@ -52,42 +62,62 @@ pub fn apply(
             Record::Put { .. } | Record::Delete { .. } => {}
         }
     }
-    dead.append(&mut a.dead);
-    a.finish()
+    a.finish(dead)
 }
 
-/// Where the run of an extent begins in its file.
+/// Where the run of an extent begins in its file, if no more than one place holds it.
 fn run_start(offset: u64, extent: &Extent) -> u64 {
-    offset - u64::from(extent.skip_bytes)
+    offset.saturating_sub(u64::from(extent.skip_bytes))
 }
 
-fn same_run(a: &Run, b: &Run) -> bool {
+pub(super) fn same_run(a: &Run, b: &Run) -> bool {
     a.segment == b.segment && a.position_bytes == b.position_bytes
 }
 
-/// The frames of a run that `[skip, skip + len)` touches, as a bit each.
-fn frames_touched(extent: &Extent) -> u64 {
-    let first = extent.skip_bytes >> extent.run.unit_log2;
-    let last = (extent.skip_bytes + extent.len_bytes - 1) >> extent.run.unit_log2;
-    (first..=last).fold(0, |mask, i| mask | 1 << i)
+impl Count {
+    /// Frames of a run, a bit each, are held that were not.
+    pub(super) fn born(&mut self, run: &Run, frames: u32) {
+        if frames != 0 {
+            let sealed: u64 = frames_in(run, frames).map(|f| u64::from(f.sealed_len_bytes)).sum();
+            let counters = self.segments.entry(run.segment).or_default();
+            counters.0 += sealed as i64;
+            counters.1 += sealed as i64;
+        }
+    }
+
+    /// Frames of a run, a bit each, are held no more.
+    pub(super) fn died(&mut self, run: &Run, frames: u32) {
+        for frame in frames_in(run, frames) {
+            let sealed = u64::from(frame.sealed_len_bytes);
+            let (from, to) = (frame.position_bytes, frame.position_bytes + sealed);
+            self.segments.entry(run.segment).or_default().1 -= sealed as i64;
+            match self.dead.last_mut() {
+                Some(last) if last.segment == run.segment && last.to == from => last.to = to,
+                _ => self.dead.push(DeadRange { segment: run.segment, from, to }),
+            }
+        }
+    }
+}
+
+fn frames_in(run: &Run, frames: u32) -> impl Iterator<Item = RunFrame> + '_ {
+    run.frames().enumerate().filter(move |(i, _)| frames & (1 << i) != 0).map(|(_, frame)| frame)
 }
 
 impl Applier<'_> {
     fn install(&mut self, ino: Ino, offset: u64, extent: &Extent) -> Result<(), VaultFault> {
         // What is stored is inside its file: everyone who reads extents leans on it.
-        if offset < u64::from(extent.skip_bytes) || offset > FILE_BYTES_MAX - u64::from(extent.len_bytes) {
+        if extent.origin(ino, offset).is_none() || offset > FILE_BYTES_MAX - u64::from(extent.len_bytes) {
             return Err(VaultFault::Index("an extent reaches outside its file".into()));
         }
         let mut changes = self.clear(ino, offset, offset + u64::from(extent.len_bytes))?;
         changes.push((key::extent(ino, offset), Some(extent.encode())));
-        let before = self.live_frames(ino, run_start(offset, extent), &extent.run)?;
+        let shared = self.sharing.touch(ino, offset, extent)?;
+        if !shared {
+            let before = self.live_frames(ino, run_start(offset, extent), &extent.run)?;
+            self.count.born(&extent.run, extent.frames_touched() & !before);
+        }
         self.index.change(changes);
         *self.allocated.entry(ino).or_default() += i64::from(extent.len_bytes);
-        let new = frames_touched(extent) & !before;
-        let sealed: u64 = bits(new).map(|i| u64::from(extent.run.sealed_lens[i])).sum();
-        let counters = self.segments.entry(extent.run.segment).or_default();
-        counters.0 += sealed as i64;
-        counters.1 += sealed as i64;
         Ok(())
     }
 
@@ -107,8 +137,8 @@ impl Applier<'_> {
         if let Some((k, v)) = self.index.scan_last_before(&prefix, &key::extent(ino, from))? {
             hit.push((key::tail_u64(key::split(&k)?.2)?, Extent::decode(&v)?));
         }
-        hit.append(&mut self.extents_between(ino, from, to)?);
-        let mut runs: Vec<(u64, Run, u64)> = Vec::new();
+        hit.append(&mut extents_between(self.index, ino, from, to)?);
+        let mut runs: Vec<(u64, Run, u32)> = Vec::new();
         for (at, extent) in hit {
             let end = at + u64::from(extent.len_bytes);
             let (a, b) = (at.max(from), end.min(to));
@@ -120,16 +150,15 @@ impl Applier<'_> {
             let mut kept = 0;
             for (keep_from, keep_to) in [(at, a), (b, end)] {
                 if keep_from < keep_to {
-                    let rest = Extent {
-                        len_bytes: (keep_to - keep_from) as u32,
-                        skip_bytes: extent.skip_bytes + (keep_from - at) as u32,
-                        run: extent.run.clone(),
-                    };
-                    kept |= frames_touched(&rest);
+                    let rest = extent.part((keep_from - at) as u32, (keep_to - keep_from) as u32);
+                    kept |= rest.frames_touched();
                     changes.push((key::extent(ino, keep_from), Some(rest.encode())));
                 }
             }
-            let lost = frames_touched(&extent) & !kept;
+            if self.sharing.touch(ino, at, &extent)? {
+                continue;
+            }
+            let lost = extent.frames_touched() & !kept;
             // Two extents of one run may share a frame: it dies once. A run lies within one chunk of its file, and extents
             // come in order, so only the last few can be of the same.
             let (start, chunk) = (run_start(at, &extent), at / CHUNK_BYTES as u64);
@@ -146,7 +175,7 @@ impl Applier<'_> {
     }
 
     /// Counts the frames in `lost` as dead, except those that another extent outside `[from, to)` still needs.
-    fn bury(&mut self, ino: Ino, start: u64, run: &Run, lost: u64, from: u64, to: u64) -> Result<(), VaultFault> {
+    fn bury(&mut self, ino: Ino, start: u64, run: &Run, lost: u32, from: u64, to: u64) -> Result<(), VaultFault> {
         let mut needed = 0;
         let all_cleared = from <= start && start + u64::from(run.plain_len_bytes) <= to;
         let others = if all_cleared { Vec::new() } else { self.extents_of_run(ino, start, run)? };
@@ -154,62 +183,28 @@ impl Applier<'_> {
             let end = at + u64::from(other.len_bytes);
             for (a, b) in [(at, end.min(from)), (at.max(to), end)] {
                 if a < b {
-                    let skip_bytes = other.skip_bytes + (a - at) as u32;
-                    needed |= frames_touched(&Extent { len_bytes: (b - a) as u32, skip_bytes, run: other.run.clone() });
+                    needed |= other.part((a - at) as u32, (b - a) as u32).frames_touched();
                 }
             }
         }
-        let dead = lost & !needed;
-        for (i, frame) in run.frames().enumerate() {
-            if dead & (1 << i) == 0 {
-                continue;
-            }
-            let sealed = u64::from(frame.sealed_len_bytes);
-            let (from, to) = (frame.position_bytes, frame.position_bytes + sealed);
-            self.segments.entry(run.segment).or_default().1 -= sealed as i64;
-            match self.dead.last_mut() {
-                Some(last) if last.segment == run.segment && last.to == from => last.to = to,
-                _ => self.dead.push(DeadRange { segment: run.segment, from, to }),
-            }
-        }
+        self.count.died(run, lost & !needed);
         Ok(())
     }
 
     /// Frames of a run that extents of its file need as the index stands.
-    fn live_frames(&self, ino: Ino, start: u64, run: &Run) -> Result<u64, VaultFault> {
-        Ok(self.extents_of_run(ino, start, run)?.iter().fold(0, |mask, (_, e)| mask | frames_touched(e)))
+    fn live_frames(&self, ino: Ino, start: u64, run: &Run) -> Result<u32, VaultFault> {
+        Ok(self.extents_of_run(ino, start, run)?.iter().fold(0, |mask, (_, e)| mask | e.frames_touched()))
     }
 
     fn extents_of_run(&self, ino: Ino, start: u64, run: &Run) -> Result<Vec<(u64, Extent)>, VaultFault> {
-        let mut all = self.extents_between(ino, start, start + u64::from(run.plain_len_bytes))?;
+        let mut all = extents_between(self.index, ino, start, start + u64::from(run.plain_len_bytes))?;
         all.retain(|(_, extent)| same_run(&extent.run, run));
         Ok(all)
     }
 
-    /// The extents of a file that begin in `[from, to)`, in order.
-    fn extents_between(&self, ino: Ino, from: u64, to: u64) -> Result<Vec<(u64, Extent)>, VaultFault> {
-        let mut all = Vec::new();
-        let (mut next, mut limit) = (key::extent(ino, from), SCAN_FIRST);
-        loop {
-            let found = self.index.scan(&key::prefix(key::EXTENT, ino.0), &next, limit)?;
-            let full = found.len() == limit;
-            limit = SCAN_MOST;
-            for (k, v) in found {
-                let at = key::tail_u64(key::split(&k)?.2)?;
-                if at >= to {
-                    return Ok(all);
-                }
-                next = [&k[..], &[0]].concat();
-                all.push((at, Extent::decode(&v)?));
-            }
-            if !full {
-                return Ok(all);
-            }
-        }
-    }
-
-    fn finish(self) -> Result<i64, VaultFault> {
-        let mut changes = Changes::new();
+    fn finish(mut self, dead: &mut Vec<DeadRange>) -> Result<i64, VaultFault> {
+        let mut changes = self.sharing.after(&mut self.count)?;
+        dead.append(&mut self.count.dead);
         let mut sum = 0;
         for (ino, delta) in self.allocated.into_iter().filter(|(_, d)| *d != 0) {
             let k = key::allocated(ino);
@@ -218,7 +213,7 @@ impl Applier<'_> {
             changes.push((k, (now > 0).then(|| now.to_le_bytes().to_vec())));
             sum += delta;
         }
-        for (id, (data, live)) in self.segments {
+        for (id, (data, live)) in self.count.segments {
             let k = key::segment(id);
             let mut info = match self.index.get(&k)? {
                 Some(v) => SegmentInfo::decode(&v)?,
@@ -238,8 +233,26 @@ impl Applier<'_> {
     }
 }
 
-fn bits(mask: u64) -> impl Iterator<Item = usize> {
-    (0..64).filter(move |i| mask & (1 << i) != 0)
+/// The extents of a file that begin in `[from, to)`, in order.
+pub(super) fn extents_between(index: &Index, ino: Ino, from: u64, to: u64) -> Result<Vec<(u64, Extent)>, VaultFault> {
+    let mut all = Vec::new();
+    let (mut next, end, mut limit) = (key::extent(ino, from), key::extent(ino, to), SCAN_FIRST);
+    loop {
+        let found = index.scan_below(&key::prefix(key::EXTENT, ino.0), &next, Some(&end), limit)?;
+        let full = found.len() == limit;
+        limit = SCAN_MOST;
+        for (k, v) in found {
+            let at = key::tail_u64(key::split(&k)?.2)?;
+            if at >= to {
+                return Ok(all);
+            }
+            next = [&k[..], &[0]].concat();
+            all.push((at, Extent::decode(&v)?));
+        }
+        if !full {
+            return Ok(all);
+        }
+    }
 }
 
 /// A number of the index, 0 if it is not there.

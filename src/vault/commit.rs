@@ -201,8 +201,11 @@ fn data_records(touched: &[Arc<FileBuffer>], number: u64) -> Vec<u8> {
                 }
                 Piece::Data(offset_bytes, len_bytes, chunk, skip_bytes) => {
                     let run = chunk.placed().expect("every chunk of a cut batch was awaited");
-                    let extent = Extent { len_bytes, skip_bytes, run }.encode();
+                    let extent = Extent { len_bytes, skip_bytes, run, copied: None }.encode();
                     Record::Install { ino: file.ino, offset_bytes, extent: &extent }.encode_to(&mut out);
+                }
+                Piece::Copied(offset_bytes, extent) => {
+                    Record::Install { ino: file.ino, offset_bytes, extent: &extent.encode() }.encode_to(&mut out);
                 }
             }
         }

@@ -40,7 +40,7 @@ pub fn lost_extent(offset_bytes: u64, len_bytes: u32) -> Extent {
         plain_len_bytes: len_bytes,
         sealed_lens,
     };
-    Extent { len_bytes, skip_bytes: 0, run }
+    Extent { len_bytes, skip_bytes: 0, run, copied: None }
 }
 
 const UNIT_LOG2: u8 = 16;

@@ -11,6 +11,7 @@ mod batch;
 mod cache;
 mod checkpoint;
 mod commit;
+mod copy;
 mod create;
 mod failover;
 mod fault;
@@ -37,6 +38,7 @@ mod scrub;
 mod sealer;
 mod segments;
 mod shared;
+mod sharing;
 mod start;
 mod state;
 mod stats;
@@ -48,6 +50,7 @@ mod window;
 mod writer;
 
 pub use crate::buffer::FileBuffer;
+pub use copy::{Content, CopyRoom};
 pub use create::create;
 pub use fault::{OpenFault, VaultFault};
 pub use header_file::{HEADER, HEADER_COPY, HeaderTexts};
@@ -222,14 +225,15 @@ impl Vault {
         self.make_room(bytes)?;
         let s = &self.shared;
         let room = self.take_room(bytes)?;
-        let used = || s.allocated.load(Relaxed) + s.dirty.used_bytes();
-        let Some(quota) = s.quota_bytes.filter(|&quota| used() > quota) else { return Ok(Reservation(room)) };
+        let Some(quota) = s.quota_bytes.filter(|&quota| self.used_bytes() > quota) else {
+            return Ok(Reservation(room));
+        };
         // Buffers count for more than they hold, and overwrites as new: flush, then count exactly, one writer at a time.
         drop(room);
         let _alone = s.near_quota.held();
         self.sync_and_retire()?;
         let new = bytes.saturating_sub(read::allocated_between(s, file.ino, offset, offset + bytes)?);
-        if used() + new > quota {
+        if self.used_bytes() + new > quota {
             return Err(VaultFault::QuotaBytes);
         }
         Ok(Reservation(self.take_room(bytes)?))
@@ -300,7 +304,7 @@ impl Vault {
 
     /// Bytes of the file that are not holes, buffered ones counted (an upper bound while they are buffered).
     pub fn allocated(&self, file: &FileBuffer) -> Result<u64, VaultFault> {
-        Ok(apply::read_u64(&self.shared.index, &key::allocated(file.ino))? + file.charged_bytes())
+        Ok(apply::read_u64(&self.shared.index, &key::allocated(file.ino))? + file.promised_bytes())
     }
 
     /// Makes everything acknowledged before this call durable and verified; `done` runs on another thread, or at once

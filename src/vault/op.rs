@@ -8,7 +8,7 @@ use super::sealer::Job;
 use super::shared::Shared;
 use super::state::Event;
 use crate::base::lock::{Held, Shared as _};
-use crate::buffer::{FileBuffer, Room};
+use crate::buffer::{FileBuffer, Part, Room, Written};
 use crate::format::record::Record;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::{Arc, RwLockReadGuard};
@@ -43,8 +43,18 @@ impl<'a> Op<'a> {
     /// Copies data into the file's buffers.
     pub fn write(&mut self, file: &Arc<FileBuffer>, offset: u64, data: &[u8], room: Reservation<'_>) {
         let done = file.write(*self.batch, offset, data, &self.shared.pool);
-        room.0.spend(done.grown_bytes);
         self.shared.stats.written_bytes.add(data.len() as u64);
+        self.took(file, done, room);
+    }
+
+    /// Lays what was looked up elsewhere; see `copy`.
+    pub(super) fn lay(&mut self, file: &Arc<FileBuffer>, parts: &[Part], shift: u64, room: Reservation<'_>) {
+        let done = file.lay(*self.batch, parts, shift, &self.shared.pool);
+        self.took(file, done, room);
+    }
+
+    fn took(&mut self, file: &Arc<FileBuffer>, done: Written, room: Reservation<'_>) {
+        room.0.spend(done.grown_bytes);
         if done.first {
             self.first_touch.push(Arc::clone(file));
         }

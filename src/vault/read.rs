@@ -14,7 +14,7 @@ use super::{VaultFault, segment_info};
 use crate::backing::AlignedBuf;
 use crate::base::id::{Ino, SegmentId};
 use crate::base::limits::{BLOCK_BYTES, CHUNK_BYTES};
-use crate::buffer::FileBuffer;
+use crate::buffer::{FileBuffer, Rest};
 use crate::format::extent::Extent;
 use crate::format::key;
 use crate::segment::{FrameAt, blocks_of, open_frames};
@@ -32,7 +32,7 @@ const AHEAD_BYTES: u64 = 2 << 20;
 /// How much of that one job reads.
 const AHEAD_JOB_BYTES: u64 = 512 << 10;
 /// Extents looked up at a time.
-const SCAN: usize = 64;
+const SCAN_MOST: usize = 512;
 
 thread_local! {
     static SCRATCH: RefCell<Option<AlignedBuf>> = const { RefCell::new(None) };
@@ -62,9 +62,18 @@ pub fn read(shared: &Shared, file: &Arc<FileBuffer>, offset: u64, out: &mut [u8]
     let sequential = offset > 0 && file.read_ahead.load(Relaxed) > offset + out.len() as u64;
     let mut tries_left = 2;
     loop {
-        let result = file.read(offset, out).into_iter().try_for_each(|(at, len)| {
+        let Rest { gaps, copied } = file.read(offset, out);
+        let mut fill = |at: u64, len: usize, wanted: &[Wanted]| {
             let start = (at - offset) as usize;
-            fetch(shared, file.ino, &plan(shared, file.ino, at, len)?, &mut out[start..start + len], sequential)
+            fetch(shared, file.ino, wanted, &mut out[start..start + len], sequential)
+        };
+        let result = gaps.into_iter().try_for_each(|(at, len)| fill(at, len, &plan(shared, file.ino, at, len)?));
+        let result = result.and_then(|()| {
+            copied.into_iter().try_for_each(|(at, len, extent, skip)| {
+                let (mut wanted, part) = (Vec::new(), extent.part(skip, len));
+                want(file.ino, at, &part, at, at + u64::from(len), &mut wanted)?;
+                fill(at, len as usize, &wanted)
+            })
         });
         match result {
             Ok(()) => break,
@@ -105,35 +114,79 @@ fn plan(shared: &Shared, ino: Ino, offset: u64, len: usize) -> Result<Vec<Wanted
 
 /// The frames that hold a range of a file, each look-up as of its own moment.
 fn look(shared: &Shared, ino: Ino, offset: u64, len: usize) -> Result<Vec<Wanted>, VaultFault> {
-    let end = offset + len as u64;
+    let (end, mut wanted) = (offset + len as u64, Vec::new());
+    each_extent(shared, ino, offset, end, |at, extent| want(ino, at, &extent, offset, end, &mut wanted))?;
+    Ok(wanted)
+}
+
+/// Hands the extents over that touch a range of a file, in order.
+fn each_extent(
+    shared: &Shared,
+    ino: Ino,
+    from: u64,
+    to: u64,
+    mut each: impl FnMut(u64, Extent) -> Result<(), VaultFault>,
+) -> Result<(), VaultFault> {
     let prefix = key::prefix(key::EXTENT, ino.0);
-    let mut wanted = Vec::new();
-    if let Some((k, v)) = shared.index.scan_last_before(&prefix, &key::extent(ino, offset))? {
-        want(ino, key::tail_u64(key::split(&k)?.2)?, &Extent::decode(&v)?, offset, end, &mut wanted)?;
+    if let Some((k, v)) = shared.index.scan_last_before(&prefix, &key::extent(ino, from))? {
+        let (at, extent) = (key::tail_u64(key::split(&k)?.2)?, Extent::decode(&v)?);
+        if at.saturating_add(u64::from(extent.len_bytes)) > from {
+            each(at, extent)?;
+        }
     }
-    let mut next = key::extent(ino, offset);
+    let (mut next, end) = (key::extent(ino, from), key::extent(ino, to));
+    let limit = SCAN_MOST.min((to - from) as usize / CHUNK_BYTES + 2);
     loop {
-        let limit = SCAN.min(len / CHUNK_BYTES + 2);
-        let found = shared.index.scan(&prefix, &next, limit)?;
+        let found = shared.index.scan_below(&prefix, &next, Some(&end), limit)?;
         let full = found.len() == limit;
         for (k, v) in found {
             let at = key::tail_u64(key::split(&k)?.2)?;
-            if at >= end {
-                return Ok(wanted);
+            if at >= to {
+                return Ok(());
             }
-            want(ino, at, &Extent::decode(&v)?, offset, end, &mut wanted)?;
+            each(at, Extent::decode(&v)?)?;
             next = [&k[..], &[0]].concat();
         }
         if !full {
-            return Ok(wanted);
+            return Ok(());
         }
     }
 }
 
+/// The extents that touch a range of a file, as of one moment: as in `plan`, where something seems to be a hole it looks until
+/// it sees the same twice.
+pub fn extents(shared: &Shared, ino: Ino, from: u64, to: u64) -> Result<Vec<(u64, Extent)>, VaultFault> {
+    let look = || {
+        let mut all: Vec<(u64, Extent)> = Vec::new();
+        each_extent(shared, ino, from, to, |at, extent| {
+            all.push((at, extent));
+            Ok(())
+        })?;
+        Ok::<_, VaultFault>(all)
+    };
+    let mut all = look()?;
+    while has_hole(&all, from, to) {
+        let again = look()?;
+        if again == all {
+            break;
+        }
+        all = again;
+    }
+    Ok(all)
+}
+
+fn has_hole(extents: &[(u64, Extent)], from: u64, to: u64) -> bool {
+    let ends = |(at, e): &(u64, Extent)| at.saturating_add(u64::from(e.len_bytes));
+    let begins = extents.first().map_or(to, |(at, _)| *at);
+    begins > from
+        || extents.windows(2).any(|w| ends(&w[0]) < w[1].0)
+        || extents.last().is_none_or(|last| ends(last) < to)
+}
+
 /// Adds the frames of an extent at `at` that `[from, to)` needs.
 fn want(ino: Ino, at: u64, extent: &Extent, from: u64, to: u64, wanted: &mut Vec<Wanted>) -> Result<(), VaultFault> {
-    let (start, end) = (at.checked_sub(u64::from(extent.skip_bytes)), at.checked_add(u64::from(extent.len_bytes)));
-    let (Some(run_start), Some(end)) = (start, end) else {
+    let (origin, end) = (extent.origin(ino, at), at.checked_add(u64::from(extent.len_bytes)));
+    let (Some(origin), Some(end)) = (origin, end) else {
         let why = format!("inode {ino}: an extent at byte {at} lies outside of what a file can be");
         return Err(VaultFault::Index(why.into()));
     };
@@ -141,24 +194,27 @@ fn want(ino: Ino, at: u64, extent: &Extent, from: u64, to: u64, wanted: &mut Vec
     if a >= b {
         return Ok(());
     }
+    // Bytes of the run, which may have been sealed for another place than this.
+    let in_run = |n: u64| n - at + u64::from(extent.skip_bytes);
+    let (a, b) = (in_run(a), in_run(b));
     for f in extent.run.frames() {
-        let frame_from = run_start + u64::from(f.plain_start_bytes);
+        let frame_from = u64::from(f.plain_start_bytes);
         let (x, y) = (a.max(frame_from), b.min(frame_from + u64::from(f.plain_len_bytes)));
         if x < y {
-            let at = FrameAt {
+            let frame = FrameAt {
                 position_bytes: f.position_bytes,
                 sealed_len_bytes: f.sealed_len_bytes,
                 slot: f.slot,
                 codec: f.codec,
                 plain_len_bytes: f.plain_len_bytes,
-                ino,
-                offset_bytes: frame_from,
+                ino: origin.ino,
+                offset_bytes: origin.start_bytes + frame_from,
             };
             wanted.push(Wanted {
-                key: FrameKey::of(extent.run.segment, &at),
-                at,
+                key: FrameKey::of(extent.run.segment, &frame),
+                at: frame,
                 part: ((x - frame_from) as usize, (y - frame_from) as usize),
-                to: (x - from) as usize,
+                to: (at + x - u64::from(extent.skip_bytes) - from) as usize,
             });
         }
     }

@@ -1,7 +1,7 @@
 //! Reads all live data of an open vault from the device, frame by frame, and names what does not open.
 //!
 //! Promise: every frame that an extent needed from the beginning of a pass to its end was read past all caches and
-//! authenticated, or is a finding; each is counted and told once per mount. At most `rate` bytes a second are read. A pass
+//! authenticated, or is a finding; each is counted and told once per mount and file that it is of. At most `rate` bytes a second are read. A pass
 //! that was stopped, by whatever, goes on where its mark says, which is an ordinary setting of the index.
 //! Called by: `fs::storage` and `Vault::close`; runs on a thread of its own. Takes: its own lock, for memory only.
 //! On failure: damage is a finding and a line in the error list; an index that cannot be read ends the pass, and is told.
@@ -14,7 +14,7 @@ use crate::base::id::{Ino, ROOT_INO, SegmentId};
 use crate::base::limits::{CHUNK_BYTES, HISTORY_LINES_MAX};
 use crate::base::lock::Held;
 use crate::base::world::Time;
-use crate::format::extent::Extent;
+use crate::format::extent::{Extent, Origin};
 use crate::format::inode::{Inode, NameEntry};
 use crate::format::key;
 use crate::format::setting::{SCRUB, ScrubMark};
@@ -99,10 +99,10 @@ struct Inner {
     mark: ScrubMark,
     rate_bytes: u64,
     hurt: Vec<Hurt>,
-    /// Frames that do not open, in this pass …
-    found: BTreeSet<(SegmentId, u64)>,
+    /// Frames that do not open, for each file that shares them, in this pass …
+    found: BTreeSet<(SegmentId, u64, Ino)>,
     /// … and all told since the mount.
-    told: BTreeSet<(SegmentId, u64)>,
+    told: BTreeSet<(SegmentId, u64, Ino)>,
     stop: bool,
     thread: Option<JoinHandle<()>>,
 }
@@ -301,7 +301,8 @@ impl Scrub {
         extent: &Extent,
     ) -> u64 {
         let (skip, end) = (extent.skip_bytes, extent.skip_bytes + extent.len_bytes);
-        let run_start = offset.saturating_sub(u64::from(skip));
+        // One that cannot be placed was sealed nowhere: its frames do not open.
+        let origin = extent.origin(ino, offset).unwrap_or(Origin { ino, start_bytes: 0 });
         let needed =
             extent.run.frames().filter(|f| f.plain_start_bytes < end && f.plain_start_bytes + f.plain_len_bytes > skip);
         let frames: Vec<FrameAt> = needed
@@ -311,8 +312,8 @@ impl Scrub {
                 slot: f.slot,
                 codec: f.codec,
                 plain_len_bytes: f.plain_len_bytes,
-                ino,
-                offset_bytes: run_start + u64::from(f.plain_start_bytes),
+                ino: origin.ino,
+                offset_bytes: origin.start_bytes + u64::from(f.plain_start_bytes),
             })
             .collect();
         let id = extent.run.segment;
@@ -328,16 +329,19 @@ impl Scrub {
         // If it was replaced meanwhile, its bytes may have been given back.
         if shared.index.get(entry.0).is_ok_and(|now| now.as_deref() == Some(entry.1)) {
             for frame in bad {
-                let from_bytes = frame.offset_bytes.max(offset);
-                let frame_end = frame.offset_bytes + u64::from(frame.plain_len_bytes);
-                let to_bytes = frame_end.min(offset + u64::from(extent.len_bytes));
-                self.tell(shared, (id, frame.position_bytes), Hurt { ino, path: None, from_bytes, to_bytes });
+                // Bytes of the run, and of it only what the extent has; then where these are in this file.
+                let from = frame.offset_bytes - origin.start_bytes;
+                let to = (from + u64::from(frame.plain_len_bytes)).min(u64::from(end));
+                let from = from.max(u64::from(skip));
+                let here = |at: u64| offset + (at - u64::from(skip));
+                let hurt = Hurt { ino, path: None, from_bytes: here(from), to_bytes: here(to) };
+                self.tell(shared, (id, frame.position_bytes, ino), hurt);
             }
         }
         to - from
     }
 
-    fn tell(&self, shared: &Shared, frame: (SegmentId, u64), hurt: Hurt) {
+    fn tell(&self, shared: &Shared, frame: (SegmentId, u64, Ino), hurt: Hurt) {
         let mut inner = self.inner.held();
         if !inner.found.insert(frame) {
             return;

@@ -123,6 +123,8 @@ pub struct Shared {
     pub inodes: AtomicI64,
     /// Bytes of files that are not holes, as of the newest retired batch.
     pub allocated: AtomicU64,
+    /// Bytes of files that copies were promised and that are not in `allocated` yet, at most.
+    pub copied: AtomicU64,
 
     pub dirty: Budget,
     /// Held by the one writer that counts exactly because the quota is near; the disk may be waited for meanwhile.

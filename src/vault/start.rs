@@ -90,6 +90,7 @@ pub(super) fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sy
         next_cookie: found.counters.next_cookie.into(),
         inodes: (found.counters.inodes as i64).into(),
         allocated: allocated.into(),
+        copied: 0.into(),
         dirty: Budget::new(shares.dirty_bytes),
         near_quota: Mutex::default(),
         making_segment: Mutex::default(),

@@ -259,6 +259,8 @@ impl Verifier {
             shared.dead.held().append(&mut dead);
         }
         let touched = shared.in_flight.held().remove(&commit.number).unwrap_or_default();
+        let copied: u64 = touched.iter().map(|file| file.copied_bytes(commit.number)).sum();
+        shared.copied.fetch_sub(copied, Relaxed);
         let freed: u64 = touched.iter().map(|file| file.retire(commit.number)).sum();
         shared.dirty.give_back(freed);
         if let Some(replay_from) = commit.checkpoint {

@@ -14,6 +14,7 @@ use strongroom::base::secret::Passphrase;
 use strongroom::base::world::{RealWorld, World};
 use strongroom::check::{Finding, Place, check};
 use strongroom::format::extent::Extent;
+use strongroom::format::holders::{Holder, Holders};
 use strongroom::format::inode::{CookieEntry, Inode, NameEntry};
 use strongroom::format::key;
 use strongroom::format::segment::SegmentInfo;
@@ -377,6 +378,30 @@ pub fn damages(healthy: &'static Healthy) -> Vec<Damage> {
             }
             // An overwrite left two extents of one run: what they share was taken off twice.
             correct_live(p);
+        },
+    );
+    exactly!(vec![Finding::SharedCount { stored: 1, counted: 0 }], move |p: &Plant| {
+        p.put(&[(key::total("shared"), 1u64.to_le_bytes().to_vec())]);
+    });
+    let shared = {
+        let p = Plant { vault: opened(&copy(&healthy.disk)), disk: fresh() };
+        let run = p.extents(b)[0].1.run.clone();
+        (run.segment, run.position_bytes)
+    };
+    exactly!(
+        vec![Finding::HoldersWrong { at: place(link, "/link"), segment: shared.0, position_bytes: shared.1 }],
+        move |p: &Plant| {
+            // A holder that holds nothing, beside the one that there is.
+            let all = p.extents(b);
+            let origin = all[0].1.origin(b, all[0].0).unwrap();
+            let (mut holders, mut frames) = (Holders { origin, all: Vec::new() }, 0);
+            for (at, e) in all.iter().filter(|(_, e)| e.run == all[0].1.run) {
+                frames |= e.frames_touched();
+                holders.set(Holder::of(b, *at, e), frames);
+            }
+            holders.set(Holder { ino: link, place: 131_072 }, 1);
+            let count = (key::total("shared"), 1u64.to_le_bytes().to_vec());
+            p.put(&[(key::holders(shared.0, shared.1), holders.encode()), count]);
         },
     );
     let (segment, info) = {

@@ -38,7 +38,7 @@ fn write(file: &FileBuffer, batch: u64, value: u8, pool: &Pool) -> u64 {
 /// What the layers and, for the gaps, the index show: one value.
 fn read(file: &FileBuffer, index: &AtomicU64) -> u64 {
     let mut out = [0; LEN];
-    let gaps = file.read(AT, &mut out);
+    let gaps = file.read(AT, &mut out).gaps;
     match gaps[..] {
         [] => {
             assert!(out.iter().all(|&b| b == out[0]), "half a write: {out:?}");
@@ -139,7 +139,7 @@ fn two_writers() {
     let again: Vec<_> = file.pieces(1).into_iter().map(value_of).collect();
     assert_eq!(first, again, "a cut layer does not change");
     let mut out = [0; LEN];
-    assert!(file.read(AT, &mut out).is_empty() && out.iter().all(|&b| b == out[0]), "{out:?}");
+    assert!(file.read(AT, &mut out).gaps.is_empty() && out.iter().all(|&b| b == out[0]), "{out:?}");
     assert!(file.charged_bytes() > 0);
     file.retire(1);
     file.retire(2);

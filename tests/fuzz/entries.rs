@@ -18,6 +18,7 @@ use strongroom::format::acl::Acl;
 use strongroom::format::extent::Extent;
 use strongroom::format::group::{self, HEADER_BYTES, decode_directory, encode_directory};
 use strongroom::format::header::Header;
+use strongroom::format::holders::Holders;
 use strongroom::format::inode::{CookieEntry, Inode, NameEntry};
 use strongroom::format::key;
 use strongroom::format::pin::Pin;
@@ -124,6 +125,7 @@ fn inode(bytes: &[u8]) -> bool {
         same(NameEntry::decode(bytes).map(|v| v.encode()), bytes, "name entry"),
         same(CookieEntry::decode(bytes).map(|v| v.encode()), bytes, "cookie entry"),
         same(ScrubMark::decode(bytes).map(|v| v.encode()), bytes, "scrub mark"),
+        same(Holders::decode(bytes).map(|v| v.encode()), bytes, "holders"),
     ];
     reads.contains(&true)
 }

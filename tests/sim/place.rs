@@ -109,6 +109,12 @@ impl Place {
                 done(fs.setattr(&CALLER, tree.find(path)?, &set).map(|_| ()))
             }
             Step::Punch(path, from, len) => done(fs.fallocate(tree.find(path)?, *from, *len, Fallocate::PunchHole)),
+            Step::Copy(from, at, to, offset, len) => {
+                let (source, target) = (tree.find(from)?, tree.find(to)?);
+                let copied = fs.copy_file_range(source, *at, target, *offset, *len, STAMPED).map_err(|e| e.errno())?;
+                // Nothing here is so large that it may be cut short, and half of it would be two operations.
+                if copied == tree.copied_len(step) { Ok(None) } else { Err(libc::EDOM) }
+            }
             Step::Link(old, new) => {
                 let ino = tree.find(old)?;
                 let (dir, name) = at(new)?;

@@ -41,6 +41,8 @@ pub enum Step {
     WriteHeld(u64, Data),
     Truncate(String, u64),
     Punch(String, u64, u64),
+    /// From a file at an offset, to one at an offset, so many bytes.
+    Copy(String, u64, String, u64, u64),
     Link(String, String),
     Unlink(String),
     Rmdir(String),
@@ -96,6 +98,8 @@ pub struct Habits {
     offset_max: u64,
     /// One step in so many is a sync.
     sync_one_in: u64,
+    /// Whether one step in four or so is a copy.
+    copies: bool,
 }
 
 impl Habits {
@@ -106,7 +110,10 @@ impl Habits {
             13 | 14 => (140_000, 200_000),
             _ => (400_000, 600_000),
         };
-        Habits { write_bytes_max, offset_max, sync_one_in: *dice.pick(&[3, 5, 8, 20]) }
+        let sync_one_in = *dice.pick(&[3, 5, 8, 20]);
+        // Aside, so that the worlds without copies are those that they were before there were any.
+        let copies = Dice(dice.0 ^ 1).one_in(2);
+        Habits { write_bytes_max, offset_max, sync_one_in, copies }
     }
 
     fn data(&self, dice: &mut Dice) -> Data {
@@ -146,6 +153,17 @@ impl Habits {
                 false => format!("{}/{name}", dice.pick(&dirs).0),
             }
         };
+        if self.copies && dice.one_in(4) && !files.is_empty() {
+            let (from, to) = (dice.pick(&files).clone(), dice.pick(&files).clone());
+            // Mostly of what is there.
+            let size = tree.find(&from).ok().and_then(|ino| tree.get(ino)).map_or(0, |t| match &t.body {
+                Body::File(data) => data.len() as u64,
+                Body::Link(_) | Body::Dir(_) => 0,
+            });
+            let at = if dice.one_in(8) { self.offset(dice) } else { dice.below(size.max(1)) };
+            let most = *dice.pick(&[600, self.write_bytes_max, 2 * self.offset_max]);
+            return Step::Copy(from, at, to, self.offset(dice), 1 + dice.below(most));
+        }
         let step = match dice.below(24) {
             0..=2 => Some(Step::Create(new(dice))),
             3 => Some(Step::Mkdir(new(dice))),

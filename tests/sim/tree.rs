@@ -236,6 +236,18 @@ impl Tree {
                 data[from..to].fill(0);
                 Ok(())
             }
+            Step::Copy(from, at, to, offset, _) => {
+                let (source, target) = (self.file(from)?, self.file(to)?);
+                let len = self.copied_len(step);
+                if source == target && *at < offset + len && *offset < at + len {
+                    return Err(libc::EINVAL);
+                }
+                if len > 0 {
+                    let bytes = self.content(source)[*at as usize..(at + len) as usize].to_vec();
+                    self.write(target, *offset, &bytes);
+                }
+                Ok(())
+            }
             Step::Link(old, new) => {
                 let ino = self.find(old)?;
                 let (dir, name) = self.place(new)?;
@@ -308,6 +320,15 @@ impl Tree {
         assert!(!self.0.contains_key(&ino), "inode numbers are not used again");
         self.put(ino, thing);
         self.set_name(path, ino)
+    }
+
+    /// How many bytes a copy moves: those that are there.
+    pub fn copied_len(&self, step: &Step) -> u64 {
+        let Step::Copy(from, at, _, _, len) = step else { return 0 };
+        match self.find(from).map(|ino| &self.0[&ino].body) {
+            Ok(Body::File(data)) => (*len).min((data.len() as u64).saturating_sub(*at)),
+            _ => 0,
+        }
     }
 
     fn write(&mut self, ino: Ino, offset: u64, new: &[u8]) {
