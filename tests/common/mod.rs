@@ -11,6 +11,7 @@ pub mod inject;
 pub mod load;
 pub mod rng;
 pub mod stream;
+pub mod tools;
 
 use std::ffi::OsStr;
 use std::fs;
