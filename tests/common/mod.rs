@@ -27,8 +27,8 @@ pub fn strongroom() -> PathBuf {
     std::env::var_os("STRONGROOM").map_or_else(|| env!("CARGO_BIN_EXE_strongroom").into(), PathBuf::from)
 }
 
-/// Most time one command inside a test may take.
-const COMMAND_SECONDS_MAX: &str = "900";
+/// Most time one command inside a test may take, unless `STRONGROOM_COMMAND_SECONDS_MAX` says more.
+const COMMAND_SECONDS_MAX: u64 = 900;
 
 /// A number from the environment, or what the build's speed suggests.
 pub fn setting(name: &str, in_release: u64, in_debug: u64) -> u64 {
@@ -335,7 +335,8 @@ fn watchdog(daemon: Arc<AtomicI32>) -> mpsc::Sender<()> {
 /// Runs a command under a time limit; gives its output whatever its exit code.
 pub fn output(command: &mut Command) -> Output {
     let mut limited = Command::new("timeout");
-    limited.args(["-k", "10", COMMAND_SECONDS_MAX]).arg(command.get_program()).args(command.get_args());
+    let seconds = setting("STRONGROOM_COMMAND_SECONDS_MAX", COMMAND_SECONDS_MAX, COMMAND_SECONDS_MAX);
+    limited.args(["-k", "10", &seconds.to_string()]).arg(command.get_program()).args(command.get_args());
     if let Some(dir) = command.get_current_dir() {
         limited.current_dir(dir);
     }
