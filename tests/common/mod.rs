@@ -165,6 +165,13 @@ impl TestVault {
         self.mount();
     }
 
+    /// Unmounts, reads and verifies every byte of the vault, and mounts it again.
+    pub fn checked_remount(&self) {
+        self.umount();
+        self.check();
+        self.mount();
+    }
+
     /// Kills the daemon as a crash would, and takes the dead mount away.
     pub fn kill9(&self) {
         let pid = self.daemon.load(SeqCst);
