@@ -7,7 +7,8 @@
 //! `STRONGROOM_FUZZ_SECONDS=3600` goes on for longer, seed after seed from 1; `STRONGROOM_SEEDS=5,6` runs only those.
 //!
 //! What is left out differs and is known: `O_TMPFILE`, `RENAME_WHITEOUT` and collapsing ranges (EOPNOTSUPP, EINVAL), sizes and link counts of
-//! directories, `st_blocks` before a flush.
+//! directories, `st_blocks` before a flush, and that a change of a file by somebody who is not in its group takes the set-group-ID bit
+//! also where the group may not execute.
 
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test may")]
 

@@ -4,6 +4,8 @@
 //! subtree and open files of its own and, in a directory that all share, names, ranges and records of its own, so that what is there at the
 //! end does not depend on who was quicker; between such phases all work on one subtree and each other's files, taking turns.
 
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test may")]
+
 pub mod calls;
 pub mod world;
 
@@ -107,6 +109,9 @@ impl Duel {
     fn both(&self, below: &str, step: &Step) -> Option<String> {
         let (want, got): (Answer, Answer) = (self.right.make(below, step), self.tried.make(below, step));
         self.made.fetch_add(1, SeqCst);
+        if std::env::var_os("STRONGROOM_FUZZ_TRACE").is_some() {
+            eprintln!("{below} {step:?}: {want:?} {got:?}");
+        }
         self.succeeded.fetch_add(usize::from(want.is_ok()), SeqCst);
         let told = |a: &Answer| match a {
             Ok(text) => text.clone(),
