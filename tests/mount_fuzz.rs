@@ -4,7 +4,8 @@
 //! copies, names, links, owners, modes, times, attributes. Every answer is compared at once, errno and whether times moved
 //! included; whole trees after each round; then again after the vault was mounted anew, or synced and its daemon killed (`kill -9`).
 //! Promise: a program cannot tell the mount from ext4 by what its calls answer, also not when others work at its side.
-//! `STRONGROOM_FUZZ_SECONDS=3600` goes on for longer, seed after seed from 1; `STRONGROOM_SEEDS=5,6` runs only those.
+//! `STRONGROOM_FUZZ_SECONDS=3600` goes on for longer, seed after seed from 1; `STRONGROOM_SEEDS=5,6` runs only those; `STRONGROOM_FUZZ_TRACE=1` prints every
+//! call with both answers.
 //!
 //! What is left out differs and is known: `O_TMPFILE`, `RENAME_WHITEOUT` and collapsing ranges (EOPNOTSUPP, EINVAL), sizes and link counts of
 //! directories, `st_blocks` before a flush, and that a change of a file by somebody who is not in its group takes the set-group-ID bit
@@ -20,6 +21,7 @@ use common::{TestVault, needs_root, run, setting};
 use duel::Duel;
 use duel::world::{Fault, World};
 use std::fs::{self, File};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -92,6 +94,39 @@ fn nobody_can_tell_the_mount_from_ext4() {
     assert!(succeeded * 3 > made, "programs of which most fails say little");
     v.umount();
     v.check();
+}
+
+/// What a user may do to a file that is another's but open to all: each found by a seed, and named after what went wrong.
+#[test]
+fn a_users_change_takes_set_id_bits_and_trusted_names_stay_hidden() {
+    needs_root("act as another user");
+    let mut v = TestVault::init_in(Path::new("/tmp"), &[]);
+    fs::set_permissions(v.dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    v.options = vec!["allow_other".into(), "suid".into()];
+    v.mount();
+    let file = v.path("file");
+    let as_nobody = |line: &str| {
+        run(Command::new("setpriv")
+            .args(["--reuid=65534", "--regid=65534", "--clear-groups", "sh", "-ec", line, "sh"])
+            .arg(&file))
+    };
+    for change in ["-p -o 0 -l 4096", "-z -o 4096 -l 4096", "-l 70000", "-n -l 90000"] {
+        fs::write(&file, vec![7; 20_000]).unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o6777)).unwrap();
+        as_nobody(&format!("fallocate {change} \"$1\""));
+        let mode = fs::metadata(&file).unwrap().permissions().mode() & 0o7777;
+        assert_eq!(mode, 0o777, "fallocate {change} by a user left set-id bits: {mode:o}");
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o6777)).unwrap();
+        run(Command::new("sh").args(["-ec", &format!("fallocate {change} \"$1\""), "sh"]).arg(&file));
+        let mode = fs::metadata(&file).unwrap().permissions().mode() & 0o7777;
+        assert_eq!(mode, 0o6777, "fallocate {change} by root took set-id bits: {mode:o}");
+    }
+    run(Command::new("setfattr").args(["-n", "trusted.secret", "-v", "x"]).arg(&file));
+    run(Command::new("setfattr").args(["-n", "user.plain", "-v", "x"]).arg(&file));
+    let list = "getfattr -d -m - --absolute-names \"$1\" | grep -c secret || true";
+    assert_eq!(as_nobody(list).trim(), "0", "a user sees the name of a trusted attribute");
+    let by_root = run(Command::new("getfattr").args(["-d", "-m", "-", "--absolute-names"]).arg(&file));
+    assert!(by_root.contains("trusted.secret") && by_root.contains("user.plain"), "{by_root}");
 }
 
 #[test]

@@ -497,9 +497,9 @@ pub fn tree(root: &Path) -> BTreeMap<String, String> {
             _ => {}
         }
         let world = World::new(root.to_owned());
-        for name in 0..ATTRIBUTES.len() {
+        for (name, attribute) in ATTRIBUTES.iter().enumerate() {
             if let Ok(value) = world.call(&Call::GetXattr { path: text.to_owned(), name }) {
-                line += &format!(" {}={value}", ATTRIBUTES[name]);
+                line += &format!(" {attribute}={value}");
             }
         }
         found.insert(path.to_str().unwrap().to_owned(), line);
