@@ -73,7 +73,7 @@ fn deliver(dir: &Path, mail: &Mail, stop: &AtomicBool) -> io::Result<()> {
         let mut f = OpenOptions::new().write(true).create_new(true).open(&tmp)?;
         f.write_all(&text(n))?;
         f.sync_all()?;
-        if n % 2 == 0 {
+        if n.is_multiple_of(2) {
             fs::rename(&tmp, &new)?;
         } else {
             fs::hard_link(&tmp, &new)?;
