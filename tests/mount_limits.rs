@@ -411,6 +411,24 @@ fn histogram(name: &str, text: &str) -> Result<(), String> {
 }
 
 #[test]
+fn a_lone_root_may_not_execute_what_has_no_x_bit() {
+    needs_root("see what root may not do");
+    let v = TestVault::mounted();
+    let file = v.path("script");
+    fs::write(&file, "#!/bin/sh\n").unwrap();
+    for (mode, may) in [(0o600, false), (0o644, false), (0o755, true), (0o001, true)] {
+        fs::set_permissions(&file, fs::Permissions::from_mode(mode)).unwrap();
+        // What `access(2)` says, and what the kernel does.
+        assert_eq!(
+            Command::new("test").arg("-x").arg(&file).status().unwrap().success(),
+            may,
+            "test -x, mode {mode:o}"
+        );
+        assert_eq!(Command::new(&file).status().is_ok(), may, "run, mode {mode:o}");
+    }
+}
+
+#[test]
 fn the_parser_refuses_what_is_not_prometheus_text() {
     let good = "# HELP a_total What.\n# TYPE a_total counter\na_total 1\n\
                 # HELP g What.\n# TYPE g gauge\ng{x=\"1, \\\" }\",y=\"\"} -1.5e3\ng{x=\"2\"} NaN\n\

@@ -354,8 +354,8 @@ fn mount(plan: &Plan, vault: Arc<Vault>) -> Result<(Mounted, Unmounter), Failure
     let options = MountOptions {
         fsname: said.fsname.clone().unwrap_or_else(|| plan.vault.to_string_lossy().into_owned()),
         allow_other: said.allow_other,
-        // Whoever else can reach the mount is judged by the kernel, which knows their groups; a lone root needs no judge.
-        default_permissions: said.default_permissions || said.allow_other || uid != 0,
+        // The kernel judges, which knows everyone's groups and capabilities; root too: it may not run what has no x bit.
+        default_permissions: true,
         read_only: said.read_only,
         acl: said.acl(),
         kernel: said.kernel.clone(),

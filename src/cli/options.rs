@@ -24,7 +24,7 @@ pub struct Options {
     pub read_only: bool,
     /// Other users may use the mount.
     pub allow_other: bool,
-    /// The kernel checks permissions.
+    /// Accepted for whoever writes it: the kernel always checks permissions.
     pub default_permissions: bool,
     /// `/.storage` is listed in the root.
     pub show_storage: bool,

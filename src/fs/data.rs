@@ -114,6 +114,19 @@ impl FileSystem {
     /// Room, holes or zeros in a range. Room is a word only: what is written is compressed and lies elsewhere each
     /// time, so nothing can be kept for it.
     pub fn fallocate(&self, ino: Ino, offset: u64, len: u64, what: Fallocate) -> Result<(), FsFault> {
+        self.fallocate_by(ino, offset, len, what, false)
+    }
+
+    /// The same by somebody whose change takes the set-id bits, if so asked: with this call the kernel leaves it to us, as with
+    /// `write`, and has no flag to say so.
+    pub fn fallocate_by(
+        &self,
+        ino: Ino,
+        offset: u64,
+        len: u64,
+        what: Fallocate,
+        drop_set_id: bool,
+    ) -> Result<(), FsFault> {
         if self.storage_attr(ino).is_some() {
             return Err(FsFault::NotPermitted);
         }
@@ -140,6 +153,9 @@ impl FileSystem {
         }
         // As ext4: the call changes the file, whether or not it had anything to change.
         (state.inode.mtime, state.inode.ctime) = (now, now);
+        if drop_set_id {
+            state.inode.mode = without_set_id(state.inode.mode);
+        }
         Self::store(&mut op, ino, &state);
         op.commit();
         Ok(())

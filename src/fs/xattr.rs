@@ -162,6 +162,11 @@ impl FileSystem {
 
     /// The names of all attributes, each with a zero byte behind it; `room` 0 asks for their length.
     pub fn listxattr(&self, ino: Ino, room: u32) -> Result<XattrReply, FsFault> {
+        self.listxattr_for(ino, room, true)
+    }
+
+    /// The same for somebody who may not see the `trusted` ones, where so asked; the kernel hides their values and not their names.
+    pub fn listxattr_for(&self, ino: Ino, room: u32, trusted: bool) -> Result<XattrReply, FsFault> {
         if is_storage(ino) {
             return reply(Vec::new(), room);
         }
@@ -169,7 +174,7 @@ impl FileSystem {
         self.load_xattrs(&pin)?;
         let mut list = Vec::new();
         for name in pin.state().xattrs.iter().flat_map(Xattrs::names) {
-            if Which::of(name).is_some() && !self.options.acl {
+            if Which::of(name).is_some() && !self.options.acl || !trusted && name.starts_with(b"trusted.") {
                 continue;
             }
             list.extend_from_slice(name);

@@ -455,8 +455,9 @@ impl Filesystem for Requests {
         xattr(reply, self.run(OpKind::Getxattr, ino, |fs, ino| fs.getxattr(ino, name.as_bytes(), size)));
     }
 
-    fn listxattr(&self, _request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        xattr(reply, self.run(OpKind::Listxattr, ino, |fs, ino| fs.listxattr(ino, size)));
+    fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let root = request.uid() == 0;
+        xattr(reply, self.run(OpKind::Listxattr, ino, |fs, ino| fs.listxattr_for(ino, size, root)));
     }
 
     fn removexattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -469,7 +470,7 @@ impl Filesystem for Requests {
 
     fn fallocate(
         &self,
-        _request: &Request,
+        request: &Request,
         ino: INodeNo,
         _handle: FileHandle,
         offset: u64,
@@ -477,9 +478,11 @@ impl Filesystem for Requests {
         mode: i32,
         reply: ReplyEmpty,
     ) {
+        // Whoever may not set them may not leave them on what was changed; capabilities are not told, and root has them.
+        let drop_set_id = request.uid() != 0;
         let call = |fs: &FileSystem, ino| {
             let what = Fallocate::from_mode(mode).ok_or(FsFault::Unsupported)?;
-            fs.fallocate(ino, offset, length, what)
+            fs.fallocate_by(ino, offset, length, what, drop_set_id)
         };
         empty(reply, self.run(OpKind::Fallocate, ino, call));
     }

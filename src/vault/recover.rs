@@ -79,8 +79,6 @@ struct Tail<'a> {
     records: Vec<u8>,
     /// What there is since the last break: the last commit, or something lost in whose place one may have been.
     since: Since,
-    /// Whether the checksums of the group being taken in hold.
-    group_holds: bool,
     /// What was lost between the last commit and the last break; nothing if the break is that commit.
     missing: u64,
     /// Length of the records at the first such loss: these are of one commit.
@@ -186,7 +184,6 @@ pub fn recover(
         astray: false,
         records: Vec::new(),
         since: Since::BREAK,
-        group_holds: true,
         missing: 0,
         sure: None,
         suspect: None,
@@ -300,7 +297,6 @@ fn unreadable(e: Unreadable) -> OpenFault {
 
 impl Tail<'_> {
     fn group(&mut self, walk: &mut Walk, group: &WalkedGroup) -> Result<(), OpenFault> {
-        self.group_holds = group.checksum_holds;
         if let Some(gap) = group.gap_before {
             let id = group.header.segment;
             log::error!("segment {id}: no group can be read from byte {} to {}", gap.from_bytes, gap.to_bytes);
@@ -312,7 +308,7 @@ impl Tail<'_> {
             self.epoch = group.header.epoch;
             self.begin_lease(None, group)?;
         }
-        self.since.whole &= self.group_holds;
+        self.since.whole &= group.checksum_holds;
         for frame in &group.frames {
             // Before it is opened, which overwrites it.
             let tag = walk.tag(frame);
@@ -360,13 +356,16 @@ impl Tail<'_> {
         self.drop_pending();
         self.astray = false;
         // The reset is about what came before this group.
-        self.since.whole = self.group_holds;
+        self.since.whole = group.checksum_holds;
         match after {
             Some(after) if after == self.position => self.joined = true,
             // Its beginning is older than the checkpoint: the commit covered is still to come.
             Some(after) if after.seq < self.position.seq && !self.joined => {}
-            // The frame that says it is lost, and perhaps commits are.
-            None => self.break_off(1),
+            // The frame that says it is lost, and perhaps commits are. The rest of its group is no more whole for that.
+            None => {
+                self.break_off(1);
+                self.since.whole = group.checksum_holds;
+            }
             Some(_) if self.salvage => {
                 log::error!("segment {} belongs to another history: it is passed over", group.header.segment);
                 (self.astray, self.lost) = (true, self.lost + 1);
@@ -404,8 +403,7 @@ impl Tail<'_> {
     fn break_off(&mut self, lost: u64) {
         self.sure.get_or_insert(self.records.len());
         self.missing += lost + self.since.lost;
-        // What is lost may lie in the group whose rest comes now: that is no more whole for it.
-        self.since = Since { whole: self.group_holds, ..Since::BREAK };
+        self.since = Since::BREAK;
         if !self.joined {
             // They may be older than the checkpoint; those behind the break are not, if a newer commit follows.
             self.records.clear();

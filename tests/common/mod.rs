@@ -11,6 +11,7 @@ pub mod inject;
 pub mod load;
 pub mod rng;
 pub mod stream;
+pub mod tools;
 
 use std::ffi::OsStr;
 use std::fs;
@@ -26,8 +27,8 @@ pub fn strongroom() -> PathBuf {
     std::env::var_os("STRONGROOM").map_or_else(|| env!("CARGO_BIN_EXE_strongroom").into(), PathBuf::from)
 }
 
-/// Most time one command inside a test may take.
-const COMMAND_SECONDS_MAX: &str = "900";
+/// Most time one command inside a test may take, unless `STRONGROOM_COMMAND_SECONDS_MAX` says more.
+const COMMAND_SECONDS_MAX: u64 = 900;
 
 /// A number from the environment, or what the build's speed suggests.
 pub fn setting(name: &str, in_release: u64, in_debug: u64) -> u64 {
@@ -64,8 +65,10 @@ pub struct TestVault {
     pub vault: PathBuf,
     /// The mountpoint.
     pub mnt: PathBuf,
-    /// The file that holds the passphrase.
+    /// The file that holds the passphrase, or is the key.
     pub password: PathBuf,
+    /// Which of them: the option that names it.
+    opened_by: &'static str,
     /// Given to `mount -o`.
     pub options: Vec<String>,
     /// The daemon, or 0.
@@ -99,30 +102,36 @@ impl TestVault {
 
     /// The same in a given place, with more arguments to `init`.
     pub fn init_in(place: &Path, arguments: &[&str]) -> TestVault {
-        Self::init_apart(place, None, arguments)
+        Self::init_apart(place, None, "--password-file", arguments)
+    }
+
+    /// A vault that is opened by a key file: deriving a key from a passphrase takes time and memory of its own.
+    pub fn init_keyed() -> TestVault {
+        Self::init_apart(Path::new(env!("CARGO_TARGET_TMPDIR")), None, "--key-file", &[])
     }
 
     /// A vault on a disk of its own, everything else where the build is.
     pub fn init_on(disk: &disk::Disk) -> TestVault {
-        Self::init_apart(Path::new(env!("CARGO_TARGET_TMPDIR")), Some(disk.at.join("vault")), &[])
+        Self::init_apart(Path::new(env!("CARGO_TARGET_TMPDIR")), Some(disk.at.join("vault")), "--password-file", &[])
     }
 
-    fn init_apart(place: &Path, vault: Option<PathBuf>, arguments: &[&str]) -> TestVault {
+    fn init_apart(place: &Path, vault: Option<PathBuf>, opened_by: &'static str, arguments: &[&str]) -> TestVault {
         assert!(Path::new("/dev/fuse").exists(), "there is no /dev/fuse: these tests need FUSE (see .ci/setup)");
         let dir = tempfile::Builder::new().prefix("vault-").tempdir_in(place).unwrap();
         let vault = vault.unwrap_or_else(|| dir.path().join("vault"));
         let (mnt, password) = (dir.path().join("mnt"), dir.path().join("password"));
         fs::create_dir(&mnt).unwrap();
-        fs::write(&password, "a passphrase for tests\n").unwrap();
+        // As a key it is long enough to be let pass.
+        fs::write(&password, "a passphrase, or 32 bytes and more, for tests\n").unwrap();
         // The cheapest passphrase that is let pass: these tests mount often.
         run(Command::new(strongroom())
-            .args(["init", "--argon2", "65536,3,4", "--password-file"])
+            .args(["init", "--argon2", "65536,3,4", opened_by])
             .arg(&password)
             .args(arguments)
             .arg(&vault));
         let daemon = Arc::new(AtomicI32::new(0));
         let _watchdog = watchdog(Arc::clone(&daemon));
-        TestVault { dir, vault, mnt, password, options: Vec::new(), daemon, _watchdog }
+        TestVault { dir, vault, mnt, password, opened_by, options: Vec::new(), daemon, _watchdog }
     }
 
     /// The command that mounts it; what it prints goes to a file, which a daemon may keep open.
@@ -130,7 +139,7 @@ impl TestVault {
         let mut c = Command::new(strongroom());
         // What it remembers of the vault goes when the vault does.
         c.env("XDG_STATE_HOME", self.dir.path().join("state"));
-        c.args(["mount", "--password-file"]).arg(&self.password);
+        c.args(["mount", self.opened_by]).arg(&self.password);
         if !self.options.is_empty() {
             c.arg("-o").arg(self.options.join(","));
         }
@@ -168,6 +177,13 @@ impl TestVault {
     /// Unmounts and mounts again.
     pub fn remount(&self) {
         self.umount();
+        self.mount();
+    }
+
+    /// Unmounts, reads and verifies every byte of the vault, and mounts it again.
+    pub fn checked_remount(&self) {
+        self.umount();
+        self.check();
         self.mount();
     }
 
@@ -222,7 +238,7 @@ impl TestVault {
     pub fn check(&self) {
         let mut c = Command::new(strongroom());
         c.env("XDG_STATE_HOME", self.dir.path().join("state"));
-        run(c.args(["check", "--read-data", "--password-file"]).arg(&self.password).arg(&self.vault));
+        run(c.args(["check", "--read-data", self.opened_by]).arg(&self.password).arg(&self.vault));
     }
 
     /// Bytes not yet safe.
@@ -341,7 +357,8 @@ fn watchdog(daemon: Arc<AtomicI32>) -> mpsc::Sender<()> {
 /// Runs a command under a time limit; gives its output whatever its exit code.
 pub fn output(command: &mut Command) -> Output {
     let mut limited = Command::new("timeout");
-    limited.args(["-k", "10", COMMAND_SECONDS_MAX]).arg(command.get_program()).args(command.get_args());
+    let seconds = setting("STRONGROOM_COMMAND_SECONDS_MAX", COMMAND_SECONDS_MAX, COMMAND_SECONDS_MAX);
+    limited.args(["-k", "10", &seconds.to_string()]).arg(command.get_program()).args(command.get_args());
     if let Some(dir) = command.get_current_dir() {
         limited.current_dir(dir);
     }
