@@ -41,8 +41,9 @@ pub const XATTR_VALUE_BYTES_MAX: usize = 64 << 10;
 pub const XATTR_LIST_BYTES_MAX: usize = 64 << 10;
 /// Most hard links to one file, as on ext4.
 pub const LINKS_MAX: u32 = 65_000;
-/// Largest file: what a signed 64-bit offset can address in whole blocks.
-pub const FILE_BYTES_MAX: u64 = (i64::MAX as u64) & !(BLOCK_BYTES as u64 - 1);
+/// Largest file: what a signed 64-bit offset can address. The kernel takes writes up to there into its cache without
+/// asking, so a smaller bound would be told to nobody who could do something about it.
+pub const FILE_BYTES_MAX: u64 = i64::MAX as u64;
 
 /// Byte budget unless told otherwise: buffers, frames in flight, caches and overlay together.
 pub const BUDGET_BYTES_DEFAULT: u64 = 256 << 20;

@@ -256,6 +256,33 @@ impl FileBuffer {
         gaps.into_iter().map(|(a, b)| (a, (b - a) as usize)).collect()
     }
 
+    /// What the layers show of `[from, to)`: ranges of data, and the gaps that only the index can fill; neither in order.
+    pub fn cover(&self, from: u64, to: u64) -> (Vec<(u64, u64)>, Vec<(u64, u64)>) {
+        let layers = self.layers.held();
+        let (mut data, mut gaps) = (Vec::new(), vec![(from, to)]);
+        for layer in layers.iter().rev() {
+            let mut left = Vec::new();
+            for (from, to) in gaps {
+                let mut at = from;
+                for (start, span) in layer.overlapping(from, to) {
+                    let (a, b) = (start.max(from), start.saturating_add(span.len).min(to));
+                    if a > at {
+                        left.push((at, a));
+                    }
+                    if !matches!(span.source, Source::Hole) {
+                        data.push((a, b));
+                    }
+                    at = b;
+                }
+                if at < to {
+                    left.push((at, to));
+                }
+            }
+            gaps = left;
+        }
+        (data, gaps)
+    }
+
     /// Bytes charged in all layers: at least what is buffered.
     pub fn charged_bytes(&self) -> u64 {
         self.layers.held().iter().map(|l| l.charged).sum()

@@ -49,7 +49,7 @@ pub struct Args {
     /// Stay in the foreground, and log to stderr
     #[arg(short, long)]
     foreground: bool,
-    /// Mount options, as in fstab: ro, allow_other, noatime, budget=SIZE, … (docs/cli.md lists them)
+    /// Mount options, as in fstab: ro, allow_other, noatime, uid=N, budget=SIZE, … (docs/cli.md lists them)
     #[arg(short, value_name = "KEY=VALUE,…")]
     options: Vec<String>,
     /// Ignore mount options that are not known
@@ -336,8 +336,16 @@ fn mount(plan: &Plan, vault: Arc<Vault>) -> Result<(Mounted, Unmounter), Failure
     let said = &plan.options;
     // SAFETY: both calls only ask, and cannot fail.
     let (uid, gid) = unsafe { (libc::geteuid(), libc::getegid()) };
-    let atime = !said.kernel.iter().any(|word| word == "noatime");
-    let fs_options = FsOptions { uid, gid, show_storage: said.show_storage, read_only: said.read_only, atime };
+    let fs_options = FsOptions {
+        uid,
+        gid,
+        show_storage: said.show_storage,
+        read_only: said.read_only,
+        atime: said.atime(),
+        dir_atime: said.dir_atime(),
+        acl: said.acl(),
+        shown: said.shown,
+    };
     let fs = FileSystem::new(vault, fs_options)
         .map_err(|fault| Failure::new(Exit::Damaged, format!("{}: {fault}", plan.vault.display())))?;
     let options = MountOptions {
@@ -346,6 +354,7 @@ fn mount(plan: &Plan, vault: Arc<Vault>) -> Result<(Mounted, Unmounter), Failure
         // Whoever else can reach the mount is judged by the kernel, which knows their groups; a lone root needs no judge.
         default_permissions: said.default_permissions || said.allow_other || uid != 0,
         read_only: said.read_only,
+        acl: said.acl(),
         kernel: said.kernel.clone(),
         threads: FUSE_THREADS,
     };

@@ -9,6 +9,7 @@ use super::size;
 use crate::base::choice::{Compression, Verify};
 use crate::base::id::Generation;
 use crate::base::limits::BUDGET_BYTES_MIN;
+use crate::fs::{Atime, Shown};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -53,6 +54,10 @@ pub struct Options {
     pub key_file: Option<PathBuf>,
     /// The generation of an older copy that is meant to be mounted.
     pub accept_rollback: Option<Generation>,
+    /// No access control lists.
+    pub no_acl: bool,
+    /// Owner and permissions shown instead of those that are stored.
+    pub shown: Shown,
     /// Words for the kernel, as they are: at most one of a family.
     pub kernel: Vec<String>,
 }
@@ -62,14 +67,17 @@ const KERNEL_FAMILIES: &[&[&str]] = &[
     &["dev", "nodev"],
     &["suid", "nosuid"],
     &["exec", "noexec"],
-    &["atime", "noatime", "relatime", "strictatime"],
+    &["atime", "noatime", "relatime", "norelatime", "strictatime", "nostrictatime"],
     &["diratime", "nodiratime"],
     &["sync", "async"],
     &["dirsync"],
+    &["lazytime", "nolazytime"],
 ];
 
-/// Words of those families that name what happens anyway: they undo, and are not passed on.
-const KERNEL_DEFAULTS: &[&str] = &["relatime", "strictatime", "diratime", "async"];
+/// Words of those families that name what happens anyway: they undo, and are not passed on. All times are lazy here: they
+/// reach the disk with what else is flushed.
+const KERNEL_DEFAULTS: &[&str] =
+    &["atime", "relatime", "norelatime", "nostrictatime", "diratime", "async", "lazytime", "nolazytime"];
 
 /// Words that fstab keeps for others.
 const NOT_OURS: &[&str] =
@@ -90,6 +98,25 @@ impl Options {
         Ok(())
     }
 
+    /// Whether there are access control lists: what is shown in place of owners and permissions leaves no sense in them.
+    pub fn acl(&self) -> bool {
+        !self.no_acl && self.shown == Shown::default()
+    }
+
+    /// When reading moves a file's access time.
+    pub fn atime(&self) -> Atime {
+        match self.kernel.iter().find(|word| word.ends_with("atime") && *word != "nodiratime").map(String::as_str) {
+            Some("noatime") => Atime::Never,
+            Some("strictatime") => Atime::Always,
+            _ => Atime::Relative,
+        }
+    }
+
+    /// Whether listing a directory moves its access time, where reading a file does.
+    pub fn dir_atime(&self) -> bool {
+        !self.kernel.iter().any(|word| word == "nodiratime")
+    }
+
     fn add_word(&mut self, word: &str) -> Result<(), Refused> {
         if NOT_OURS.contains(&word) || NOT_OURS_PREFIXES.iter().any(|p| word.starts_with(p)) {
             return Ok(());
@@ -108,6 +135,8 @@ impl Options {
                 "allow_other" => self.allow_other = true,
                 "default_permissions" => self.default_permissions = true,
                 "show-storage" => self.show_storage = true,
+                "acl" => self.no_acl = false,
+                "noacl" => self.no_acl = true,
                 _ => return Err(Refused::Unknown),
             },
             Some((key, value)) => self.set(key, value)?,
@@ -130,6 +159,14 @@ impl Options {
             "verify-open" => self.verify_open_percent = Some(percent(value).map_err(Refused::Wrong)?),
             "workers" => self.workers = Some(workers(value).map_err(Refused::Wrong)?),
             "scrub-rate" => self.scrub_rate_bytes = Some(mib(value).map_err(Refused::Wrong)?),
+            "uid" => self.shown.uid = Some(id(value).map_err(Refused::Wrong)?),
+            "gid" => self.shown.gid = Some(id(value).map_err(Refused::Wrong)?),
+            "umask" => {
+                let mask = Some(mask(value).map_err(Refused::Wrong)?);
+                (self.shown.file_mask, self.shown.dir_mask) = (mask, mask);
+            }
+            "fmask" => self.shown.file_mask = Some(mask(value).map_err(Refused::Wrong)?),
+            "dmask" => self.shown.dir_mask = Some(mask(value).map_err(Refused::Wrong)?),
             "accept-rollback" => self.accept_rollback = Some(generation(value).map_err(Refused::Wrong)?),
             "password-file" => self.password_file = Some(value.into()),
             "key-file" => self.key_file = Some(value.into()),
@@ -207,6 +244,23 @@ pub fn mib(text: &str) -> Result<u64, String> {
     }
 }
 
+/// Reads the number of a user or group.
+pub fn id(text: &str) -> Result<u32, String> {
+    match text.parse() {
+        // The last number stands for nobody at all.
+        Ok(n) if n != u32::MAX => Ok(n),
+        _ => Err(format!("'{text}' is not the number of a user or group")),
+    }
+}
+
+/// Reads permission bits in octal.
+pub fn mask(text: &str) -> Result<u32, String> {
+    match u32::from_str_radix(text, 8) {
+        Ok(n) if n <= 0o777 && !text.starts_with('+') => Ok(n),
+        _ => Err(format!("'{text}' is not a mask of permissions in octal, from 0 to 777")),
+    }
+}
+
 /// Reads the number of a generation.
 pub fn generation(text: &str) -> Result<Generation, String> {
     text.parse().map(Generation).map_err(|_| format!("'{text}' is not the number of a generation"))
@@ -250,6 +304,28 @@ mod tests {
     }
 
     #[test]
+    fn what_is_shown_is_read() {
+        let o = read(&["uid=7,gid=8,fmask=133,umask=022,dmask=0027"]).unwrap();
+        assert_eq!(o.shown, Shown { uid: Some(7), gid: Some(8), file_mask: Some(0o022), dir_mask: Some(0o027) });
+        assert!(!o.acl(), "lists would contradict what is shown");
+        assert!(read(&["noacl,acl"]).unwrap().acl() && !read(&["noacl"]).unwrap().acl());
+    }
+
+    #[test]
+    fn times_of_access_are_as_the_words_say() {
+        for (words, atime, dir_atime) in [
+            ("rw", Atime::Relative, true),
+            ("noatime", Atime::Never, true),
+            ("strictatime,nodiratime", Atime::Always, false),
+            ("noatime,strictatime,relatime,lazytime", Atime::Relative, true),
+            ("nodiratime", Atime::Relative, false),
+        ] {
+            let o = read(&[words]).unwrap();
+            assert_eq!((o.atime(), o.dir_atime()), (atime, dir_atime), "{words}");
+        }
+    }
+
+    #[test]
     fn words_for_others_are_passed_over() {
         let all =
             "_netdev,nofail,noauto,auto,user,users,user=me,defaults,x-systemd.automount,x-gvfs-show,comment=a b,,";
@@ -280,6 +356,11 @@ mod tests {
             "workers=0",
             "scrub-rate=fast",
             "accept-rollback=-1",
+            "uid=root",
+            "gid=4294967295",
+            "umask=8",
+            "fmask=1000",
+            "dmask=+7",
         ] {
             let failure = read(&[word]).unwrap_err();
             assert_eq!(failure.exit, Exit::Usage);

@@ -3,8 +3,9 @@
 //! Promise: a shrunk file keeps nothing of what was cut off, so that growing it again shows zeros; every change moves
 //! the change time. Called by: `fuse`, tests. On failure: nothing was changed.
 
-use super::node::{Node, is};
-use super::{Caller, FileSystem, FsFault};
+use super::node::{Node, State, is};
+use super::xattr::known;
+use super::{Atime, Caller, FileSystem, FsFault};
 use crate::base::id::Ino;
 use crate::base::limits::FILE_BYTES_MAX;
 use crate::base::world::Time;
@@ -94,7 +95,7 @@ impl FileSystem {
             libc::S_IFDIR => DIRECTORY_BYTES / 512,
             _ => 0,
         };
-        Ok(attr_from(node.ino, &inode, blocks))
+        Ok(self.attr_from(node.ino, &inode, blocks))
     }
 
     /// Attributes of an inode.
@@ -124,6 +125,9 @@ impl FileSystem {
             }
             pin.file(&self.vault);
         }
+        if set.mode.is_some() {
+            self.load_xattrs(&pin)?;
+        }
         let now = self.now();
         let at = |time| match time {
             SetTime::Now => now,
@@ -132,9 +136,10 @@ impl FileSystem {
         {
             let mut state = pin.state();
             let mut op = self.vault.begin();
-            let inode = &mut state.inode;
+            let State { inode, xattrs } = &mut *state;
             if let Some(mode) = set.mode {
                 inode.mode = (inode.mode & libc::S_IFMT) | (mode & 0o7777);
+                known(xattrs).chmod(&mut op, ino, mode);
             }
             if set.uid.is_some() || set.gid.is_some() {
                 inode.uid = set.uid.unwrap_or(inode.uid);
@@ -163,16 +168,39 @@ impl FileSystem {
         self.attr_of(&pin)
     }
 
-    /// Notes that content was read, as `relatime` does.
+    pub(super) fn attr_from(&self, ino: Ino, inode: &Inode, blocks: u64) -> Attr {
+        let shown = &self.options.shown;
+        Attr {
+            ino,
+            mode: shown.mode(inode.mode),
+            nlink: inode.nlink,
+            uid: shown.uid.unwrap_or(inode.uid),
+            gid: shown.gid.unwrap_or(inode.gid),
+            rdev: inode.rdev,
+            size: if is(inode, libc::S_IFDIR) { DIRECTORY_BYTES } else { inode.size },
+            blocks,
+            atime: inode.atime,
+            mtime: inode.mtime,
+            ctime: inode.ctime,
+            btime: inode.btime,
+            cacheable: true,
+        }
+    }
+
+    /// Notes that content was read, as the mount's options say.
     pub(super) fn touch_atime(&self, node: &Node) {
         // A vault that has failed takes in nothing that it could never store.
-        if !self.options.atime || self.options.read_only || self.vault.admit(0).is_err() {
+        if self.options.atime == Atime::Never || self.options.read_only || self.vault.admit(0).is_err() {
             return;
         }
         let now = self.now();
         let mut state = node.state();
         let i = &mut state.inode;
-        let stale = i.atime <= i.mtime || i.atime <= i.ctime || now.seconds - i.atime.seconds >= RELATIME_SECONDS;
+        if is(i, libc::S_IFDIR) && !self.options.dir_atime {
+            return;
+        }
+        let always = self.options.atime == Atime::Always;
+        let stale = always || i.atime <= i.mtime || i.atime <= i.ctime || now.seconds - i.atime.seconds >= RELATIME_SECONDS;
         if !stale || i.nlink == 0 || i.atime == now {
             return;
         }
@@ -183,27 +211,44 @@ impl FileSystem {
     }
 }
 
-pub(super) fn attr_from(ino: Ino, inode: &Inode, blocks: u64) -> Attr {
-    Attr {
-        ino,
-        mode: inode.mode,
-        nlink: inode.nlink,
-        uid: inode.uid,
-        gid: inode.gid,
-        rdev: inode.rdev,
-        size: if is(inode, libc::S_IFDIR) { DIRECTORY_BYTES } else { inode.size },
-        blocks,
-        atime: inode.atime,
-        mtime: inode.mtime,
-        ctime: inode.ctime,
-        btime: inode.btime,
-        cacheable: true,
+/// Owner and permissions to be shown instead of those that are stored, for everything there is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Shown {
+    /// The owner.
+    pub uid: Option<u32>,
+    /// The group.
+    pub gid: Option<u32>,
+    /// Permission bits that files lack; they have all others.
+    pub file_mask: Option<u32>,
+    /// Permission bits that directories lack; they have all others.
+    pub dir_mask: Option<u32>,
+}
+
+impl Shown {
+    fn mode(&self, mode: u32) -> u32 {
+        let mask = match mode & libc::S_IFMT {
+            libc::S_IFDIR => self.dir_mask,
+            // Nobody looks at those of a link.
+            libc::S_IFLNK => None,
+            _ => self.file_mask,
+        };
+        // No set-id bits: they would lend what the owner shown may do, who is not the one stored.
+        mask.map_or(mode, |mask| mode & libc::S_IFMT | 0o777 & !mask)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_mask_says_all_of_what_is_shown() {
+        let shown = Shown { file_mask: Some(0o137), dir_mask: Some(0o027), ..Shown::default() };
+        assert_eq!(shown.mode(0o104_511), 0o100_640);
+        assert_eq!(shown.mode(0o041_700), 0o040_750);
+        assert_eq!(shown.mode(0o120_777), 0o120_777);
+        assert_eq!(Shown::default().mode(0o104_511), 0o104_511);
+    }
 
     #[test]
     fn set_id_bits_go_except_for_mandatory_locking() {

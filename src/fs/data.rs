@@ -52,7 +52,7 @@ impl Fallocate {
 }
 
 impl FileSystem {
-    fn pin_file(&self, ino: Ino) -> Result<Pin<'_>, FsFault> {
+    pub(super) fn pin_file(&self, ino: Ino) -> Result<Pin<'_>, FsFault> {
         let pin = self.pin(ino)?;
         match pin.inode().mode & libc::S_IFMT {
             libc::S_IFREG => Ok(pin),
@@ -132,15 +132,15 @@ impl FileSystem {
         let mut op = self.vault.begin();
         debug_assert!(is(&state.inode, libc::S_IFREG), "pin_file gives regular files only");
         if matches!(what, Fallocate::PunchHole | Fallocate::ZeroRange | Fallocate::ZeroKeepSize) {
-            op.punch(file, offset, end);
+            // Behind the end there is nothing to take away.
+            op.punch(file, offset, end.min(state.inode.size));
         }
         if matches!(what, Fallocate::Extend | Fallocate::ZeroRange) {
             state.inode.size = state.inode.size.max(end);
         }
-        if what != Fallocate::KeepSize {
-            (state.inode.mtime, state.inode.ctime) = (now, now);
-            Self::store(&mut op, ino, &state);
-        }
+        // As ext4: the call changes the file, whether or not it had anything to change.
+        (state.inode.mtime, state.inode.ctime) = (now, now);
+        Self::store(&mut op, ino, &state);
         op.commit();
         Ok(())
     }

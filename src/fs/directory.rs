@@ -3,7 +3,7 @@
 //! Promise: a listing goes by cookies, which a name keeps, so entries made or removed meanwhile make no other entry
 //! appear twice or be left out. Called by: `fuse`, tests. On failure: the entries given so far hold.
 
-use super::attr::{Attr, attr_from};
+use super::attr::Attr;
 use super::name::kind_of;
 use super::storage::{self, STORAGE_INO, STORAGE_NAME};
 use super::{FileSystem, FsFault};
@@ -83,7 +83,7 @@ impl FileSystem {
         for (at, name, which) in [(DOT, b".".to_vec(), ino), (DOT_DOT, b"..".to_vec(), inode.parent)] {
             if offset < at {
                 // The kernel looks at no attributes of these two but the type.
-                let attr = plus.then(|| attr_from(which, &inode, 8));
+                let attr = plus.then(|| self.attr_from(which, &inode, 8));
                 if !take(&DirEntry { ino: which, kind: kind_of(inode.mode), offset: at, name, attr }) {
                     return Ok(());
                 }

@@ -30,6 +30,8 @@ pub enum FsFault {
     TooManyLinks,
     /// Nobody may do this here.
     NotPermitted,
+    /// Not with this kind of file.
+    Denied,
     /// No such extended attribute.
     NoAttribute,
     /// The extended attribute's value is too large.
@@ -40,6 +42,8 @@ pub enum FsFault {
     Range,
     /// The file would be larger than a file may be.
     FileTooLarge,
+    /// No byte of that kind from there on.
+    NothingThere,
     /// Not offered.
     Unsupported,
 }
@@ -85,11 +89,13 @@ impl FsFault {
             FsFault::NameTooLong => libc::ENAMETOOLONG,
             FsFault::TooManyLinks => libc::EMLINK,
             FsFault::NotPermitted => libc::EPERM,
+            FsFault::Denied => libc::EACCES,
             FsFault::NoAttribute => libc::ENODATA,
             FsFault::ValueTooLarge => libc::E2BIG,
             FsFault::TooManyAttributes => libc::ENOSPC,
             FsFault::Range => libc::ERANGE,
             FsFault::FileTooLarge => libc::EFBIG,
+            FsFault::NothingThere => libc::ENXIO,
             FsFault::Unsupported => libc::EOPNOTSUPP,
         }
     }

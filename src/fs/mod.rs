@@ -8,6 +8,7 @@
 //! read of the index under the namespace lock may, when what was just read has already been evicted again.
 //! Called by: `fuse`, `cli`, tests. On failure: an `FsFault`, which `errno` turns into what a program sees.
 
+mod acl;
 mod attr;
 mod data;
 mod directory;
@@ -17,16 +18,18 @@ mod node;
 mod paths;
 mod rename;
 mod render;
+mod seek;
 mod stats;
 mod storage;
 mod xattr;
 
-pub use attr::{Attr, SetAttr, SetTime};
+pub use attr::{Attr, SetAttr, SetTime, Shown};
 pub use data::{Fallocate, WriteHow};
 pub use directory::{DirEntry, Space};
 pub use errno::FsFault;
 pub use paths::{paths_of, printable};
 pub use rename::RenameHow;
+pub use seek::{Seek, Sought};
 pub use stats::{OpKind, OpStat, OpStats};
 pub use storage::{STORAGE_INO, STORAGE_NAME};
 pub use xattr::{XattrHow, XattrReply};
@@ -51,18 +54,44 @@ pub struct FsOptions {
     pub show_storage: bool,
     /// Whether every change is refused.
     pub read_only: bool,
-    /// Whether reading moves the access time (as `relatime` does: when it is not newer than the last change, or a day old).
-    pub atime: bool,
+    /// When reading moves the access time.
+    pub atime: Atime,
+    /// Whether listing a directory does, too.
+    pub dir_atime: bool,
+    /// Whether there are access control lists. Without them those that are stored are neither shown nor given on.
+    pub acl: bool,
+    /// Owner and permissions shown instead of those that are stored.
+    pub shown: Shown,
+}
+
+/// When reading moves the access time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Atime {
+    /// Never.
+    Never,
+    /// When it is not newer than the last change, or a day old.
+    Relative,
+    /// Whenever a read gets here.
+    Always,
 }
 
 impl Default for FsOptions {
     fn default() -> Self {
-        FsOptions { uid: 0, gid: 0, show_storage: false, read_only: false, atime: true }
+        FsOptions {
+            uid: 0,
+            gid: 0,
+            show_storage: false,
+            read_only: false,
+            atime: Atime::Relative,
+            dir_atime: true,
+            acl: true,
+            shown: Shown::default(),
+        }
     }
 }
 
 /// On whose behalf.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Caller {
     /// User.
     pub uid: u32,

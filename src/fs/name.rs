@@ -3,9 +3,11 @@
 //! Promise: a name and the inode it leads to appear and disappear together; a look-up beside a rename over the name
 //! finds the old or the new inode, never neither. Called by: `fuse`, tests. On failure: nothing was changed.
 
-use super::attr::{Attr, attr_from};
-use super::node::{Pin, is};
+use super::acl::{self, Which};
+use super::attr::Attr;
+use super::node::{Pin, State, is};
 use super::storage::{STORAGE_NAME, is_storage};
+use super::xattr::{Xattrs, known};
 use super::{Caller, FileSystem, FsFault};
 use crate::base::id::{Ino, ROOT_INO};
 use crate::base::limits::{LINKS_MAX, NAME_BYTES_MAX, SYMLINK_BYTES_MAX};
@@ -80,8 +82,12 @@ impl FileSystem {
         if name.len() > NAME_BYTES_MAX {
             return Err(FsFault::NameTooLong);
         }
-        let dir = self.pin_dir(parent)?;
-        let (_, pin) = self.resolve(dir.ino, name)?.ok_or(FsFault::NoEntry)?;
+        let pin = match name {
+            // By these a file is found again whose handle someone kept; of a file only the first is asked for.
+            b"." => Some(self.pin(parent)?).filter(|pin| pin.inode().nlink > 0).ok_or(FsFault::NoEntry)?,
+            b".." => self.pin(self.pin_dir(parent)?.inode().parent)?,
+            _ => self.resolve(self.pin_dir(parent)?.ino, name)?.ok_or(FsFault::NoEntry)?.1,
+        };
         let attr = self.attr_of(&pin)?;
         pin.keep();
         Ok(attr)
@@ -107,13 +113,12 @@ impl FileSystem {
             _ => return Err(FsFault::Invalid),
         };
         let rdev = if matches!(mode & libc::S_IFMT, libc::S_IFCHR | libc::S_IFBLK) { rdev } else { 0 };
-        self.make(caller, parent, name, mode & !(caller.umask & 0o777), rdev, None)
+        self.make(caller, parent, name, mode, rdev, None)
     }
 
     /// Makes a directory; the caller owes a `forget` for it.
     pub fn mkdir(&self, caller: &Caller, parent: Ino, name: &[u8], mode: u32) -> Result<Attr, FsFault> {
-        let mode = libc::S_IFDIR | (mode & 0o7777 & !(caller.umask & 0o777));
-        self.make(caller, parent, name, mode, 0, None)
+        self.make(caller, parent, name, libc::S_IFDIR | (mode & 0o7777), 0, None)
     }
 
     /// Makes a symbolic link; the caller owes a `forget` for it.
@@ -139,6 +144,7 @@ impl FileSystem {
         check_change(parent, name)?;
         self.writable()?;
         let dir = self.pin_dir(parent)?;
+        self.load_xattrs(&dir)?;
         let before = self.changes.load(SeqCst);
         let taken = self.find(parent, name)?.is_some();
         let now = self.now();
@@ -148,18 +154,24 @@ impl FileSystem {
         if taken {
             return Err(FsFault::Exists);
         }
-        let inherited = dir.inode();
-        if inherited.nlink == 0 {
+        let (above, given) = {
+            let mut state = dir.state();
+            let State { inode, xattrs } = &mut *state;
+            let default = known(xattrs).given_on().filter(|_| self.options.acl);
+            (*inode, acl::inherit(default, mode, caller.umask))
+        };
+        if above.nlink == 0 {
             return Err(FsFault::NoEntry);
         }
         self.vault.admit(1)?;
+        let mode = given.mode;
         let is_dir = mode & libc::S_IFMT == libc::S_IFDIR;
-        let set_gid = inherited.mode & libc::S_ISGID != 0;
+        let set_gid = above.mode & libc::S_ISGID != 0;
         let (ino, cookie) = (self.vault.next_ino(), self.vault.next_cookie());
         let inode = Inode {
             mode: if set_gid && is_dir { mode | libc::S_ISGID } else { mode },
             uid: caller.uid,
-            gid: if set_gid { inherited.gid } else { caller.gid },
+            gid: if set_gid { above.gid } else { caller.gid },
             nlink: if is_dir { 2 } else { 1 },
             rdev,
             size: target.map_or(0, |t| t.len() as u64),
@@ -172,9 +184,12 @@ impl FileSystem {
         let pin = self.pin_new(ino, inode);
         {
             let mut dir_state = dir.state();
-            let state = pin.state();
+            let mut state = pin.state();
             let mut op = self.vault.begin();
             put_name(&mut op, parent, name, NameEntry { ino, cookie, kind: kind_of(mode) });
+            let xattrs = state.xattrs.get_or_insert_with(Xattrs::default);
+            xattrs.set_acl(&mut op, ino, Which::Access, given.access);
+            xattrs.set_acl(&mut op, ino, Which::Default, given.default);
             Self::store(&mut op, ino, &state);
             if let Some(target) = target {
                 op.put(key::target(ino), target.to_vec());
@@ -190,7 +205,7 @@ impl FileSystem {
         self.changes.fetch_add(1, SeqCst);
         drop(namespace);
         pin.keep();
-        Ok(attr_from(ino, &inode, if is_dir { 8 } else { 0 }))
+        Ok(self.attr_from(ino, &inode, if is_dir { 8 } else { 0 }))
     }
 
     /// Gives an inode one more name; the caller owes a `forget` for it.

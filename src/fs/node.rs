@@ -6,13 +6,14 @@
 //! is held only by who holds the namespace lock, so no two threads can wait for each other. A shard's lock is taken
 //! last and held for a map operation only. Called by: the rest of `fs`. On failure: the vault's fault, nothing changed.
 
+use super::xattr::Xattrs;
 use super::{FileSystem, FsFault};
 use crate::base::id::Ino;
 use crate::base::lock::Held;
 use crate::format::inode::Inode;
 use crate::format::key;
 use crate::vault::{FileBuffer, Op, Vault};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -24,8 +25,8 @@ const SCAN_ENTRIES: usize = 256;
 /// What changes about an inode.
 pub(super) struct State {
     pub(super) inode: Inode,
-    /// Names of its extended attributes; `None` until someone asks.
-    pub(super) xattrs: Option<BTreeSet<Vec<u8>>>,
+    /// What there is of extended attributes; `None` until someone asks.
+    pub(super) xattrs: Option<Xattrs>,
 }
 
 /// An inode in use.
@@ -143,7 +144,7 @@ impl FileSystem {
 
     /// Puts a new inode, not yet stored, into the table.
     pub(super) fn pin_new(&self, ino: Ino, inode: Inode) -> Pin<'_> {
-        let node = Arc::new(Node::new(ino, State { inode, xattrs: Some(BTreeSet::new()) }));
+        let node = Arc::new(Node::new(ino, State { inode, xattrs: Some(Xattrs::default()) }));
         self.nodes.shard(ino).held().nodes.insert(ino.0, node.clone());
         Pin { fs: self, node }
     }
@@ -218,7 +219,7 @@ impl FileSystem {
         if is(&state.inode, libc::S_IFLNK) {
             op.delete(key::target(ino));
         }
-        for name in state.xattrs.iter().flatten() {
+        for name in state.xattrs.iter().flat_map(Xattrs::names) {
             op.delete(key::xattr(ino, name));
         }
         op.delete(key::inode(ino));
@@ -242,22 +243,6 @@ impl FileSystem {
             op.put(key::inode(pin.ino), state.inode.encode());
             op.put(key::orphan(pin.ino), Vec::new());
         }
-    }
-
-    /// Makes the names of an inode's extended attributes known; may read the index.
-    pub(super) fn load_xattrs(&self, node: &Node) -> Result<(), FsFault> {
-        if node.state().xattrs.is_some() {
-            return Ok(());
-        }
-        let prefix = key::prefix(key::XATTR, node.ino.0);
-        let mut names = BTreeSet::new();
-        self.scan_all(&prefix, |key, _| {
-            names.insert(key[prefix.len()..].to_vec());
-            Ok(())
-        })?;
-        // Whoever changes attributes has loaded them first, so a list read beside a change is never the first.
-        node.state().xattrs.get_or_insert(names);
-        Ok(())
     }
 
     /// Removes the inodes that lost their last name while in use, when a crash came before their end.

@@ -2,16 +2,19 @@
 //!
 //! Promise: the new name leads to the old inode or to the new one at every moment, also after a crash; a directory never
 //! becomes its own ancestor. A replaced name keeps its place in the directory's order, and so does a name changed
-//! within a directory, so that a listing at work sees neither twice. Called by: `fuse`, tests.
+//! within a directory, so that a listing at work sees neither twice. What is left of a name for an overlay (a whiteout)
+//! comes into being with the move. Called by: `fuse`, tests.
 //! On failure: nothing was changed.
 
 use super::name::{check_change, kind_of, put_name};
 use super::node::{Pin, is};
-use super::{FileSystem, FsFault};
+use super::{Caller, FileSystem, FsFault};
 use crate::base::id::{Ino, ROOT_INO};
 use crate::base::lock::Held;
-use crate::format::inode::NameEntry;
+use crate::base::world::Time;
+use crate::format::inode::{Inode, NameEntry};
 use crate::format::key;
+use crate::vault::Op;
 use std::sync::atomic::Ordering::SeqCst;
 
 /// What becomes of an existing new name.
@@ -23,16 +26,27 @@ pub enum RenameHow {
     NoReplace,
     /// It must exist, and gets the old name.
     Exchange,
+    /// It is replaced, or may not exist, and under the old name stands what an overlay takes for "nothing here": a
+    /// character device 0:0 of this user's.
+    Whiteout {
+        /// Who made it.
+        by: Caller,
+        /// Whether an existing new name is replaced.
+        replace: bool,
+    },
 }
 
 impl RenameHow {
-    /// Reads the flags of the system call; `None` for what is not offered.
+    /// Reads the flags of a system call by someone; `None` for what is not offered.
     #[must_use]
-    pub fn from_flags(flags: u32) -> Option<RenameHow> {
+    pub fn from_flags(flags: u32, by: &Caller) -> Option<RenameHow> {
+        const WHITEOUT_NOREPLACE: u32 = libc::RENAME_WHITEOUT | libc::RENAME_NOREPLACE;
         match flags {
             0 => Some(RenameHow::Replace),
             libc::RENAME_NOREPLACE => Some(RenameHow::NoReplace),
             libc::RENAME_EXCHANGE => Some(RenameHow::Exchange),
+            libc::RENAME_WHITEOUT => Some(RenameHow::Whiteout { by: *by, replace: true }),
+            WHITEOUT_NOREPLACE => Some(RenameHow::Whiteout { by: *by, replace: false }),
             _ => None,
         }
     }
@@ -76,7 +90,13 @@ impl FileSystem {
                     (Some(target), RenameHow::Exchange) => {
                         self.exchange((&from, name, &source), (&to, new_name, target));
                     }
-                    _ => self.replace((&from, name, &source), (&to, new_name, target.as_ref())),
+                    _ => {
+                        let leaves = match how {
+                            RenameHow::Whiteout { by, .. } => Some(by),
+                            RenameHow::Replace | RenameHow::NoReplace | RenameHow::Exchange => None,
+                        };
+                        self.replace((&from, name, &source), (&to, new_name, target.as_ref()), leaves.as_ref());
+                    }
                 }
                 self.changes.fetch_add(1, SeqCst);
             }
@@ -97,10 +117,11 @@ impl FileSystem {
             return Err(FsFault::NoEntry);
         }
         match (how, target) {
-            (RenameHow::NoReplace, Some(_)) => return Err(FsFault::Exists),
+            (RenameHow::NoReplace | RenameHow::Whiteout { replace: false, .. }, Some(_)) => return Err(FsFault::Exists),
             (RenameHow::Exchange, None) => return Err(FsFault::NoEntry),
             // Two names of one file: POSIX wants both left alone.
-            (RenameHow::Replace | RenameHow::Exchange, Some((_, pin))) if pin.ino == source.1.ino => return Ok(false),
+            (_, Some((_, pin))) if pin.ino == source.1.ino => return Ok(false),
+            (RenameHow::Whiteout { .. }, _) => self.vault.admit(1)?,
             (RenameHow::Replace | RenameHow::NoReplace | RenameHow::Exchange, _) => {}
         }
         let source_is_dir = is(&source.1.inode(), libc::S_IFDIR);
@@ -136,7 +157,12 @@ impl FileSystem {
         Ok(ancestor == ROOT_INO)
     }
 
-    fn replace(&self, old: (&Pin<'_>, &[u8], &Named<'_>), new: (&Pin<'_>, &[u8], Option<&Named<'_>>)) {
+    fn replace(
+        &self,
+        old: (&Pin<'_>, &[u8], &Named<'_>),
+        new: (&Pin<'_>, &[u8], Option<&Named<'_>>),
+        leaves: Option<&Caller>,
+    ) {
         let (from, name, (entry, moved)) = old;
         let (to, new_name, target) = new;
         let same_dir = from.ino == to.ino;
@@ -169,7 +195,10 @@ impl FileSystem {
         Self::store(&mut op, moved.ino, &moved_state);
 
         let f = &mut from_state.inode;
-        f.size = f.size.saturating_sub(1);
+        match leaves {
+            Some(by) => self.leave_whiteout(&mut op, (from.ino, f, name), by, now),
+            None => f.size = f.size.saturating_sub(1),
+        }
         f.nlink -= u32::from(is_dir);
         (f.mtime, f.ctime) = (now, now);
         let t = &mut to_state.as_deref_mut().unwrap_or(&mut *from_state).inode;
@@ -182,6 +211,27 @@ impl FileSystem {
             Self::store(&mut op, to.ino, state);
         }
         op.commit();
+    }
+
+    /// Nobody knows the inode before the operation is visible, so it needs no node.
+    fn leave_whiteout(&self, op: &mut Op<'_>, (dir, above, name): (Ino, &Inode, &[u8]), by: &Caller, now: Time) {
+        let ino = self.vault.next_ino();
+        let inode = Inode {
+            mode: libc::S_IFCHR,
+            uid: by.uid,
+            gid: if above.mode & libc::S_ISGID != 0 { above.gid } else { by.gid },
+            nlink: 1,
+            rdev: 0,
+            size: 0,
+            atime: now,
+            mtime: now,
+            ctime: now,
+            btime: now,
+            parent: Ino(0),
+        };
+        op.put(key::inode(ino), inode.encode());
+        op.inodes(1);
+        put_name(op, dir, name, NameEntry { ino, cookie: self.vault.next_cookie(), kind: kind_of(inode.mode) });
     }
 
     fn exchange(&self, one: (&Pin<'_>, &[u8], &Named<'_>), two: (&Pin<'_>, &[u8], &Named<'_>)) {
@@ -229,8 +279,11 @@ mod tests {
 
     #[test]
     fn only_known_flags_are_taken() {
-        assert_eq!(RenameHow::from_flags(libc::RENAME_EXCHANGE), Some(RenameHow::Exchange));
-        assert_eq!(RenameHow::from_flags(libc::RENAME_WHITEOUT), None);
-        assert_eq!(RenameHow::from_flags(libc::RENAME_EXCHANGE | libc::RENAME_NOREPLACE), None);
+        let by = Caller { uid: 1, gid: 2, umask: 0 };
+        let read = |flags| RenameHow::from_flags(flags, &by);
+        assert_eq!(read(libc::RENAME_EXCHANGE), Some(RenameHow::Exchange));
+        assert_eq!(read(libc::RENAME_WHITEOUT), Some(RenameHow::Whiteout { by, replace: true }));
+        assert_eq!(read(libc::RENAME_EXCHANGE | libc::RENAME_NOREPLACE), None);
+        assert_eq!(read(libc::RENAME_EXCHANGE | libc::RENAME_WHITEOUT), None);
     }
 }

@@ -30,7 +30,7 @@ kinds! {
     Mknod = "mknod", Mkdir = "mkdir", Unlink = "unlink", Rmdir = "rmdir", Symlink = "symlink", Rename = "rename",
     Link = "link", Read = "read", Write = "write", Fsync = "fsync", Readdir = "readdir", Readdirplus = "readdirplus",
     Fsyncdir = "fsyncdir", Statfs = "statfs", Setxattr = "setxattr", Getxattr = "getxattr", Listxattr = "listxattr",
-    Removexattr = "removexattr", Fallocate = "fallocate",
+    Removexattr = "removexattr", Fallocate = "fallocate", Lseek = "lseek",
 }
 
 /// The numbers of one kind of operation.

@@ -1,15 +1,64 @@
-//! Extended attributes.
+//! Extended attributes, access control lists among them.
 //!
-//! Promise: the names of a file's attributes are in memory once someone asked, so that the kernel's question for
-//! `security.capability` costs nothing. Namespaces: user, trusted, security; who may use which, the kernel checks.
-//! Called by: `fuse`, tests. On failure: nothing was changed.
+//! Promise: the names of a file's attributes, and its access control lists, are in memory once someone asked, so that the
+//! kernel's question for `security.capability` costs nothing, nor does a look for what a directory gives on.
+//! Namespaces: user, trusted, security, and of system the two lists (`acl`); who may use which, the kernel checks.
+//! Called by: `fuse`, tests; `node` and `attr` for the lists. On failure: nothing was changed.
 
-use super::node::Node;
+use super::acl::{self, Acl, Which};
+use super::node::{Node, State, is};
 use super::storage::is_storage;
 use super::{FileSystem, FsFault};
 use crate::base::id::Ino;
 use crate::base::limits::{NAME_BYTES_MAX, XATTR_LIST_BYTES_MAX, XATTR_VALUE_BYTES_MAX};
 use crate::format::key;
+use crate::vault::Op;
+use std::collections::BTreeSet;
+
+/// What there is of an inode's extended attributes: all names, and the lists as they are stored.
+#[derive(Default)]
+pub(super) struct Xattrs {
+    names: BTreeSet<Vec<u8>>,
+    access: Option<Acl>,
+    default: Option<Acl>,
+}
+
+impl Xattrs {
+    /// The names, in order.
+    pub(super) fn names(&self) -> impl Iterator<Item = &Vec<u8>> {
+        self.names.iter()
+    }
+
+    /// What a directory gives on.
+    pub(super) fn given_on(&self) -> Option<&Acl> {
+        self.default.as_ref()
+    }
+
+    /// Stores a list, or removes it.
+    pub(super) fn set_acl(&mut self, op: &mut Op<'_>, ino: Ino, which: Which, acl: Option<Acl>) {
+        let (name, place) = match which {
+            Which::Access => (acl::ACCESS, &mut self.access),
+            Which::Default => (acl::DEFAULT, &mut self.default),
+        };
+        match &acl {
+            Some(acl) => {
+                self.names.insert(name.to_vec());
+                op.put(key::xattr(ino, name), acl.encode());
+            }
+            None if self.names.remove(name) => op.delete(key::xattr(ino, name)),
+            None => {}
+        }
+        *place = acl;
+    }
+
+    /// Brings the list of who may do what into agreement with a mode that was set.
+    pub(super) fn chmod(&mut self, op: &mut Op<'_>, ino: Ino, mode: u32) {
+        if let Some(mut acl) = self.access.take() {
+            acl.chmod(mode);
+            self.set_acl(op, ino, Which::Access, Some(acl));
+        }
+    }
+}
 
 /// What `setxattr` makes of an attribute that is, or is not, there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,9 +101,12 @@ fn reply(bytes: Vec<u8>, room: u32) -> Result<XattrReply, FsFault> {
     }
 }
 
-fn check(name: &[u8]) -> Result<(), FsFault> {
+fn check(name: &[u8], acls: bool) -> Result<(), FsFault> {
     if name.len() > NAME_BYTES_MAX {
         return Err(FsFault::Range);
+    }
+    if Which::of(name).is_some() {
+        return if acls { Ok(()) } else { Err(FsFault::Unsupported) };
     }
     let known = [&b"user."[..], b"trusted.", b"security."];
     match known.iter().find_map(|space| name.strip_prefix(*space)) {
@@ -65,14 +117,37 @@ fn check(name: &[u8]) -> Result<(), FsFault> {
 }
 
 impl FileSystem {
+    /// Makes the names of an inode's extended attributes and its lists known; may read the index.
+    pub(super) fn load_xattrs(&self, node: &Node) -> Result<(), FsFault> {
+        if node.state().xattrs.is_some() {
+            return Ok(());
+        }
+        let prefix = key::prefix(key::XATTR, node.ino.0);
+        let mut found = Xattrs::default();
+        let damaged = |_| FsFault::index("an access control list makes no sense");
+        self.scan_all(&prefix, |key, value| {
+            let name = &key[prefix.len()..];
+            match Which::of(name) {
+                Some(Which::Access) => found.access = Acl::decode(value).map_err(damaged)?,
+                Some(Which::Default) => found.default = Acl::decode(value).map_err(damaged)?,
+                None => {}
+            }
+            found.names.insert(name.to_vec());
+            Ok(())
+        })?;
+        // Whoever changes attributes has loaded them first, so a list read beside a change is never the first.
+        node.state().xattrs.get_or_insert(found);
+        Ok(())
+    }
+
     fn has_xattr(&self, node: &Node, name: &[u8]) -> Result<bool, FsFault> {
         self.load_xattrs(node)?;
-        Ok(node.state().xattrs.as_ref().is_some_and(|names| names.contains(name)))
+        Ok(node.state().xattrs.as_ref().is_some_and(|all| all.names.contains(name)))
     }
 
     /// An attribute's value; `room` 0 asks for its length.
     pub fn getxattr(&self, ino: Ino, name: &[u8], room: u32) -> Result<XattrReply, FsFault> {
-        check(name)?;
+        check(name, self.options.acl)?;
         if is_storage(ino) {
             return Err(FsFault::NoAttribute);
         }
@@ -91,16 +166,32 @@ impl FileSystem {
         let pin = self.pin(ino)?;
         self.load_xattrs(&pin)?;
         let mut list = Vec::new();
-        for name in pin.state().xattrs.iter().flatten() {
+        for name in pin.state().xattrs.iter().flat_map(Xattrs::names) {
+            if Which::of(name).is_some() && !self.options.acl {
+                continue;
+            }
             list.extend_from_slice(name);
             list.push(0);
         }
         reply(list, room)
     }
 
-    /// Sets an attribute.
+    /// Sets an attribute on behalf of someone who may keep a file's set-group-ID bit.
     pub fn setxattr(&self, ino: Ino, name: &[u8], value: &[u8], how: XattrHow) -> Result<(), FsFault> {
-        check(name)?;
+        self.setxattr_by(ino, name, value, how, |_| true)
+    }
+
+    /// Sets an attribute. `in_group` says whether the caller belongs to a group or need not; it is asked only where that
+    /// matters: a list set by someone else takes the set-group-ID bit away, as `chmod` by them would.
+    pub fn setxattr_by(
+        &self,
+        ino: Ino,
+        name: &[u8],
+        value: &[u8],
+        how: XattrHow,
+        in_group: impl FnOnce(u32) -> bool,
+    ) -> Result<(), FsFault> {
+        check(name, self.options.acl)?;
         if is_storage(ino) {
             return Err(FsFault::NotPermitted);
         }
@@ -108,12 +199,15 @@ impl FileSystem {
         if value.len() > XATTR_VALUE_BYTES_MAX {
             return Err(FsFault::ValueTooLarge);
         }
+        if let Some(which) = Which::of(name) {
+            return self.set_acl(ino, which, value, in_group);
+        }
         let pin = self.pin(ino)?;
         self.load_xattrs(&pin)?;
         self.vault.admit(0)?;
         let now = self.now();
         let mut state = pin.state();
-        let names = state.xattrs.as_mut().expect("load_xattrs made them known, and they stay known");
+        let names = &mut known(&mut state.xattrs).names;
         match (how, names.contains(name)) {
             (XattrHow::Create, true) => return Err(FsFault::Exists),
             (XattrHow::Replace, false) => return Err(FsFault::NoAttribute),
@@ -134,9 +228,51 @@ impl FileSystem {
         Ok(())
     }
 
-    /// Removes an attribute.
+    fn set_acl(
+        &self,
+        ino: Ino,
+        which: Which,
+        value: &[u8],
+        in_group: impl FnOnce(u32) -> bool,
+    ) -> Result<(), FsFault> {
+        if value.len() > acl::BYTES_MAX {
+            return Err(FsFault::ValueTooLarge);
+        }
+        let acl = Acl::decode(value)?;
+        let pin = self.pin(ino)?;
+        let inode = pin.inode();
+        if is(&inode, libc::S_IFLNK) {
+            return Err(FsFault::Unsupported);
+        }
+        if which == Which::Default && !is(&inode, libc::S_IFDIR) {
+            return if acl.is_some() { Err(FsFault::Denied) } else { Ok(()) };
+        }
+        // Whoever asks may be slow to find out about, so before the lock; the owner can only change to a group of theirs.
+        let keeps_set_gid = which == Which::Default || inode.mode & libc::S_ISGID == 0 || in_group(inode.gid);
+        self.load_xattrs(&pin)?;
+        self.vault.admit(0)?;
+        let now = self.now();
+        let mut state = pin.state();
+        let State { inode, xattrs } = &mut *state;
+        let kept = match (which, acl) {
+            (Which::Access, Some(acl)) => {
+                let (mode, kept) = acl.set_on(inode.mode);
+                inode.mode = if keeps_set_gid { mode } else { mode & !libc::S_ISGID };
+                kept
+            }
+            (Which::Access | Which::Default, acl) => acl,
+        };
+        let mut op = self.vault.begin();
+        known(xattrs).set_acl(&mut op, ino, which, kept);
+        inode.ctime = now;
+        Self::store(&mut op, ino, &state);
+        op.commit();
+        Ok(())
+    }
+
+    /// Removes an attribute; of the lists also one that is not there.
     pub fn removexattr(&self, ino: Ino, name: &[u8]) -> Result<(), FsFault> {
-        check(name)?;
+        check(name, self.options.acl)?;
         if is_storage(ino) {
             return Err(FsFault::NoAttribute);
         }
@@ -145,16 +281,28 @@ impl FileSystem {
         self.load_xattrs(&pin)?;
         let now = self.now();
         let mut state = pin.state();
-        if !state.xattrs.as_mut().is_some_and(|names| names.remove(name)) {
-            return Err(FsFault::NoAttribute);
+        let all = known(&mut state.xattrs);
+        if !all.names.contains(name) {
+            return if Which::of(name).is_some() { Ok(()) } else { Err(FsFault::NoAttribute) };
+        }
+        let mut op = self.vault.begin();
+        match Which::of(name) {
+            Some(which) => all.set_acl(&mut op, ino, which, None),
+            None => {
+                all.names.remove(name);
+                op.delete(key::xattr(ino, name));
+            }
         }
         state.inode.ctime = now;
-        let mut op = self.vault.begin();
-        op.delete(key::xattr(ino, name));
         Self::store(&mut op, ino, &state);
         op.commit();
         Ok(())
     }
+}
+
+/// What `load_xattrs` has made known.
+pub(super) fn known(xattrs: &mut Option<Xattrs>) -> &mut Xattrs {
+    xattrs.as_mut().expect("load_xattrs made them known, and they stay known")
 }
 
 #[cfg(test)]
@@ -163,9 +311,11 @@ mod tests {
 
     #[test]
     fn namespaces_are_kept() {
-        assert!(check(b"user.a").is_ok() && check(b"security.capability").is_ok());
-        assert_eq!(check(b"system.posix_acl_access").map_err(|e| e.errno()), Err(libc::EOPNOTSUPP));
-        assert_eq!(check(b"user.").map_err(|e| e.errno()), Err(libc::EINVAL));
+        assert!(check(b"user.a", true).is_ok() && check(b"security.capability", true).is_ok());
+        assert!(check(acl::ACCESS, true).is_ok());
+        assert_eq!(check(acl::ACCESS, false).map_err(|e| e.errno()), Err(libc::EOPNOTSUPP));
+        assert_eq!(check(b"system.other", true).map_err(|e| e.errno()), Err(libc::EOPNOTSUPP));
+        assert_eq!(check(b"user.", true).map_err(|e| e.errno()), Err(libc::EINVAL));
     }
 
     #[test]

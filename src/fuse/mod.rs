@@ -4,13 +4,16 @@
 //! anyone, unmounted it. What the vault holds is not touched by unmounting: whoever opened the vault closes it.
 //! Called by: `cli`. On failure: the `io::Error` of the mount.
 
+mod groups;
 mod helper;
 mod requests;
+mod seek;
 
 use crate::base::limits::FUSE_THREADS;
 use crate::fs::FileSystem;
 use fuser::{Config, Session, SessionACL};
 use requests::Requests;
+use seek::Kernel;
 use std::ffi::{CStr, CString};
 use std::fs::OpenOptions;
 use std::io;
@@ -36,6 +39,8 @@ pub struct MountOptions {
     pub default_permissions: bool,
     /// Whether the mount is for reading only.
     pub read_only: bool,
+    /// Whether the kernel, where it checks permissions, goes by access control lists, too.
+    pub acl: bool,
     /// Options for the kernel as they are: `nodev`, `nosuid`, `noexec`, `noatime`, `dev`, `suid`, `sync`, `dirsync` …
     pub kernel: Vec<String>,
     /// Threads that serve requests; more than background requests, so that blocked writers never take all of them.
@@ -49,6 +54,7 @@ impl Default for MountOptions {
             allow_other: false,
             default_permissions: false,
             read_only: false,
+            acl: true,
             kernel: Vec::new(),
             threads: FUSE_THREADS,
         }
@@ -77,7 +83,8 @@ pub fn mount(fs: Arc<FileSystem>, mountpoint: &Path, options: &MountOptions) -> 
     // SAFETY: geteuid has no preconditions and cannot fail.
     let root = unsafe { libc::geteuid() } == 0;
     let mut words = Vec::new();
-    if options.default_permissions || options.allow_other || !root {
+    let checks = options.default_permissions || options.allow_other || !root;
+    if checks {
         words.push("default_permissions");
     }
     if options.allow_other {
@@ -90,6 +97,8 @@ pub fn mount(fs: Arc<FileSystem>, mountpoint: &Path, options: &MountOptions) -> 
     let direct = if root { mount_directly(&mountpoint, &options.fsname, &words) } else { Err(denied()) };
     let device = match direct {
         Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+            // Not every helper knows this word, and it is for us to follow.
+            words.retain(|word| *word != "strictatime");
             helper::mount(&mountpoint, &options.fsname, SUBTYPE, &words)?
         }
         device => device?,
@@ -99,8 +108,14 @@ pub fn mount(fs: Arc<FileSystem>, mountpoint: &Path, options: &MountOptions) -> 
     config.n_threads = Some(options.threads);
     // Each thread opens the device anew, which an ordinary user may not be allowed to.
     config.clone_fd = OpenOptions::new().read(true).write(true).open(DEVICE).is_ok();
-    match Session::from_fd(Requests::new(fs), device, SessionACL::All, config) {
-        Ok(session) => Ok(Mounted { session: Some(session), unmounter }),
+    let kernel = Kernel::default();
+    let session = Requests::new(fs, options.acl && checks, kernel.clone())
+        .and_then(|requests| Session::from_fd(requests, device, SessionACL::All, config));
+    match session {
+        Ok(session) => {
+            kernel.connect(session.notifier());
+            Ok(Mounted { session: Some(session), unmounter })
+        }
         Err(e) => {
             let _ = unmounter.unmount();
             Err(e)
@@ -126,11 +141,13 @@ fn mount_directly(mountpoint: &Path, fsname: &str, words: &[&str]) -> io::Result
             "suid" => flags &= !libc::MS_NOSUID,
             "noexec" => flags |= libc::MS_NOEXEC,
             "noatime" => flags |= libc::MS_NOATIME,
+            "nodiratime" => flags |= libc::MS_NODIRATIME,
+            "strictatime" => flags |= libc::MS_STRICTATIME,
             "sync" => flags |= libc::MS_SYNCHRONOUS,
             "dirsync" => flags |= libc::MS_DIRSYNC,
             "ro" => flags |= libc::MS_RDONLY,
             // What a mount is anyway.
-            "exec" | "atime" | "async" | "rw" => {}
+            "exec" | "atime" | "diratime" | "relatime" | "async" | "rw" => {}
             other => {
                 data.push(',');
                 data.push_str(other);

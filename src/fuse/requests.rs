@@ -3,13 +3,16 @@
 //! Promise: decides nothing; every request is answered, also when the call panics (the reply, dropped, answers EIO).
 //! What is not offered is answered with ENOSYS once, and the kernel then does it by itself or does without: open,
 //! opendir, create (the kernel makes the file with MKNOD, since we are the only writer nothing can come between), flush,
-//! access, lseek, copy_file_range. Called by: `fuser`'s threads. On failure: the errno that `fs::errno` decided.
+//! access, copy_file_range. Called by: `fuser`'s threads. On failure: the errno that `fs::errno` decided.
 
+use super::groups;
+use super::seek::{self, Kernel, Seeker};
 use crate::base::id::Ino;
 use crate::base::limits::FUSE_BACKGROUND_MAX;
 use crate::base::world::Time;
 use crate::fs::{
-    Attr, Caller, Fallocate, FileSystem, FsFault, OpKind, RenameHow, SetAttr, SetTime, WriteHow, XattrHow, XattrReply,
+    Attr, Caller, Fallocate, FileSystem, FsFault, OpKind, RenameHow, Seek, SetAttr, SetTime, Sought, WriteHow, XattrHow,
+    XattrReply,
 };
 use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, Generation,
@@ -44,6 +47,40 @@ pub(super) struct Requests {
     fs: Arc<FileSystem>,
     /// Whether the kernel caches writes, and with them owns the times.
     writeback: AtomicBool,
+    /// Whether the kernel is to ask for access control lists.
+    acl: bool,
+    seeker: Seeker,
+}
+
+/// Asks the filesystem for others of this folder.
+pub(super) struct Asker(Arc<FileSystem>);
+
+impl Asker {
+    pub(super) fn seek(&self, ino: Ino, offset: u64, what: Seek) -> Answer<Sought> {
+        run(&self.0, OpKind::Lseek, INodeNo(ino.0), |fs, ino| fs.seek(ino, offset, what))
+    }
+    pub(super) fn errno(&self, ino: Ino, fault: &FsFault) -> Errno {
+        Errno::from_i32(self.0.answer(OpKind::Lseek, ino, fault))
+    }
+}
+
+/// Runs one operation: counted, timed, its fault turned into an errno; one that panicked is EIO.
+fn run<T>(
+    fs: &FileSystem,
+    kind: OpKind,
+    ino: INodeNo,
+    call: impl FnOnce(&FileSystem, Ino) -> Result<T, FsFault>,
+) -> Answer<T> {
+    let world = fs.vault().world();
+    let start = world.elapsed();
+    fs.ops().begin(kind);
+    let ino = Ino(ino.0);
+    let result = catch_unwind(AssertUnwindSafe(|| call(fs, ino))).unwrap_or_else(|_| {
+        log::error!("{} on inode {ino} panicked", kind.name());
+        Err(FsFault::Vault(crate::vault::VaultFault::Index("an operation panicked".into())))
+    });
+    fs.ops().record(kind, world.elapsed().saturating_sub(start), result.is_err());
+    result.map_err(|fault| Errno::from_i32(fs.answer(kind, ino, &fault)))
 }
 
 /// A fault with the errno already decided.
@@ -119,27 +156,19 @@ fn set_time(time: TimeOrNow) -> SetTime {
 }
 
 impl Requests {
-    pub(super) fn new(fs: Arc<FileSystem>) -> Requests {
-        Requests { fs, writeback: AtomicBool::new(false) }
+    /// `acl`: whether the kernel is to check permissions by access control lists.
+    pub(super) fn new(fs: Arc<FileSystem>, acl: bool, kernel: Kernel) -> io::Result<Requests> {
+        let seeker = Seeker::start(Asker(Arc::clone(&fs)), kernel)?;
+        Ok(Requests { fs, writeback: AtomicBool::new(false), acl, seeker })
     }
 
-    /// Runs one operation: counted, timed, its fault turned into an errno; `None` if it panicked.
     fn run<T>(
         &self,
         kind: OpKind,
         ino: INodeNo,
         call: impl FnOnce(&FileSystem, Ino) -> Result<T, FsFault>,
     ) -> Answer<T> {
-        let world = self.fs.vault().world();
-        let start = world.elapsed();
-        self.fs.ops().begin(kind);
-        let ino = Ino(ino.0);
-        let result = catch_unwind(AssertUnwindSafe(|| call(&self.fs, ino))).unwrap_or_else(|_| {
-            log::error!("{} on inode {ino} panicked", kind.name());
-            Err(FsFault::Vault(crate::vault::VaultFault::Index("an operation panicked".into())))
-        });
-        self.fs.ops().record(kind, world.elapsed().saturating_sub(start), result.is_err());
-        result.map_err(|fault| Errno::from_i32(self.fs.answer(kind, ino, &fault)))
+        run(&self.fs, kind, ino, call)
     }
 
     fn entry(&self, reply: ReplyEntry, made: Answer<Attr>) {
@@ -197,7 +226,16 @@ impl Filesystem for Requests {
             InitFlags::FUSE_HANDLE_KILLPRIV_V2,
             InitFlags::FUSE_CACHE_SYMLINKS,
             InitFlags::FUSE_ASYNC_DIO,
-        ] {
+            // What is made in a directory with a default list does not go by the umask.
+            InitFlags::FUSE_DONT_MASK,
+            // A handle outlives the kernel's memory of an inode: it asks for "." of the number.
+            InitFlags::FUSE_EXPORT_SUPPORT,
+        ]
+        .into_iter()
+        // Where root mounts for root the kernel checks nothing, lists neither; with this it would, and it would ask for a
+        // directory's attributes again after each change in it.
+        .chain(self.acl.then_some(InitFlags::FUSE_POSIX_ACL))
+        {
             if let Err(missing) = config.add_capabilities(wanted) {
                 log::info!("this kernel does without {missing:?}");
             }
@@ -312,7 +350,7 @@ impl Filesystem for Requests {
 
     fn rename(
         &self,
-        _request: &Request,
+        request: &Request,
         parent: INodeNo,
         name: &OsStr,
         new_parent: INodeNo,
@@ -321,7 +359,7 @@ impl Filesystem for Requests {
         reply: ReplyEmpty,
     ) {
         let call = |fs: &FileSystem, ino| {
-            let how = RenameHow::from_flags(flags.bits()).ok_or(FsFault::Invalid)?;
+            let how = RenameHow::from_flags(flags.bits(), &caller(request, 0)).ok_or(FsFault::Invalid)?;
             fs.rename(ino, name.as_bytes(), Ino(new_parent.0), new_name.as_bytes(), how)
         };
         empty(reply, self.run(OpKind::Rename, parent, call));
@@ -465,7 +503,7 @@ impl Filesystem for Requests {
 
     fn setxattr(
         &self,
-        _request: &Request,
+        request: &Request,
         ino: INodeNo,
         name: &OsStr,
         value: &[u8],
@@ -475,7 +513,7 @@ impl Filesystem for Requests {
     ) {
         let call = |fs: &FileSystem, ino| {
             let how = XattrHow::from_flags(flags).ok_or(FsFault::Invalid)?;
-            fs.setxattr(ino, name.as_bytes(), value, how)
+            fs.setxattr_by(ino, name.as_bytes(), value, how, |gid| groups::has(request, gid))
         };
         empty(reply, self.run(OpKind::Setxattr, ino, call));
     }
@@ -516,13 +554,29 @@ impl Filesystem for Requests {
     fn lseek(
         &self,
         _request: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         _handle: FileHandle,
-        _offset: i64,
-        _whence: i32,
+        offset: i64,
+        whence: i32,
         reply: ReplyLseek,
     ) {
-        reply.error(Errno::ENOSYS);
+        // The kernel does the other kinds by itself, and knows that no file has bytes before the first.
+        let (Some(what), Ok(offset)) = (Seek::from_whence(whence), u64::try_from(offset)) else {
+            return reply.error(Errno::ENXIO);
+        };
+        let found = self.run(OpKind::Lseek, ino, |fs, ino| {
+            let sought = fs.seek(ino, offset, what)?;
+            Ok((seek::sure(&sought).transpose()?, sought))
+        });
+        match found {
+            Ok((Some(at), _)) => reply.offset(at as i64),
+            Ok((None, sought)) if self.writeback.load(Relaxed) => {
+                self.seeker.answer(Ino(ino.0), offset, what, sought, reply);
+            }
+            Ok((None, Sought { at: Some(at), .. })) => reply.offset(at as i64),
+            Ok((None, Sought { at: None, .. })) => reply.error(Errno::ENXIO),
+            Err(e) => reply.error(e),
+        }
     }
 
     fn copy_file_range(

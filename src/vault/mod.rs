@@ -16,6 +16,7 @@ mod failover;
 mod fault;
 mod flusher;
 mod header_file;
+mod holes;
 mod home;
 mod log;
 mod mend;

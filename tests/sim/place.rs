@@ -11,7 +11,7 @@ use strongroom::base::id::{Ino, ROOT_INO};
 use strongroom::base::secret::Passphrase;
 use strongroom::base::world::World;
 use strongroom::fs::{
-    Attr, Caller, Fallocate, FileSystem, FsFault, FsOptions, RenameHow, SetAttr, WriteHow, XattrHow, XattrReply,
+    Atime, Attr, Caller, Fallocate, FileSystem, FsFault, FsOptions, RenameHow, SetAttr, WriteHow, XattrHow, XattrReply,
 };
 use strongroom::seal::Unlock;
 use strongroom::vault::{self, Choose, CreateOptions, OpenFault, OpenOptions, Vault};
@@ -68,7 +68,7 @@ impl Place {
             OpenFault::NotAVault => NoPlace::NotAVault,
             other => NoPlace::Other(format!("the vault does not open: {other}")),
         })?;
-        let options = FsOptions { atime: false, ..FsOptions::default() };
+        let options = FsOptions { atime: Atime::Never, ..FsOptions::default() };
         let fs = FileSystem::new(vault.clone(), options);
         let fs = fs.map_err(|e| NoPlace::Other(format!("the filesystem does not start: {e}")))?;
         Ok(Place { vault, fs })

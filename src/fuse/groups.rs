@@ -1,0 +1,32 @@
+//! Which groups a program belongs to: a request names only one of them.
+//!
+//! Promise: who is not known to belong to a group does not. Called by: `requests`, where a set-group-ID bit depends on it,
+//! for `fuser` 0.18 does not hand over that the kernel has looked already (`FUSE_SETXATTR_EXT`).
+//! On failure: no groups.
+
+use fuser::Request;
+
+/// Whether whoever asks belongs to `gid`, or is root and need not.
+pub(super) fn has(request: &Request, gid: u32) -> bool {
+    request.uid() == 0
+        || request.gid() == gid
+        || std::fs::read_to_string(format!("/proc/{}/status", request.pid())).is_ok_and(|status| lists(&status, gid))
+}
+
+/// `Groups:\t4 24 27` is one line of many.
+fn lists(status: &str, gid: u32) -> bool {
+    let groups = status.lines().find_map(|line| line.strip_prefix("Groups:"));
+    groups.is_some_and(|groups| groups.split_whitespace().any(|group| group.parse() == Ok(gid)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_are_read_from_their_line() {
+        let status = "Name:\tcat\nUid:\t7\t7\t7\t7\nGroups:\t4 24 1000 \nNStgid:\t27\n";
+        assert!(lists(status, 4) && lists(status, 1000));
+        assert!(!lists(status, 27) && !lists(status, 7) && !lists("", 0) && !lists("Groups:\t\n", 0));
+    }
+}
