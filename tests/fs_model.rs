@@ -430,7 +430,7 @@ fn one(dice: &mut Dice, place: &Place, model: &mut Model, say: &str) {
             ]);
             fs.fallocate(ino, from, len, what).expect("fallocate");
             let t = model.at(ino);
-            t.mtime = if what == Fallocate::KeepSize { t.mtime } else { None };
+            t.mtime = None;
             let Body::File(content) = &mut t.body else { panic!("a file") };
             let end = (from + len) as usize;
             if matches!(what, Fallocate::Extend | Fallocate::ZeroRange) && content.len() < end {

@@ -119,9 +119,16 @@ impl Backing for DirBacking {
     }
 
     fn lock(&self, path: &str) -> io::Result<Box<dyn Send + Sync>> {
-        let file = self.open_fd(path, libc::O_RDWR | libc::O_CREAT)?;
+        let (file, writable) = match self.open_fd(path, libc::O_RDWR | libc::O_CREAT) {
+            // On a medium that nobody can write to, the lock keeps out whoever reads it as we do; it cannot name us.
+            Err(e) if e.raw_os_error() == Some(libc::EROFS) => (self.open_fd(path, libc::O_RDONLY)?, false),
+            file => (file?, true),
+        };
         // SAFETY: the descriptor is ours.
         check(unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) })?;
+        if !writable {
+            return Ok(Box::new(file));
+        }
         let holder = format!("{}\n", std::process::id());
         // Written over before it is cut, so that a full disk has the block that it needs.
         file.write_all_at(holder.as_bytes(), 0)?;

@@ -2,8 +2,9 @@
 //!
 //! Promise: nothing below is ever written, renamed, made or removed; whoever works on the shadow sees its own changes and,
 //! where there are none, what lies below. What is changed takes memory, a block at a time, and is gone with the shadow.
-//! Called by: `check`, which opens a vault as a mount would, and must not destroy evidence. Takes: the lock below is a
-//! real one, for others must keep out meanwhile. On failure: the `io::Error` of what lies below, as it came.
+//! Called by: `check`, which opens a vault as a mount would, and must not destroy evidence, and mounts for reading only.
+//! Takes: the lock below is a real one, for others must keep out meanwhile, and so is what is written into its file.
+//! On failure: the `io::Error` of what lies below, as it came.
 
 use super::{AlignedBuf, Backing, BackingFile, Cache, Open, Space};
 use crate::base::limits::BLOCK_BYTES;
@@ -17,6 +18,8 @@ const BLOCK: u64 = BLOCK_BYTES as u64;
 /// The directory.
 pub struct ShadowBacking {
     under: Arc<dyn Backing>,
+    /// A file that is no part of what is shadowed.
+    real: Option<String>,
     names: Mutex<Names>,
 }
 
@@ -46,7 +49,13 @@ impl ShadowBacking {
     /// A shadow of a directory, with nothing changed yet.
     #[must_use]
     pub fn new(under: Arc<dyn Backing>) -> ShadowBacking {
-        ShadowBacking { under, names: Mutex::default() }
+        ShadowBacking { under, real: None, names: Mutex::default() }
+    }
+
+    /// The same; this file is the one below, also for writing.
+    #[must_use]
+    pub fn but(self, path: &str) -> ShadowBacking {
+        ShadowBacking { real: Some(path.to_owned()), ..self }
     }
 
     /// The file of that name, if there is one.
@@ -76,6 +85,9 @@ fn parent(path: &str) -> &str {
 
 impl Backing for ShadowBacking {
     fn open(&self, path: &str, how: Open, cache: Cache) -> io::Result<Arc<dyn BackingFile>> {
+        if self.real.as_deref() == Some(path) {
+            return self.under.open(path, how, cache);
+        }
         let mut names = self.names.held();
         let file = match (self.find(&mut names, path)?, how) {
             (Some(_), Open::Create) => return Err(io::ErrorKind::AlreadyExists.into()),
@@ -173,6 +185,13 @@ impl ShadowFile {
         let len = (state.len.saturating_sub(offset) as usize).min(buf.len());
         if len == 0 {
             return Ok(0);
+        }
+        if state.blocks.is_empty() && state.shown == state.len {
+            // Nothing of it was changed: readers need not wait for each other.
+            let under = self.under.as_ref().expect("what lies below is shown, so there is something");
+            drop(state);
+            let got = if device { under.read_device(buf, offset)? } else { under.read_at(buf, offset)? };
+            return Ok(got.min(len));
         }
         // The whole buffer, though less of it may count: direct reads want whole blocks.
         self.read_under(&state, buf, offset, device)?;

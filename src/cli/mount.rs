@@ -314,6 +314,8 @@ fn open(plan: &Plan, unlock: Unlock) -> Result<Arc<Vault>, Failure> {
     };
     // After the wait for the lock, so once; before the vault starts its threads, so that it may fork.
     let unlock = derive::master_key(&plan.vault, locked.headers(), unlock)?;
+    // Reading only leaves no trace: what opening writes (the lease, what a crash left to take in) stays in memory.
+    let locked = if said.read_only { locked.shadow() } else { locked };
     let locked = locked.remembered(pins::stores(), said.accept_rollback).finding(emergency::find);
     locked.open(&unlock, &options, world).map_err(|fault| Failure::open(&plan.vault, &fault))
 }

@@ -198,7 +198,8 @@ mod tests {
         Acl::decode(&bytes(entries)).expect("it makes sense").expect("it says something")
     }
 
-    const NAMED: [(u16, u16, u32); 5] = [(1, 7, NOBODY), (2, 6, 1000), (4, 5, NOBODY), (16, 7, NOBODY), (32, 4, NOBODY)];
+    const NAMED: [(u16, u16, u32); 5] =
+        [(1, 7, NOBODY), (2, 6, 1000), (4, 5, NOBODY), (16, 7, NOBODY), (32, 4, NOBODY)];
 
     #[test]
     fn golden_list() {
@@ -238,7 +239,11 @@ mod tests {
         let (mode, kept) = acl(&NAMED).set_on(0o100_600);
         assert_eq!((mode, kept), (0o100_774, Some(acl(&NAMED))));
         let masked = acl(&[(1, 6, NOBODY), (4, 4, NOBODY), (16, 2, NOBODY), (32, 0, NOBODY)]);
-        assert_eq!(masked.clone().set_on(0o100_000), (0o100_620, Some(masked)), "a mask alone is more than the mode says");
+        assert_eq!(
+            masked.clone().set_on(0o100_000),
+            (0o100_620, Some(masked)),
+            "a mask alone is more than the mode says"
+        );
     }
 
     #[test]

@@ -200,7 +200,8 @@ impl FileSystem {
             return;
         }
         let always = self.options.atime == Atime::Always;
-        let stale = always || i.atime <= i.mtime || i.atime <= i.ctime || now.seconds - i.atime.seconds >= RELATIME_SECONDS;
+        let stale =
+            always || i.atime <= i.mtime || i.atime <= i.ctime || now.seconds - i.atime.seconds >= RELATIME_SECONDS;
         if !stale || i.nlink == 0 || i.atime == now {
             return;
         }

@@ -117,7 +117,9 @@ impl FileSystem {
             return Err(FsFault::NoEntry);
         }
         match (how, target) {
-            (RenameHow::NoReplace | RenameHow::Whiteout { replace: false, .. }, Some(_)) => return Err(FsFault::Exists),
+            (RenameHow::NoReplace | RenameHow::Whiteout { replace: false, .. }, Some(_)) => {
+                return Err(FsFault::Exists);
+            }
             (RenameHow::Exchange, None) => return Err(FsFault::NoEntry),
             // Two names of one file: POSIX wants both left alone.
             (_, Some((_, pin))) if pin.ino == source.1.ino => return Ok(false),

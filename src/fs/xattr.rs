@@ -228,13 +228,7 @@ impl FileSystem {
         Ok(())
     }
 
-    fn set_acl(
-        &self,
-        ino: Ino,
-        which: Which,
-        value: &[u8],
-        in_group: impl FnOnce(u32) -> bool,
-    ) -> Result<(), FsFault> {
+    fn set_acl(&self, ino: Ino, which: Which, value: &[u8], in_group: impl FnOnce(u32) -> bool) -> Result<(), FsFault> {
         if value.len() > acl::BYTES_MAX {
             return Err(FsFault::ValueTooLarge);
         }

@@ -11,8 +11,8 @@ use crate::base::id::Ino;
 use crate::base::limits::FUSE_BACKGROUND_MAX;
 use crate::base::world::Time;
 use crate::fs::{
-    Attr, Caller, Fallocate, FileSystem, FsFault, OpKind, RenameHow, Seek, SetAttr, SetTime, Sought, WriteHow, XattrHow,
-    XattrReply,
+    Attr, Caller, Fallocate, FileSystem, FsFault, OpKind, RenameHow, Seek, SetAttr, SetTime, Sought, WriteHow,
+    XattrHow, XattrReply,
 };
 use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, Generation,

@@ -42,11 +42,6 @@ pub(super) struct Kernel(Arc<Mutex<Option<Notifier>>>);
 impl Kernel {
     /// The mount is live.
     pub(super) fn connect(&self, notifier: Notifier) {
-        // The kernel made the root before it knew that there are access control lists, and would ask for the root's at each
-        // step through it; what it is told to forget it remembers from then on.
-        if let Err(e) = notifier.inval_inode(INodeNo::ROOT, -1, 0) {
-            log::info!("the kernel will ask for the root's access control list again and again: {e}");
-        }
         *self.0.held() = Some(notifier);
     }
 
@@ -132,7 +127,8 @@ mod tests {
         let hole = |at| Sought { at: Some(at), rests_on: Some((at, at + 1)) };
         let mut answers = vec![hole(30), hole(30), hole(20)];
         let mut let_go = Vec::new();
-        let sure = settle(hole(10), |range| let_go.push(range), || Ok(answers.pop().expect("asked no more than needed")));
+        let sure =
+            settle(hole(10), |range| let_go.push(range), || Ok(answers.pop().expect("asked no more than needed")));
         assert_eq!(sure.map(|s| s.at).ok(), Some(Some(30)));
         assert_eq!(let_go, [(10, 11), (20, 21), (30, 31)]);
     }
@@ -140,10 +136,14 @@ mod tests {
     #[test]
     fn a_writer_that_is_always_faster_does_not_hold_the_answer_for_ever() {
         let mut at = 0;
-        let sure = settle(Sought { at: Some(0), rests_on: Some((0, 1)) }, |_| (), || {
-            at += 1;
-            Ok(Sought { at: Some(at), rests_on: Some((at, at + 1)) })
-        });
+        let sure = settle(
+            Sought { at: Some(0), rests_on: Some((0, 1)) },
+            |_| (),
+            || {
+                at += 1;
+                Ok(Sought { at: Some(at), rests_on: Some((at, at + 1)) })
+            },
+        );
         assert_eq!(sure.map(|s| s.at).ok(), Some(Some(ROUNDS as u64)));
     }
 }

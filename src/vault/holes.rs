@@ -117,7 +117,8 @@ mod tests {
 
     #[test]
     fn windows_cover_everything_once() {
-        for (from, to) in [(0, 0), (5, 6), (4095, 4097), (100, 10 << 20), (1 << 40, (1 << 62) + 17), (0, i64::MAX as u64)]
+        for (from, to) in
+            [(0, 0), (5, 6), (4095, 4097), (100, 10 << 20), (1 << 40, (1 << 62) + 17), (0, i64::MAX as u64)]
         {
             let all: Vec<_> = windows(from, to).collect();
             assert_eq!(all.first().map_or(to, |w| w.0), from);

@@ -85,7 +85,7 @@ impl Locked {
     /// The same vault, to be looked at: everything that opening and closing write stays in memory.
     #[must_use]
     pub fn shadow(self) -> Locked {
-        Locked { backing: Arc::new(ShadowBacking::new(self.backing)), looking: true, ..self }
+        Locked { backing: Arc::new(ShadowBacking::new(self.backing).but(LOCK)), looking: true, ..self }
     }
 
     /// The same vault, to be opened only if it is not behind what these pins remember of it, or is of the accepted generation.
