@@ -71,7 +71,9 @@ impl FileSystem {
             },
             Seek::Hole => {
                 let at = self.vault.next_hole(file, offset, size)?;
-                Sought { at: Some(at), rests_on: Some((at, at + 1)) }
+                // Where this is the end, the kernel may know of a later one.
+                let to = if at < size { at + 1 } else { FILE_BYTES_MAX };
+                Sought { at: Some(at), rests_on: Some((at, to)) }
             }
         })
     }
