@@ -187,6 +187,10 @@ fn root() -> impl Strategy<Value = Root> {
     )
 }
 
+/// An access control list: owner, user 1000, group, mask, others.
+const LIST: &[u8] = b"\x02\0\0\0\x01\0\x07\0\xff\xff\xff\xff\x02\0\x06\0\xe8\x03\0\0\x04\0\x05\0\xff\xff\xff\xff\
+    \x10\0\x07\0\xff\xff\xff\xff\x20\0\x04\0\xff\xff\xff\xff";
+
 fn inode() -> impl Strategy<Value = Inode> {
     let time = (any::<i64>(), 0..1_000_000_000u32).prop_map(|(seconds, nanos)| Time { seconds, nanos });
     (any::<[u32; 5]>(), number(), number(), [time.clone(), time.clone(), time.clone(), time]).prop_map(
@@ -252,6 +256,7 @@ fn valid() -> impl Strategy<Value = Vec<u8>> {
         (position(), counters(), number())
             .prop_map(|(position, counters, s)| { Covered { position, counters, replay_from: SegmentId(s) }.encode() }),
         inode().prop_map(|v| v.encode()),
+        Just(LIST.to_vec()),
         name.prop_map(|(ino, cookie, kind)| NameEntry { ino: Ino(ino), cookie, kind }.encode()),
         (number(), any::<u8>(), vec(any::<u8>(), 0..20)).prop_map(|(ino, kind, name)| CookieEntry {
             ino: Ino(ino),

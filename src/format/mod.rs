@@ -3,6 +3,7 @@
 //! Promise: decoding any bytes gives a value or a `Malformed`, never a panic, an endless loop or more memory than the
 //! input accounts for; encoding is canonical, and golden tests freeze it. Called by: everything above.
 
+pub mod acl;
 pub mod extent;
 pub mod frame;
 pub mod group;

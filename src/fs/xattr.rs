@@ -5,12 +5,13 @@
 //! Namespaces: user, trusted, security, and of system the two lists (`acl`); who may use which, the kernel checks.
 //! Called by: `fuse`, tests; `node` and `attr` for the lists. On failure: nothing was changed.
 
-use super::acl::{self, Acl, Which};
+use super::acl::{self, Which};
 use super::node::{Node, State, is};
 use super::storage::is_storage;
 use super::{FileSystem, FsFault};
 use crate::base::id::Ino;
 use crate::base::limits::{NAME_BYTES_MAX, XATTR_LIST_BYTES_MAX, XATTR_VALUE_BYTES_MAX};
+use crate::format::acl::Acl;
 use crate::format::key;
 use crate::vault::Op;
 use std::collections::BTreeSet;
@@ -124,12 +125,13 @@ impl FileSystem {
         }
         let prefix = key::prefix(key::XATTR, node.ino.0);
         let mut found = Xattrs::default();
-        let damaged = |_| FsFault::index("an access control list makes no sense");
         self.scan_all(&prefix, |key, value| {
             let name = &key[prefix.len()..];
+            // One that makes no sense gives nothing on, and must keep nobody from deleting the file; the kernel, which reads it
+            // by itself, lets nobody in by it.
             match Which::of(name) {
-                Some(Which::Access) => found.access = Acl::decode(value).map_err(damaged)?,
-                Some(Which::Default) => found.default = Acl::decode(value).map_err(damaged)?,
+                Some(Which::Access) => found.access = Acl::decode(value).ok(),
+                Some(Which::Default) => found.default = Acl::decode(value).ok(),
                 None => {}
             }
             found.names.insert(name.to_vec());
@@ -232,7 +234,7 @@ impl FileSystem {
         if value.len() > acl::BYTES_MAX {
             return Err(FsFault::ValueTooLarge);
         }
-        let acl = Acl::decode(value)?;
+        let acl = acl::read(value)?;
         let pin = self.pin(ino)?;
         let inode = pin.inode();
         if is(&inode, libc::S_IFLNK) {

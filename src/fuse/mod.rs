@@ -4,6 +4,7 @@
 //! anyone, unmounted it. What the vault holds is not touched by unmounting: whoever opened the vault closes it.
 //! Called by: `cli`. On failure: the `io::Error` of the mount.
 
+mod attr;
 mod groups;
 mod helper;
 mod requests;

@@ -5,20 +5,20 @@
 //! opendir, create (the kernel makes the file with MKNOD, since we are the only writer nothing can come between), flush,
 //! access, copy_file_range. Called by: `fuser`'s threads. On failure: the errno that `fs::errno` decided.
 
+use super::attr::{KEEP, file_attr, file_type, no_entry, sent, set_time, ttl};
 use super::groups;
 use super::seek::{self, Kernel, Seeker};
 use crate::base::id::Ino;
 use crate::base::limits::FUSE_BACKGROUND_MAX;
-use crate::base::world::Time;
 use crate::fs::{
-    Attr, Caller, Fallocate, FileSystem, FsFault, OpKind, RenameHow, Seek, SetAttr, SetTime, Sought, WriteHow,
-    XattrHow, XattrReply,
+    Attr, Caller, Fallocate, FileSystem, FsFault, OpKind, RenameHow, Seek, SetAttr, Sought, WriteHow, XattrHow,
+    XattrReply,
 };
 use fuser::{
-    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, Generation,
-    INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
-    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite,
-    ReplyXattr, Request, TimeOrNow, WriteFlags,
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, Generation, INodeNo, InitFlags,
+    KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
+    TimeOrNow, WriteFlags,
 };
 use std::cell::RefCell;
 use std::ffi::OsStr;
@@ -28,10 +28,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
-/// How long the kernel may keep what it was told: nobody else changes the vault.
-const KEEP: Duration = Duration::from_secs(24 * 3600);
 /// Largest WRITE and READ; the kernel's own limit is 256 pages.
 const MAX_WRITE_BYTES: u32 = 1 << 20;
 /// Inode numbers are never used again, so one generation is enough.
@@ -88,71 +86,6 @@ type Answer<T> = Result<T, Errno>;
 
 fn caller(request: &Request, umask: u32) -> Caller {
     Caller { uid: request.uid(), gid: request.gid(), umask }
-}
-
-fn file_type(kind: u8) -> FileType {
-    match u32::from(kind) << 12 {
-        libc::S_IFDIR => FileType::Directory,
-        libc::S_IFLNK => FileType::Symlink,
-        libc::S_IFIFO => FileType::NamedPipe,
-        libc::S_IFCHR => FileType::CharDevice,
-        libc::S_IFBLK => FileType::BlockDevice,
-        libc::S_IFSOCK => FileType::Socket,
-        _ => FileType::RegularFile,
-    }
-}
-
-fn file_attr(a: &Attr) -> FileAttr {
-    FileAttr {
-        ino: INodeNo(a.ino.0),
-        size: a.size,
-        blocks: a.blocks,
-        atime: a.atime.into(),
-        mtime: a.mtime.into(),
-        ctime: a.ctime.into(),
-        crtime: a.btime.into(),
-        kind: file_type((a.mode >> 12) as u8),
-        perm: (a.mode & 0o7777) as u16,
-        nlink: a.nlink,
-        uid: a.uid,
-        gid: a.gid,
-        rdev: a.rdev,
-        blksize: 4096,
-        flags: 0,
-    }
-}
-
-/// Inode 0 with a lifetime: the kernel may remember that there is no such name.
-fn no_entry() -> FileAttr {
-    let none = Time::default();
-    let (size, blocks, mode, nlink, uid, gid, rdev) = (0, 0, libc::S_IFREG, 0, 0, 0, 0);
-    let (atime, mtime, ctime, btime) = (none, none, none, none);
-    let ino = Ino(0);
-    file_attr(&Attr { ino, mode, nlink, uid, gid, rdev, size, blocks, atime, mtime, ctime, btime, cacheable: true })
-}
-
-fn ttl(a: &Attr) -> Duration {
-    if a.cacheable { KEEP } else { Duration::ZERO }
-}
-
-/// A time as the kernel sent it. Before 1970 `fuser` 0.18 takes the nanoseconds away where they are to be added, so what
-/// it hands over is the right moment mirrored at a whole second; what goes out it converts rightly.
-fn sent(time: SystemTime) -> Time {
-    match time.duration_since(SystemTime::UNIX_EPOCH) {
-        Ok(_) => time.into(),
-        Err(before) => {
-            let mirrored = before.duration();
-            let seconds = 0i64.saturating_sub_unsigned(mirrored.as_secs());
-            Time { seconds, nanos: mirrored.subsec_nanos() }
-        }
-    }
-}
-
-fn set_time(time: TimeOrNow) -> SetTime {
-    match time {
-        TimeOrNow::SpecificTime(at) => SetTime::At(sent(at)),
-        TimeOrNow::Now => SetTime::Now,
-    }
 }
 
 impl Requests {
@@ -593,28 +526,5 @@ impl Filesystem for Requests {
         reply: ReplyWrite,
     ) {
         reply.error(Errno::ENOSYS);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// How `fuser` 0.18 builds the time of a request; should a later one do it rightly, the test on a real mount
-    /// (`mount_differential`) fails, and `sent` goes.
-    fn as_fuser_builds_it(seconds: i64, nanos: u32) -> SystemTime {
-        match u64::try_from(seconds) {
-            Ok(after) => SystemTime::UNIX_EPOCH + Duration::new(after, nanos),
-            Err(_) => SystemTime::UNIX_EPOCH - Duration::new(seconds.unsigned_abs(), nanos),
-        }
-    }
-
-    #[test]
-    fn times_before_1970_arrive_as_they_were_sent() {
-        for seconds in [i64::from(i32::MIN), -1_048_400_773, -2, -1, 0, 1, 1_800_000_000] {
-            for nanos in [0, 1, 171_056_379, 500_000_000, 999_999_999] {
-                assert_eq!(sent(as_fuser_builds_it(seconds, nanos)), Time { seconds, nanos });
-            }
-        }
     }
 }

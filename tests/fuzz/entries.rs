@@ -14,6 +14,7 @@ use strongroom::base::id::{Epoch, Ino, SegmentId, VaultId};
 use strongroom::base::limits::{BLOCK_BYTES, GROUP_BYTES_MAX};
 use strongroom::base::secret::Passphrase;
 use strongroom::base::world::{RealWorld, World};
+use strongroom::format::acl::Acl;
 use strongroom::format::extent::Extent;
 use strongroom::format::group::{self, HEADER_BYTES, decode_directory, encode_directory};
 use strongroom::format::header::Header;
@@ -40,6 +41,7 @@ pub const ENTRIES: &[(&str, Entry)] = &[
     ("root", root),
     ("position", position),
     ("inode", inode),
+    ("acl", acl),
     ("extent", extent),
     ("key", index_key),
     ("records", records),
@@ -124,6 +126,10 @@ fn inode(bytes: &[u8]) -> bool {
         same(ScrubMark::decode(bytes).map(|v| v.encode()), bytes, "scrub mark"),
     ];
     reads.contains(&true)
+}
+
+fn acl(bytes: &[u8]) -> bool {
+    same(Acl::decode(bytes).map(|v| v.encode()), bytes, "acl")
 }
 
 fn extent(bytes: &[u8]) -> bool {
