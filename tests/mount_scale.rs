@@ -16,6 +16,7 @@ use common::rng::Rng;
 use common::{TestVault, setting};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 const MIB: u64 = 1 << 20;
@@ -105,10 +106,14 @@ fn memory_is_bounded_by_the_budget_and_not_by_the_files() {
     let mut v = TestVault::init_keyed();
     v.options = vec![format!("budget={budget}")];
     timed("mount, empty", || v.mount());
+    // Told at the end, so that a run at full size says everything that it measured.
+    let over = Mutex::new(Vec::new());
     let within = |when: &str| {
         let high = memory_high_water_bytes(v.pid());
         eprintln!("  VmHWM {} MiB {when}, budget {} MiB", high / MIB, budget / MIB);
-        assert!(high <= budget + BESIDE_BUDGET_BYTES, "{} MiB held {when}, budget {} MiB", high / MIB, budget / MIB);
+        if high > budget + BESIDE_BUDGET_BYTES {
+            over.lock().unwrap().push(format!("{} MiB held {when}, budget {} MiB", high / MIB, budget / MIB));
+        }
     };
     let root = v.path("root");
     fs::create_dir(&root).unwrap();
@@ -151,6 +156,7 @@ fn memory_is_bounded_by_the_budget_and_not_by_the_files() {
     assert_eq!(fs::read_dir(&root).unwrap().count(), 0);
     v.umount();
     v.check();
+    assert_eq!(over.into_inner().unwrap(), Vec::<String>::new(), "VmHWM may be the budget and 64 MiB");
 }
 
 #[test]
