@@ -11,6 +11,7 @@ pub mod inode;
 pub mod key;
 pub mod pin;
 pub mod record;
+pub mod recovery;
 pub mod root;
 pub mod segment;
 pub mod setting;
@@ -19,6 +20,6 @@ pub mod wire;
 pub use wire::Malformed;
 
 /// The format that this version writes; `vault.toml` names it. What it names for itself is older than the vault, never newer.
-pub const FORMAT_VERSION: u16 = 2;
+pub const FORMAT_VERSION: u16 = 3;
 /// The oldest format that is read. A vault of it is made one of `FORMAT_VERSION` when it is opened for use.
 pub const FORMAT_VERSION_OLDEST: u16 = 1;
