@@ -444,7 +444,7 @@ fn a_kept_header_comes_back_only_to_its_own_vault_and_with_its_own_key() {
     let (disk, opener) = (made(), Opener { with_words: true });
     let [kept, _] = headers(&disk);
     slots(&disk, &unlock()).unwrap().remove(&[2, 4]).unwrap();
-    let other = made();
+    let other = make();
     assert!(matches!(import(&other, &kept, &unlock()).map(|_| ()), Err(SlotFault::OtherVault { .. })));
     for name in BOTH {
         other.remove(name).unwrap();
