@@ -238,6 +238,40 @@ mod tests {
         assert_eq!(*out, *b"\x2f\x56\xf5\x36\x3a\x69\x52\x88\xff\x28\x81\x0e\x46\xad\x69\xa1\xfe\x30\x68\xbc\x64\x94\xcd\x26\xa8\xa6\x73\xb7\xd9\xc2\xb0\xa2");
     }
 
+    /// Computed by another program (`tests/reader/vectors.py`).
+    #[test]
+    fn known_answers_of_every_step_from_a_secret_to_a_wrap() {
+        let vectors: serde_json::Value =
+            serde_json::from_str(include_str!("../../tests/vectors/headers.json")).unwrap();
+        let bytes = |value: &serde_json::Value| -> Vec<u8> {
+            let digits = value.as_str().unwrap();
+            (0..digits.len()).step_by(2).map(|at| u8::from_str_radix(&digits[at..at + 2], 16).unwrap()).collect()
+        };
+        let steps = vectors["steps"].as_array().unwrap();
+        let text = vectors["cases"][0]["text"].as_str().unwrap();
+        let (header, _) = Header::parse(text.as_bytes()).unwrap();
+        let master: [u8; 32] = bytes(&vectors["cases"][0]["master"]).try_into().unwrap();
+        assert_eq!(steps.len(), header.slots.len());
+        for (step, slot) in steps.iter().zip(&header.slots) {
+            let typed = Passphrase(bytes(&step["secret"]));
+            let secret = match slot.kind {
+                SlotKind::Passphrase { memory_kib, passes, lanes } => {
+                    argon2id(&typed, &slot.salt, (memory_kib, passes, lanes)).unwrap().to_vec()
+                }
+                SlotKind::KeyFile | SlotKind::RecoveryKey => typed.0.clone(),
+            };
+            assert_eq!(secret, bytes(&step["slot_secret"]));
+            let wrap_key = derive(&secret, &slot.salt, &[b"strongroom slot wrap 1"]);
+            assert_eq!(wrap_key[..], bytes(&step["wrap_key"]));
+            let commitment = derive(&secret, &slot.salt, &[b"strongroom slot commit 1"]);
+            assert_eq!(commitment[..], bytes(&step["commitment"]));
+            assert_eq!(bound(&header, slot), bytes(&step["address"]));
+            let mut key = master;
+            let tag = PageKey::from_bytes(&wrap_key).seal(&bound(&header, slot), &slot.nonce, &mut key);
+            assert_eq!([&key[..], &tag[..]].concat(), bytes(&step["wrapped"]));
+        }
+    }
+
     #[test]
     fn calibration_stays_between_floor_and_ceiling() {
         for took in [Duration::ZERO, Duration::from_nanos(1), Duration::from_millis(90), Duration::from_secs(9)] {
