@@ -20,11 +20,11 @@ use strongroom::base::world::Time;
 use strongroom::format::extent::{Extent, Origin, Run};
 use strongroom::format::frame::Kind;
 use strongroom::format::group::{self, Entry, HEADER_BYTES, decode_directory, encode_directory};
-use strongroom::format::header::{Header, KeySlot, SlotKind};
+use strongroom::format::header::{Header, KeySlot, REVISION_FORMAT, SlotKind};
 use strongroom::format::inode::{CookieEntry, Inode, NameEntry};
 use strongroom::format::pin::Pin;
 use strongroom::format::record::{Commit, Counters, Record};
-use strongroom::format::root::Root;
+use strongroom::format::root::{HeaderMark, Root};
 use strongroom::format::segment::{Covered, LogPosition, SegmentInfo, Start};
 use strongroom::format::setting::ScrubMark;
 use strongroom::seal::Compressor;
@@ -178,13 +178,16 @@ fn commit() -> impl Strategy<Value = Vec<u8>> {
 }
 
 fn root() -> impl Strategy<Value = Root> {
-    (position(), number(), number(), number(), any::<bool>(), "\\PC{0,20}").prop_map(
-        |(covered, g, e, index_file, clean, emergency)| Root {
+    let mark = (number(), 1u8..).prop_map(|(revision, mac)| HeaderMark { revision, mac: [mac; 32] });
+    let mark = proptest::option::of(mark);
+    (position(), number(), number(), number(), any::<bool>(), mark, "\\PC{0,20}").prop_map(
+        |(covered, g, e, index_file, clean, header, emergency)| Root {
             generation: Generation(g),
             epoch: Epoch(e),
             covered,
             index_file,
             clean,
+            header,
             emergency,
         },
     )
@@ -221,6 +224,7 @@ fn group_header() -> impl Strategy<Value = group::Header> {
 fn vault_toml() -> impl Strategy<Value = Vec<u8>> {
     let kind = prop_oneof![
         Just(SlotKind::KeyFile),
+        Just(SlotKind::RecoveryKey),
         (any::<u32>(), any::<u32>(), any::<u32>()).prop_map(|(memory_kib, passes, lanes)| SlotKind::Passphrase {
             memory_kib,
             passes,
@@ -232,15 +236,17 @@ fn vault_toml() -> impl Strategy<Value = Vec<u8>> {
     let suite = prop_oneof![Just(SuiteId::Aes256Gcm), Just(SuiteId::ChaCha20Poly1305)];
     let compression = prop::sample::select(Compression::ALL);
     let top = (any::<[u8; 16]>(), suite, compression, quota(), quota(), any::<i64>(), any::<[u8; 32]>());
-    (1u16..=2, top, vec(slot, 1..4)).prop_map(
-        |(format, (vault, suite, compression, quota_bytes, quota_inodes, created_s, mac), slots)| {
+    (1u16..=3, 0..=i64::MAX as u64, top, vec(slot, 1..4)).prop_map(
+        |(format, revision, (vault, suite, compression, quota_bytes, quota_inodes, created_s, mac), slots)| {
             let slots =
                 slots.into_iter().zip(1..).map(|((kind, label, created_s, (salt, nonce, commitment), w), id)| {
                     KeySlot { id, kind, label, created_s, salt, nonce, commitment, wrapped: [w; 48] }
                 });
             let vault = VaultId(vault);
             let slots = slots.collect();
-            let header = Header { format, vault, suite, compression, quota_bytes, quota_inodes, created_s, slots };
+            let revision = if format < REVISION_FORMAT { 0 } else { revision };
+            let header =
+                Header { format, revision, vault, suite, compression, quota_bytes, quota_inodes, created_s, slots };
             header.to_text(&mac).expect("valid values can be written")
         },
     )

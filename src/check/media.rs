@@ -213,8 +213,9 @@ impl Segment {
 }
 
 fn is_root(bytes: &[u8]) -> bool {
-    let version = |v: u16| bytes.get(4..6) == Some(&v.to_le_bytes()[..]);
-    bytes.len() == ROOT_BYTES && bytes.starts_with(&MAGIC) && (version(ROOT_VERSION) || version(ROOT_VERSION_1))
+    let version = bytes.get(4..6).map(|v| u16::from_le_bytes([v[0], v[1]]));
+    let known = version.is_some_and(|v| (ROOT_VERSION_1..=ROOT_VERSION).contains(&v));
+    bytes.len() == ROOT_BYTES && bytes.starts_with(&MAGIC) && known
 }
 
 fn io_error(e: Unreadable) -> io::Error {

@@ -27,7 +27,7 @@ pub fn master_key(vault: &Path, headers: &HeaderTexts, unlock: Unlock) -> Result
     let refused = |fault: seal::HeaderFault| Failure::open(vault, &fault.into());
     let costs = headers.all_shown().flat_map(|header| header.slots).filter_map(|slot| match slot.kind {
         SlotKind::Passphrase { memory_kib, .. } => Some(memory_kib),
-        SlotKind::KeyFile => None,
+        SlotKind::KeyFile | SlotKind::RecoveryKey => None,
     });
     let work = || headers.open(&unlock).map(|opened| opened.master).map_err(refused);
     let master = match (&unlock, costs.max()) {
@@ -37,7 +37,7 @@ pub fn master_key(vault: &Path, headers: &HeaderTexts, unlock: Unlock) -> Result
             Err(Failure::new(Exit::Unexpected, sentence))
         }),
         // Nothing slow to do.
-        (Unlock::Passphrase(_) | Unlock::KeyFile(_) | Unlock::Master(_), _) => work(),
+        (Unlock::Passphrase(_) | Unlock::KeyFile(_) | Unlock::Recovery(_) | Unlock::Master(_), _) => work(),
     };
     master.map(Unlock::Master)
 }

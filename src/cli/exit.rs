@@ -49,6 +49,7 @@ exits! {
     Mended = 18, "`check --repair`: damage was found, and all of it was mended";
     EmergencyNeeded = 19, "the vault needs the emergency directory that it was last used with";
     Away = 20, "closed, and everything is safe, but part of it is in the emergency directory";
+    SlotRefused = 21, "`key`: the key slots cannot be changed like that";
 }
 
 impl Exit {
@@ -106,7 +107,9 @@ impl Failure {
             OpenFault::Header(_) | OpenFault::Damaged(_) | OpenFault::RootsLost => {
                 Failure::new(Exit::Damaged, format!("{at}: {fault}"))
             }
-            OpenFault::RolledBack { .. } => Failure::new(Exit::RolledBack, format!("{at}: {fault}")),
+            OpenFault::RolledBack { .. } | OpenFault::HeaderPutBack { .. } => {
+                Failure::new(Exit::RolledBack, format!("{at}: {fault}"))
+            }
             OpenFault::EmergencyNeeded { .. } => Failure::new(Exit::EmergencyNeeded, format!("{at}: {fault}")),
             OpenFault::Backing(_) => Failure::new(Exit::Io, format!("{at}: {fault}")),
         }
@@ -132,7 +135,7 @@ mod tests {
     #[test]
     fn codes_are_frozen() {
         let codes: Vec<u8> = Exit::ALL.iter().map(|e| *e as u8).collect();
-        assert_eq!(codes, (0..=20).collect::<Vec<u8>>(), "a script somewhere relies on these");
+        assert_eq!(codes, (0..=21).collect::<Vec<u8>>(), "a script somewhere relies on these");
         assert_eq!(Exit::WrongKey as u8, 3);
         assert_eq!(Exit::from_u8(11), Some(Exit::Busy));
         assert_eq!(Exit::from_u8(99), None);

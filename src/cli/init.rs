@@ -9,6 +9,7 @@ use crate::backing::{Backing, DirBacking};
 use crate::base::choice::{Compression, SuiteId};
 use crate::base::limits::{ARGON2_CEILING, ARGON2_FLOOR};
 use crate::base::world::{RealWorld, World};
+use crate::seal::RecoveryKey;
 use crate::vault::{self, CreateOptions};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
@@ -40,6 +41,9 @@ pub struct Args {
     /// Cost of the passphrase: KiB of memory, passes, lanes [default: about a second on this machine]
     #[arg(long, value_name = "KIB,PASSES,LANES", value_parser = argon2)]
     argon2: Option<Argon2>,
+    /// Make no recovery key beside the passphrase or key file
+    #[arg(long)]
+    no_recovery_key: bool,
     /// Answer in JSON
     #[arg(long)]
     pub json: bool,
@@ -49,11 +53,18 @@ pub struct Args {
 #[derive(Debug, Clone, Copy)]
 struct Cipher(Option<SuiteId>);
 
+/// What trying one passphrase is to cost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Argon2 {
+pub struct Argon2 {
     memory_kib: u32,
     passes: u32,
     lanes: u32,
+}
+
+impl From<Argon2> for (u32, u32, u32) {
+    fn from(cost: Argon2) -> Self {
+        (cost.memory_kib, cost.passes, cost.lanes)
+    }
 }
 
 /// Does it.
@@ -70,6 +81,10 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
 fn create(args: &Args) -> Result<Exit, Failure> {
     refuse_full(&args.vault)?;
     let path = args.vault.canonicalize().map_err(|e| Failure::io(&args.vault, &e))?;
+    if args.key.recovery_key_file.is_some() {
+        let why = "a recovery key is drawn, not given: make the vault with a passphrase or key file";
+        return Err(Failure::new(Exit::Usage, why));
+    }
     let unlock = key::read(&args.key, true)?;
     let backing: Arc<dyn Backing> = Arc::new(DirBacking::open(&path).map_err(|e| Failure::io(&path, &e))?);
     let world: Arc<dyn World> = Arc::new(RealWorld::default());
@@ -78,7 +93,8 @@ fn create(args: &Args) -> Result<Exit, Failure> {
         compression: args.compression,
         quota_bytes: args.quota,
         quota_inodes: args.quota_inodes,
-        argon2: args.argon2.map(|a| (a.memory_kib, a.passes, a.lanes)),
+        argon2: args.argon2.map(Into::into),
+        recovery: (!args.no_recovery_key).then(|| RecoveryKey::generate(&*world)),
     };
     vault::create(&backing, &unlock, &options, &world).map_err(|fault| Failure::open(&path, &fault))?;
     let header = super::status::header(&*backing, &path)?;
@@ -91,11 +107,16 @@ fn create(args: &Args) -> Result<Exit, Failure> {
             "compression": header.compression.to_string(),
             "quota_bytes": header.quota_bytes,
             "quota_inodes": header.quota_inodes,
+            "recovery_key": options.recovery.as_ref().map(|key| key.text().to_string()),
         }))?;
     } else {
         let (at, suite, compression) = (path.display(), header.suite, header.compression);
         let made = format!("{at} is a vault now: cipher {suite}, compression {compression}");
-        print::answer(&format!("{made}\nWithout its passphrase or key nobody can read it, you included."))?;
+        print::answer(&made)?;
+        if let Some(key) = &options.recovery {
+            print::recovery_key(key)?;
+        }
+        print::answer("Without its passphrase or key nobody can read it, you included.")?;
     }
     Ok(Exit::Ok)
 }
@@ -131,7 +152,8 @@ fn cipher(text: &str) -> Result<Cipher, String> {
     }
 }
 
-fn argon2(text: &str) -> Result<Argon2, String> {
+/// Reads a cost that is within what a vault may have.
+pub fn argon2(text: &str) -> Result<Argon2, String> {
     let numbers: Option<Vec<u32>> = text.split(',').map(|n| n.trim().parse().ok()).collect();
     let Some(&[memory_kib, passes, lanes]) = numbers.as_deref() else {
         return Err("write KiB of memory, passes and lanes, such as 65536,3,4".to_owned());

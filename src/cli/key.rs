@@ -1,14 +1,15 @@
 //! Where the passphrase or key comes from.
 //!
 //! Promise: never from the command line or the environment's text; a passphrase file's one trailing newline is no part
-//! of the passphrase; an empty secret is refused. In order: `--password-file`, `--key-file`, `--password-fd`, the
-//! credential `strongroom.passphrase` that systemd hands over, a prompt on the terminal.
-//! Called by: `init`, `mount`, `check`, before any daemon is split off. On failure: `Exit::NoKey`.
+//! of the passphrase; an empty secret is refused, and so is a mistyped recovery key, before anything is derived. In order:
+//! the option that names a file or descriptor, a credential that systemd hands over, a prompt on the terminal.
+//! Called by: every command that opens a vault, before any daemon is split off. On failure: `Exit::NoKey`.
 
 use super::exit::{Exit, Failure};
 use super::print;
 use crate::base::secret::Passphrase;
-use crate::seal::Unlock;
+use crate::base::world::World;
+use crate::seal::{RecoveryKey, Unlock};
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -18,8 +19,23 @@ use zeroize::Zeroize;
 
 /// Most bytes taken from a passphrase or key file: more is a mistake (a disk image, `/dev/zero`), not a key.
 const SECRET_BYTES_MAX: u64 = 1 << 20;
-/// The name of the credential in `$CREDENTIALS_DIRECTORY`.
-const CREDENTIAL: &str = "strongroom.passphrase";
+/// The names of credentials in `$CREDENTIALS_DIRECTORY`. A credential is no kind of its own: it is one of these, handed over.
+const CREDENTIALS: [(&str, Kind); 3] = [
+    ("strongroom.passphrase", Kind::Passphrase),
+    ("strongroom.key", Kind::KeyFile),
+    ("strongroom.recovery-key", Kind::Recovery),
+];
+/// And of what a slot is to be made for.
+const NEW_CREDENTIALS: [(&str, Kind); 2] =
+    [("strongroom.new-passphrase", Kind::Passphrase), ("strongroom.new-key", Kind::KeyFile)];
+
+/// What bytes from a file are taken for.
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    Passphrase,
+    KeyFile,
+    Recovery,
+}
 
 /// The options that say where the key is.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -34,50 +50,110 @@ pub struct Source {
     /// Read the passphrase from this open file descriptor
     #[arg(long, value_name = "N")]
     pub password_fd: Option<i32>,
+    /// Read the recovery key from this file
+    #[arg(long, value_name = "FILE")]
+    pub recovery_key_file: Option<PathBuf>,
+}
+
+/// The options that say what a slot is to be made for.
+#[derive(Debug, Clone, Default, clap::Args)]
+#[group(multiple = false)]
+pub struct NewSource {
+    /// Read the new passphrase from this file; one trailing newline is not part of it
+    #[arg(long, value_name = "FILE")]
+    pub new_password_file: Option<PathBuf>,
+    /// Use this file's content as the new key
+    #[arg(long, value_name = "FILE")]
+    pub new_key_file: Option<PathBuf>,
+    /// Read the new passphrase from this open file descriptor
+    #[arg(long, value_name = "N")]
+    pub new_password_fd: Option<i32>,
+    /// Draw a recovery key, and show it this once
+    #[arg(long)]
+    pub new_recovery_key: bool,
 }
 
 impl Source {
     /// Whether nothing was said.
     pub fn is_unsaid(&self) -> bool {
-        self.password_file.is_none() && self.key_file.is_none() && self.password_fd.is_none()
+        let Source { password_file, key_file, password_fd, recovery_key_file } = self;
+        password_file.is_none() && key_file.is_none() && password_fd.is_none() && recovery_key_file.is_none()
     }
 }
 
 /// Reads the key; `new` asks twice at the prompt.
 pub fn read(source: &Source, new: bool) -> Result<Unlock, Failure> {
-    if let Some(path) = &source.key_file {
-        return Ok(Unlock::KeyFile(some(from_path(path)?, path)?));
+    let files = [
+        (&source.key_file, Kind::KeyFile),
+        (&source.password_file, Kind::Passphrase),
+        (&source.recovery_key_file, Kind::Recovery),
+    ];
+    read_from(&files, source.password_fd, &CREDENTIALS, new)
+}
+
+/// Reads what a slot is to be made for; a recovery key is drawn here.
+pub fn read_new(source: &NewSource, world: &dyn World) -> Result<Unlock, Failure> {
+    if source.new_recovery_key {
+        return Ok(Unlock::Recovery(RecoveryKey::generate(world)));
     }
-    if let Some(path) = &source.password_file {
-        return Ok(Unlock::Passphrase(some(without_newline(from_path(path)?), path)?));
+    let files = [(&source.new_key_file, Kind::KeyFile), (&source.new_password_file, Kind::Passphrase)];
+    read_from(&files, source.new_password_fd, &NEW_CREDENTIALS, true)
+}
+
+fn read_from(
+    files: &[(&Option<PathBuf>, Kind)],
+    fd: Option<i32>,
+    credentials: &[(&str, Kind)],
+    new: bool,
+) -> Result<Unlock, Failure> {
+    if let Some((path, kind)) = files.iter().find_map(|(path, kind)| Some((path.as_ref()?, *kind))) {
+        return of_kind(kind, from_path(path)?, path);
     }
-    if let Some(fd) = source.password_fd {
+    if let Some(fd) = fd {
         let name = PathBuf::from(format!("file descriptor {fd}"));
-        return Ok(Unlock::Passphrase(some(without_newline(from_fd(fd, &name)?), &name)?));
+        return of_kind(Kind::Passphrase, from_fd(fd, &name)?, &name);
     }
-    if let Some(path) = credential() {
-        return Ok(Unlock::Passphrase(some(without_newline(from_path(&path)?), &path)?));
+    if let Some(dir) = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from) {
+        let there = |(name, kind): &(&str, Kind)| Some((dir.join(name), *kind)).filter(|(path, _)| path.is_file());
+        if let Some((path, kind)) = credentials.iter().find_map(there) {
+            return of_kind(kind, from_path(&path)?, &path);
+        }
     }
-    prompt(new).map(Unlock::Passphrase)
+    prompt(new)
 }
 
-fn credential() -> Option<PathBuf> {
-    let path = PathBuf::from(std::env::var_os("CREDENTIALS_DIRECTORY")?).join(CREDENTIAL);
-    path.is_file().then_some(path)
+fn of_kind(kind: Kind, bytes: Passphrase, from: &Path) -> Result<Unlock, Failure> {
+    match kind {
+        Kind::KeyFile => Ok(Unlock::KeyFile(some(bytes, from)?)),
+        Kind::Passphrase => Ok(Unlock::Passphrase(some(without_newline(bytes), from)?)),
+        Kind::Recovery => recovery(&some(bytes, from)?, from),
+    }
 }
 
-fn prompt(new: bool) -> Result<Passphrase, Failure> {
+/// What was typed or stored as a recovery key; which group of it is wrong is told, for whoever copies it from paper.
+fn recovery(typed: &Passphrase, from: &Path) -> Result<Unlock, Failure> {
+    let named = |why: String| Failure::new(Exit::NoKey, format!("{}: {why}", from.display()));
+    let text = str::from_utf8(&typed.0).map_err(|_| named("a recovery key is text, and this is not".to_owned()))?;
+    RecoveryKey::parse(text).map(Unlock::Recovery).map_err(|typo| named(typo.to_string()))
+}
+
+fn prompt(new: bool) -> Result<Unlock, Failure> {
+    let terminal = Path::new("the terminal");
     let ask = |text: &str| {
         rpassword::prompt_password(text).map(|typed| Passphrase(typed.into_bytes())).map_err(|e| {
             let other = "use --password-file, --key-file or --password-fd";
             Failure::new(Exit::NoKey, format!("no passphrase: nobody to ask on a terminal ({e}); {other}"))
         })
     };
-    let first = ask(if new { "New passphrase: " } else { "Passphrase: " })?;
-    if new && !first.0.is_empty() && ask("The same again: ")?.0 != first.0 {
+    let first = some(ask(if new { "New passphrase: " } else { "Passphrase, or recovery key: " })?, terminal)?;
+    if new && ask("The same again: ")?.0 != first.0 {
         return Err(Failure::new(Exit::NoKey, "the two passphrases differ"));
     }
-    some(first, Path::new("the terminal"))
+    // Nothing that is meant as a recovery key is tried as a passphrase: that would take long, and hide the typo.
+    match str::from_utf8(&first.0) {
+        Ok(text) if !new && RecoveryKey::is_meant(text) => recovery(&first, terminal),
+        _ => Ok(Unlock::Passphrase(first)),
+    }
 }
 
 fn from_path(path: &Path) -> Result<Passphrase, Failure> {
@@ -168,11 +244,12 @@ pub fn forbid_dumps() {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::world::RealWorld;
 
     fn bytes(unlock: Unlock) -> Vec<u8> {
         match unlock {
             Unlock::Passphrase(p) | Unlock::KeyFile(p) => p.0.clone(),
-            Unlock::Master(_) => panic!("a master key is not read"),
+            Unlock::Recovery(_) | Unlock::Master(_) => panic!("neither a passphrase nor a key file"),
         }
     }
 
@@ -201,6 +278,26 @@ mod tests {
         }
         let closed = Source { password_fd: Some(9999), ..Source::default() };
         assert_eq!(read(&closed, false).err().unwrap().exit, Exit::NoKey);
+    }
+
+    #[test]
+    fn a_recovery_key_is_read_from_a_file_and_a_typo_is_told_by_its_group() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path().join("r");
+        let source = Source { recovery_key_file: Some(path.clone()), ..Source::default() };
+        let key = RecoveryKey::generate(&RealWorld::default());
+        let text = key.text().to_lowercase().replace('-', "  ");
+        std::fs::write(&path, format!("{text}\n")).unwrap();
+        assert!(matches!(read(&source, false).unwrap(), Unlock::Recovery(read) if *read.text() == *key.text()));
+        let mut wrong = text.into_bytes();
+        wrong[30..38].reverse();
+        wrong[31] = if wrong[31] == b'7' { b'8' } else { b'7' };
+        for (bytes, said) in [(&wrong[..], "group 4"), (b"\xff", "text"), (b"ABC", "group 1")] {
+            std::fs::write(&path, bytes).unwrap();
+            let failure = read(&source, false).unwrap_err();
+            assert_eq!(failure.exit, Exit::NoKey);
+            assert!(failure.sentence.contains(said), "{failure}");
+        }
     }
 
     #[test]

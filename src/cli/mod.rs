@@ -20,6 +20,7 @@ mod print;
 mod recover;
 mod scrub;
 mod size;
+mod slots;
 mod status;
 mod umount;
 
@@ -59,6 +60,8 @@ enum Command {
     Scrub(scrub::Args),
     /// Bring home what lies in an emergency directory, without mounting
     Recover(recover::Args),
+    /// Show and change what opens a vault: its passphrases, key files and recovery keys
+    Key(slots::Args),
 }
 
 /// Does what the command line says.
@@ -78,6 +81,7 @@ pub fn run(line: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Check(args) => args.json,
         Command::Scrub(args) => args.json,
         Command::Recover(args) => args.json,
+        Command::Key(args) => args.is_json(),
     };
     let run = || match &line.command {
         Command::Init(args) => init::run(args),
@@ -87,6 +91,7 @@ pub fn run(line: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Check(args) => check::run(args),
         Command::Scrub(args) => scrub::run(args),
         Command::Recover(args) => recover::run(args),
+        Command::Key(args) => slots::run(args),
     };
     // A panic has been printed where it happened; it ends in a code of ours, too. Nothing of what it may have left half
     // done is used again.
@@ -122,15 +127,20 @@ mod tests {
     #[test]
     fn what_does_not_exist_yet_is_not_offered() {
         let names: Vec<_> = Line::command().get_subcommands().map(|c| c.get_name().to_owned()).collect();
-        assert_eq!(names, ["init", "mount", "umount", "status", "check", "scrub", "recover"]);
+        assert_eq!(names, ["init", "mount", "umount", "status", "check", "scrub", "recover", "key"]);
     }
 
     #[test]
     fn a_passphrase_cannot_be_an_argument() {
-        for command in Line::command().get_subcommands() {
+        let line = Line::command();
+        let all = line.get_subcommands().flat_map(|command| [command].into_iter().chain(command.get_subcommands()));
+        for command in all {
             for argument in command.get_arguments() {
                 let name = argument.get_long().unwrap_or_default();
-                assert!(!matches!(name, "password" | "passphrase" | "key"), "--{name} would show in ps");
+                assert!(
+                    !matches!(name, "password" | "passphrase" | "key" | "recovery-key" | "new-password"),
+                    "--{name} would show in ps"
+                );
             }
         }
     }

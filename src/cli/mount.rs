@@ -150,8 +150,11 @@ fn plan(args: &Args) -> Result<Plan, Failure> {
     if key.is_unsaid() {
         key.password_file = options.password_file.clone();
         key.key_file = options.key_file.clone();
-        if key.password_file.is_some() && key.key_file.is_some() {
-            return Err(Failure::new(Exit::Usage, "password-file and key-file exclude each other"));
+        key.recovery_key_file = options.recovery_key_file.clone();
+        let said = [&key.password_file, &key.key_file, &key.recovery_key_file];
+        if said.iter().filter(|file| file.is_some()).count() > 1 {
+            let which = "password-file, key-file and recovery-key-file exclude each other";
+            return Err(Failure::new(Exit::Usage, which));
         }
     }
     Ok(Plan { vault, mountpoint, options, key })

@@ -52,6 +52,8 @@ pub struct Options {
     pub password_file: Option<PathBuf>,
     /// The key file.
     pub key_file: Option<PathBuf>,
+    /// The recovery key's file.
+    pub recovery_key_file: Option<PathBuf>,
     /// The generation of an older copy that is meant to be mounted.
     pub accept_rollback: Option<Generation>,
     /// No access control lists.
@@ -170,6 +172,7 @@ impl Options {
             "accept-rollback" => self.accept_rollback = Some(generation(value).map_err(Refused::Wrong)?),
             "password-file" => self.password_file = Some(value.into()),
             "key-file" => self.key_file = Some(value.into()),
+            "recovery-key-file" => self.recovery_key_file = Some(value.into()),
             _ => return Err(Refused::Unknown),
         }
         Ok(())

@@ -5,10 +5,12 @@
 
 use super::exit::{Exit, Failure};
 use crate::base::world::{RealWorld, Time, World};
+use crate::seal::RecoveryKey;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::{self, IsTerminal, Write};
 use std::sync::OnceLock;
 use std::time::Duration;
+use zeroize::Zeroizing;
 
 /// Work shorter than this shows no bar.
 const BAR_AFTER: Duration = Duration::from_secs(1);
@@ -21,6 +23,14 @@ pub fn answer(text: &str) -> Result<(), Failure> {
         Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(Failure::new(Exit::Io, format!("stdout: {e}"))),
         _ => Ok(()),
     }
+}
+
+/// Shows a recovery key, this once.
+pub fn recovery_key(key: &RecoveryKey) -> Result<(), Failure> {
+    let text = key.text();
+    let told =
+        "Recovery key, shown this once: write it down, and keep it away from the vault. It opens the vault alone.";
+    answer(&Zeroizing::new(format!("{told}\n\n    {}\n", *text)))
 }
 
 /// Writes an answer for a program.

@@ -14,6 +14,8 @@ use serde::{Deserialize, Serialize};
 pub const HEADER_BYTES_MAX: usize = 64 << 10;
 /// Most key slots.
 pub const SLOTS_MAX: usize = 32;
+/// The first format in which a header may have a revision.
+pub const REVISION_FORMAT: u16 = 3;
 /// Longest label of a slot.
 pub const LABEL_BYTES_MAX: usize = 255;
 
@@ -40,12 +42,26 @@ pub enum SlotKind {
     },
     /// The contents of a key file, through HKDF alone.
     KeyFile,
+    /// The 32 bytes that a recovery key is made of (`format::recovery`), through HKDF alone.
+    RecoveryKey,
 }
 
-/// The master key, wrapped for one passphrase or key file.
+impl SlotKind {
+    /// What stands in the text.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            SlotKind::Passphrase { .. } => "passphrase",
+            SlotKind::KeyFile => "key-file",
+            SlotKind::RecoveryKey => "recovery-key",
+        }
+    }
+}
+
+/// The master key, wrapped for one passphrase, key file or recovery key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeySlot {
-    /// Its number; used once per vault.
+    /// Its number; no two slots of a vault share one.
     pub id: u32,
     /// What opens it.
     pub kind: SlotKind,
@@ -68,6 +84,8 @@ pub struct KeySlot {
 pub struct Header {
     /// The format of what lies in the vault: from `FORMAT_VERSION_OLDEST` to `FORMAT_VERSION`.
     pub format: u16,
+    /// How often it was changed since the vault was made; 0 before `REVISION_FORMAT`.
+    pub revision: u64,
     /// The vault.
     pub vault: VaultId,
     /// Its cipher.
@@ -96,6 +114,8 @@ struct Preview {
 #[serde(deny_unknown_fields)]
 struct Text {
     format: u16,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    revision: Option<u64>,
     vault: String,
     suite: String,
     compression: String,
@@ -180,8 +200,12 @@ impl Header {
                 return malformed(format!("two key slots have the number {}", slot.id));
             }
         }
+        if text.revision.is_some_and(|revision| revision == 0 || text.format < REVISION_FORMAT) {
+            return malformed("'revision' is a number from 1 on, and there is none in older formats");
+        }
         let header = Header {
             format: text.format,
+            revision: text.revision.unwrap_or(0),
             vault: VaultId(unhex(&text.vault, "vault")?),
             suite: text.suite.parse().map_err(HeaderText::Malformed)?,
             compression: text.compression.parse().map_err(HeaderText::Malformed)?,
@@ -197,6 +221,7 @@ impl Header {
     pub fn to_text(&self, mac: &[u8; 32]) -> Result<Vec<u8>, HeaderText> {
         let text = Text {
             format: self.format,
+            revision: (self.revision > 0).then_some(self.revision),
             vault: hex(&self.vault.0),
             suite: self.suite.to_string(),
             compression: self.compression.to_string(),
@@ -244,6 +269,10 @@ impl Header {
             b.extend_from_slice(&slot.commitment);
             b.extend_from_slice(&slot.wrapped);
         }
+        // Nothing where there is none: so the code of a header that was never changed is that of older formats' bytes.
+        if self.revision > 0 {
+            b.extend_from_slice(&self.revision.to_le_bytes());
+        }
         b
     }
 }
@@ -264,6 +293,7 @@ impl KeySlot {
         let (kind, memory_kib, passes, lanes) = match self.kind {
             SlotKind::Passphrase { memory_kib, passes, lanes } => (1, memory_kib, passes, lanes),
             SlotKind::KeyFile => (2, 0, 0, 0),
+            SlotKind::RecoveryKey => (3, 0, 0, 0),
         };
         let mut b = [0; 33];
         b[..4].copy_from_slice(&self.id.to_le_bytes());
@@ -281,7 +311,8 @@ impl KeySlot {
                 SlotKind::Passphrase { memory_kib, passes, lanes }
             }
             ("key-file", None, None, None) => SlotKind::KeyFile,
-            ("passphrase" | "key-file", ..) => {
+            ("recovery-key", None, None, None) => SlotKind::RecoveryKey,
+            ("passphrase" | "key-file" | "recovery-key", ..) => {
                 return malformed("memory_kib, passes and lanes stand in passphrase slots, and only there");
             }
             (other, ..) => return Err(HeaderText::UnknownFeature(format!("key slots of kind '{other}'"))),
@@ -302,13 +333,13 @@ impl KeySlot {
     }
 
     fn to_text(&self) -> SlotText {
-        let (kind, cost) = match self.kind {
-            SlotKind::Passphrase { memory_kib, passes, lanes } => ("passphrase", Some((memory_kib, passes, lanes))),
-            SlotKind::KeyFile => ("key-file", None),
+        let cost = match self.kind {
+            SlotKind::Passphrase { memory_kib, passes, lanes } => Some((memory_kib, passes, lanes)),
+            SlotKind::KeyFile | SlotKind::RecoveryKey => None,
         };
         SlotText {
             id: self.id,
-            kind: kind.to_owned(),
+            kind: self.kind.name().to_owned(),
             label: self.label.clone(),
             created: self.created_s,
             memory_kib: cost.map(|c| c.0),

@@ -13,6 +13,7 @@ pub mod inode;
 pub mod key;
 pub mod pin;
 pub mod record;
+pub mod recovery;
 pub mod root;
 pub mod segment;
 pub mod setting;

@@ -31,4 +31,20 @@ mod tests {
                \x2d\x2d\x0a\x90\xcf\x1a\x5a\x4c\x5d\xb0\x2d\x56\xec\xc4\xc5\xbf"
         );
     }
+
+    /// Computed by another program (`tests/reader/vectors.py`): every key that is derived from a master key.
+    #[test]
+    fn known_answers_of_every_subkey() {
+        let vectors: serde_json::Value = serde_json::from_str(include_str!("../../tests/vectors/keys.json")).unwrap();
+        let bytes = |value: &serde_json::Value| -> Vec<u8> {
+            let digits = value.as_str().unwrap();
+            (0..digits.len()).step_by(2).map(|at| u8::from_str_radix(&digits[at..at + 2], 16).unwrap()).collect()
+        };
+        let (master, cases) = (bytes(&vectors["master"]), vectors["cases"].as_array().unwrap());
+        for (n, case) in cases.iter().enumerate() {
+            let key = derive(&master, &bytes(&case["salt"]), &[&bytes(&case["info"])]);
+            assert_eq!(key[..], bytes(&case["key"]), "{}", case["what"]);
+            assert!(cases[..n].iter().all(|other| other["key"] != case["key"]), "no two uses share a key");
+        }
+    }
 }

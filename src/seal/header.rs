@@ -5,12 +5,14 @@
 
 use super::derive::derive;
 use super::key::MasterKey;
+use super::recovery::RecoveryKey;
 use super::slot::{Unlock, add_slot, check_cost, unwrap_master};
 use crate::base::choice::{Compression, SuiteId};
 use crate::base::id::VaultId;
 use crate::base::world::World;
 use crate::format::FORMAT_VERSION;
 use crate::format::header::{Header, HeaderText};
+use crate::format::root::HeaderMark;
 use aws_lc_rs::hmac;
 use std::fmt;
 
@@ -34,7 +36,7 @@ pub struct NewVault {
 /// Why a header was not made or not opened.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum HeaderFault {
-    /// No slot opens with this passphrase or key file.
+    /// No slot opens with this passphrase, key file or recovery key.
     WrongKey,
     /// Not a header; one sentence says why.
     Malformed(String),
@@ -56,7 +58,7 @@ pub enum HeaderFault {
 impl fmt::Display for HeaderFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            HeaderFault::WrongKey => f.write_str("no key slot opens with this passphrase or key file"),
+            HeaderFault::WrongKey => f.write_str("no key slot opens with this passphrase or key"),
             HeaderFault::Malformed(why) => f.write_str(why),
             HeaderFault::Weak((memory_kib, passes, lanes)) => {
                 write!(f, "Argon2id with {memory_kib} KiB, {passes} passes, {lanes} lanes is below the floor")
@@ -84,11 +86,27 @@ impl From<HeaderText> for HeaderFault {
     }
 }
 
-/// Makes a `vault.toml` with one slot, and the master key that is in it.
-pub fn create_header(world: &dyn World, new: &NewVault, unlock: &Unlock) -> Result<(Vec<u8>, MasterKey), HeaderFault> {
+/// A header that somebody with a key opened.
+pub struct UnlockedHeader {
+    /// Its values.
+    pub header: Header,
+    /// The key.
+    pub master: MasterKey,
+    /// The slots that what it was opened with fits; none for a master key.
+    pub fitting: Vec<u32>,
+}
+
+/// Makes a `vault.toml` with one slot, and perhaps another for a recovery key; and the master key that is in them.
+pub fn create_header(
+    world: &dyn World,
+    new: &NewVault,
+    unlock: &Unlock,
+    recovery: Option<&RecoveryKey>,
+) -> Result<(Vec<u8>, MasterKey), HeaderFault> {
     let master = MasterKey::generate(world);
     let mut header = Header {
         format: FORMAT_VERSION,
+        revision: 0,
         vault: new.vault,
         suite: new.suite,
         compression: new.compression,
@@ -98,22 +116,37 @@ pub fn create_header(world: &dyn World, new: &NewVault, unlock: &Unlock) -> Resu
         slots: Vec::new(),
     };
     add_slot(world, &mut header, &master, unlock, "first", new.argon2)?;
+    if let Some(key) = recovery {
+        add_slot(world, &mut header, &master, &Unlock::Recovery(key.clone()), "recovery", None)?;
+    }
     Ok((write_header(&header, &master)?, master))
 }
 
 /// The text of a header, authenticated.
 pub fn write_header(header: &Header, master: &MasterKey) -> Result<Vec<u8>, HeaderFault> {
     header.slots.iter().try_for_each(check_cost)?;
+    Ok(header.to_text(&header_mark(header, master).mac)?)
+}
+
+/// What tells a header from every other that the vault ever had.
+#[must_use]
+pub fn header_mark(header: &Header, master: &MasterKey) -> HeaderMark {
     let mac = hmac::sign(&mac_key(header, master), &header.canonical());
-    Ok(header.to_text(mac.as_ref().try_into().expect("HMAC-SHA256 gives 32 bytes"))?)
+    let mac = mac.as_ref().try_into().expect("HMAC-SHA256 gives 32 bytes");
+    HeaderMark { revision: header.revision, mac }
 }
 
 /// Reads, unlocks and authenticates a `vault.toml`.
 pub fn open_header(text: &[u8], unlock: &Unlock) -> Result<(Header, MasterKey), HeaderFault> {
+    unlock_header(text, unlock).map(|unlocked| (unlocked.header, unlocked.master))
+}
+
+/// The same, with what else was learnt of it.
+pub fn unlock_header(text: &[u8], unlock: &Unlock) -> Result<UnlockedHeader, HeaderFault> {
     let (header, mac) = Header::parse(text)?;
-    let master = unwrap_master(&header, unlock)?;
+    let (master, fitting) = unwrap_master(&header, unlock)?;
     match hmac::verify(&mac_key(&header, &master), &header.canonical(), &mac) {
-        Ok(()) => Ok((header, master)),
+        Ok(()) => Ok(UnlockedHeader { header, master, fitting }),
         // A slot vouches for the key it holds; for this one only the header does.
         Err(_) if matches!(unlock, Unlock::Master(_)) => Err(HeaderFault::WrongKey),
         Err(_) => Err(HeaderFault::Tampered),
@@ -241,7 +274,7 @@ wrapped = "e248bfb61634256b10bf1674a535822bcda37ac1de3fd18d646a535985b9cd5384380
     #[test]
     fn golden_headers() {
         for (unlock, golden) in [(passphrase("correct horse"), GOLDEN_PASSPHRASE), (key_file(), GOLDEN_KEY_FILE)] {
-            let (text, master) = create_header(&world(), &new_vault(), &unlock).unwrap();
+            let (text, master) = create_header(&world(), &new_vault(), &unlock, None).unwrap();
             let text = String::from_utf8(text).unwrap();
             assert_eq!(text, golden, "header changed: bump FORMAT_VERSION and add a vault to tests/vaults/");
             let (header, opened) = open_header(golden.as_bytes(), &unlock).unwrap();
@@ -284,7 +317,7 @@ wrapped = "e248bfb61634256b10bf1674a535822bcda37ac1de3fd18d646a535985b9cd5384380
         assert_eq!(wrong(GOLDEN_KEY_FILE, Unlock::KeyFile(Passphrase(vec![0x4C; 32]))), HeaderFault::WrongKey);
         let short = Unlock::KeyFile(Passphrase(vec![0x4B; 31]));
         assert_eq!(wrong(GOLDEN_KEY_FILE, short.clone()), HeaderFault::KeyFileTooShort { len_bytes: 31 });
-        let made = create_header(&world(), &new_vault(), &short).map(|_| ()).unwrap_err();
+        let made = create_header(&world(), &new_vault(), &short, None).map(|_| ()).unwrap_err();
         assert_eq!(made, HeaderFault::KeyFileTooShort { len_bytes: 31 });
     }
 
@@ -353,7 +386,7 @@ wrapped = "e248bfb61634256b10bf1674a535822bcda37ac1de3fd18d646a535985b9cd5384380
         assert_eq!(reads("lanes = 4", "lanes = 65"), HeaderFault::MemoryBomb((65536, 3, 65)));
         for (cost, weak) in [((1 << 10, 3, 4), true), ((8 << 20, 3, 4), false)] {
             let new = NewVault { argon2: Some(cost), ..new_vault() };
-            let fault = create_header(&world(), &new, &passphrase("x")).map(|_| ()).unwrap_err();
+            let fault = create_header(&world(), &new, &passphrase("x"), None).map(|_| ()).unwrap_err();
             assert_eq!(fault, if weak { HeaderFault::Weak(cost) } else { HeaderFault::MemoryBomb(cost) });
         }
     }
@@ -386,7 +419,7 @@ wrapped = "e248bfb61634256b10bf1674a535822bcda37ac1de3fd18d646a535985b9cd5384380
     #[test]
     fn slots_are_added_and_removed_and_any_of_them_opens() {
         let world = world();
-        let (text, _) = create_header(&world, &new_vault(), &key_file()).unwrap();
+        let (text, _) = create_header(&world, &new_vault(), &key_file(), None).unwrap();
         let (mut header, master) = open_header(&text, &key_file()).unwrap();
         let second = Unlock::KeyFile(Passphrase(vec![9; 40]));
         assert_eq!(add_slot(&world, &mut header, &master, &second, "spare", None), Ok(2));
@@ -410,14 +443,14 @@ wrapped = "e248bfb61634256b10bf1674a535822bcda37ac1de3fd18d646a535985b9cd5384380
     #[test]
     fn a_master_key_from_elsewhere_opens_its_own_header_only() {
         let (world, new) = (world(), new_vault());
-        let (text, master) = create_header(&world, &new, &key_file()).unwrap();
+        let (text, master) = create_header(&world, &new, &key_file(), None).unwrap();
         // Where the header is opened need not be where the key is derived.
         let (_, derived) = open_header(&text, &key_file()).unwrap();
         assert_eq!(derived.secret().0, master.secret().0);
         let handed_over = Unlock::Master(MasterKey::from_secret(derived.secret().clone()));
         let (header, opened) = open_header(&text, &handed_over).unwrap();
         assert_eq!((header.vault, opened.secret().0), (new.vault, master.secret().0));
-        let (other, _) = create_header(&world, &new, &key_file()).unwrap();
+        let (other, _) = create_header(&world, &new, &key_file(), None).unwrap();
         assert_eq!(open_header(&other, &handed_over).unwrap_err(), HeaderFault::WrongKey);
         let changed = edited(&text, "quota_bytes = 1", "quota_bytes = 2");
         assert_eq!(open_header(&changed, &handed_over).unwrap_err(), HeaderFault::WrongKey);

@@ -11,18 +11,25 @@ mod derive;
 mod header;
 mod key;
 mod pin;
+mod recovery;
 mod slot;
 mod suite;
 
 pub use chain::Chain;
 pub use codec::{Compressor, decompress};
-pub use header::{HeaderFault, NewVault, create_header, open_header, read_header, write_header};
+pub use header::{
+    HeaderFault, NewVault, UnlockedHeader, create_header, header_mark, open_header, read_header, unlock_header,
+    write_header,
+};
 pub use key::{MasterKey, PageKey, SegmentKey};
 pub use pin::{open_pin, write_pin};
-pub use slot::{Unlock, add_slot};
+pub use recovery::RecoveryKey;
+pub use slot::{Unlock, add_slot, replace_slot};
 pub use suite::preferred_suite;
 
-pub use crate::format::header::{Header, KeySlot, SlotKind};
+pub use crate::format::header::{Header, KeySlot, LABEL_BYTES_MAX, SLOTS_MAX, SlotKind};
+pub use crate::format::recovery::Typo;
+pub use crate::format::root::HeaderMark;
 
 use std::fmt;
 

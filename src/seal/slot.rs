@@ -1,13 +1,14 @@
-//! Key slots: the master key wrapped for a passphrase or a key file.
+//! Key slots: the master key wrapped for a passphrase, a key file or a recovery key.
 //!
 //! Promise: a slot opens only for what it was made for. It commits to its key (XChaCha20-Poly1305 alone does not: one
 //! ciphertext can be made to open under two keys), and binds vault, suite, number, kind and cost. Weaker costs than the
-//! floor and memory bombs are refused before any work is done. Called by: `header`, `cli` through `vault`.
-//! On failure: `HeaderFault`.
+//! floor and memory bombs are refused before any work is done. Opening takes the same work whichever slot fits, or none.
+//! Called by: `header`, `vault::slots`. On failure: `HeaderFault`.
 
 use super::derive::derive;
 use super::header::HeaderFault;
 use super::key::{MasterKey, PageKey};
+use super::recovery::RecoveryKey;
 use crate::base::limits::{ARGON2_CEILING, ARGON2_FLOOR};
 use crate::base::secret::{Passphrase, Secret};
 use crate::base::world::World;
@@ -31,6 +32,8 @@ pub enum Unlock {
     Passphrase(Passphrase),
     /// The contents of a key file: 32 bytes or more.
     KeyFile(Passphrase),
+    /// A recovery key.
+    Recovery(RecoveryKey),
     /// What `unlock` gave for one of the others, in another process perhaps: no slot is tried, nothing is derived.
     Master(MasterKey),
 }
@@ -48,14 +51,47 @@ pub fn add_slot(
     if header.slots.len() >= SLOTS_MAX {
         return Err(HeaderFault::Malformed(format!("a vault has at most {SLOTS_MAX} key slots")));
     }
-    if label.len() > LABEL_BYTES_MAX {
-        return Err(HeaderFault::Malformed(format!("a slot's label has at most {LABEL_BYTES_MAX} bytes")));
-    }
     let Some(id) = header.slots.iter().map(|s| s.id).max().map_or(Some(1), |id| id.checked_add(1)) else {
         return Err(HeaderFault::Malformed("the numbers of key slots are used up".to_owned()));
     };
+    let slot = make_slot(world, header, master, id, unlock, label, argon2)?;
+    header.slots.push(slot);
+    Ok(id)
+}
+
+/// Makes a slot anew for another secret: with its number, in its place. There must be one of that number.
+pub fn replace_slot(
+    world: &dyn World,
+    header: &mut Header,
+    master: &MasterKey,
+    id: u32,
+    unlock: &Unlock,
+    label: &str,
+    argon2: Option<(u32, u32, u32)>,
+) -> Result<(), HeaderFault> {
+    let slot = make_slot(world, header, master, id, unlock, label, argon2)?;
+    let Some(old) = header.slots.iter_mut().find(|slot| slot.id == id) else {
+        return Err(HeaderFault::Malformed(format!("there is no key slot {id}")));
+    };
+    *old = slot;
+    Ok(())
+}
+
+fn make_slot(
+    world: &dyn World,
+    header: &Header,
+    master: &MasterKey,
+    id: u32,
+    unlock: &Unlock,
+    label: &str,
+    argon2: Option<(u32, u32, u32)>,
+) -> Result<KeySlot, HeaderFault> {
+    if label.len() > LABEL_BYTES_MAX {
+        return Err(HeaderFault::Malformed(format!("a slot's label has at most {LABEL_BYTES_MAX} bytes")));
+    }
     let kind = match unlock {
         Unlock::KeyFile(_) => SlotKind::KeyFile,
+        Unlock::Recovery(_) => SlotKind::RecoveryKey,
         Unlock::Passphrase(_) => {
             let (memory_kib, passes, lanes) = match argon2 {
                 Some(cost) => cost,
@@ -64,7 +100,7 @@ pub fn add_slot(
             SlotKind::Passphrase { memory_kib, passes, lanes }
         }
         Unlock::Master(_) => {
-            return Err(HeaderFault::Malformed("a key slot is for a passphrase or a key file".to_owned()));
+            return Err(HeaderFault::Malformed("a key slot is for a passphrase or a key".to_owned()));
         }
     };
     let (mut salt, mut nonce) = ([0; 16], [0; 24]);
@@ -80,36 +116,42 @@ pub fn add_slot(
     let tag = wrap.seal(&bound(header, &slot), &nonce, &mut key[..]);
     slot.wrapped[..32].copy_from_slice(&key[..]);
     slot.wrapped[32..].copy_from_slice(&tag);
-    header.slots.push(slot);
-    Ok(id)
+    Ok(slot)
 }
 
-/// The master key, from whichever slot `unlock` fits.
-pub(super) fn unwrap_master(header: &Header, unlock: &Unlock) -> Result<MasterKey, HeaderFault> {
+/// The master key, and the numbers of the slots that `unlock` fits; none of them if it is the master key itself.
+///
+/// Every slot of the kind is tried, to the end: how long it takes says nothing about which of them fits, or whether one does.
+pub(super) fn unwrap_master(header: &Header, unlock: &Unlock) -> Result<(MasterKey, Vec<u32>), HeaderFault> {
     header.slots.iter().try_for_each(check_cost)?;
     if let Unlock::Master(master) = unlock {
-        return Ok(master.clone());
+        return Ok((master.clone(), Vec::new()));
     }
-    for slot in &header.slots {
-        match (slot.kind, unlock) {
-            (SlotKind::Passphrase { .. }, Unlock::Passphrase(_)) | (SlotKind::KeyFile, Unlock::KeyFile(_)) => {}
-            (SlotKind::Passphrase { .. }, Unlock::KeyFile(_) | Unlock::Master(_))
-            | (SlotKind::KeyFile, Unlock::Passphrase(_) | Unlock::Master(_)) => continue,
-        }
+    let mut fitting = Vec::new();
+    for slot in header.slots.iter().filter(|slot| is_for(slot.kind, unlock)) {
         let (wrap, commitment) = slot_keys(slot, unlock)?;
-        if verify_slices_are_equal(&commitment[..], &slot.commitment).is_err() {
-            continue;
+        if verify_slices_are_equal(&commitment[..], &slot.commitment).is_ok() {
+            fitting.push((slot, wrap));
         }
-        let (key, tag) = slot.wrapped.split_at(32);
-        let mut master = Secret(key.try_into().expect("split at 32"));
-        let tag = tag.try_into().expect("48 less 32 is 16");
-        // The commitment held, so the key is right and the rest was changed.
-        return match wrap.open(&bound(header, slot), &slot.nonce, &mut master.0, tag) {
-            Ok(()) => Ok(MasterKey(master)),
-            Err(_) => Err(HeaderFault::Tampered),
-        };
     }
-    Err(HeaderFault::WrongKey)
+    let ids = fitting.iter().map(|(slot, _)| slot.id).collect();
+    let Some((slot, wrap)) = fitting.first() else { return Err(HeaderFault::WrongKey) };
+    let (key, tag) = slot.wrapped.split_at(32);
+    let mut master = Secret(key.try_into().expect("split at 32"));
+    let tag = tag.try_into().expect("48 less 32 is 16");
+    // The commitment held, so the key is right and the rest was changed.
+    match wrap.open(&bound(header, slot), &slot.nonce, &mut master.0, tag) {
+        Ok(()) => Ok((MasterKey(master), ids)),
+        Err(_) => Err(HeaderFault::Tampered),
+    }
+}
+
+fn is_for(kind: SlotKind, unlock: &Unlock) -> bool {
+    match kind {
+        SlotKind::Passphrase { .. } => matches!(unlock, Unlock::Passphrase(_)),
+        SlotKind::KeyFile => matches!(unlock, Unlock::KeyFile(_)),
+        SlotKind::RecoveryKey => matches!(unlock, Unlock::Recovery(_)),
+    }
 }
 
 /// Refuses costs outside floor and ceiling.
@@ -140,8 +182,11 @@ fn slot_keys(slot: &KeySlot, unlock: &Unlock) -> Result<(PageKey, Zeroizing<[u8;
             return Err(HeaderFault::KeyFileTooShort { len_bytes: held.0.len() });
         }
         (Unlock::KeyFile(held), SlotKind::KeyFile) => Zeroizing::new(held.0.clone()),
-        (Unlock::Passphrase(_) | Unlock::Master(_), SlotKind::KeyFile)
-        | (Unlock::KeyFile(_) | Unlock::Master(_), SlotKind::Passphrase { .. }) => return Err(HeaderFault::WrongKey),
+        (Unlock::Recovery(key), SlotKind::RecoveryKey) => Zeroizing::new(key.0.0.to_vec()),
+        (
+            Unlock::Passphrase(_) | Unlock::KeyFile(_) | Unlock::Recovery(_) | Unlock::Master(_),
+            SlotKind::Passphrase { .. } | SlotKind::KeyFile | SlotKind::RecoveryKey,
+        ) => return Err(HeaderFault::WrongKey),
     };
     let wrap = derive(&secret, &slot.salt, &[b"strongroom slot wrap 1"]);
     Ok((PageKey::from_bytes(&wrap), derive(&secret, &slot.salt, &[b"strongroom slot commit 1"])))
@@ -191,6 +236,40 @@ mod tests {
     fn known_answer_of_argon2id() {
         let out = argon2id(&Passphrase(b"correct horse".to_vec()), b"0123456789abcdef", ARGON2_FLOOR).unwrap();
         assert_eq!(*out, *b"\x2f\x56\xf5\x36\x3a\x69\x52\x88\xff\x28\x81\x0e\x46\xad\x69\xa1\xfe\x30\x68\xbc\x64\x94\xcd\x26\xa8\xa6\x73\xb7\xd9\xc2\xb0\xa2");
+    }
+
+    /// Computed by another program (`tests/reader/vectors.py`).
+    #[test]
+    fn known_answers_of_every_step_from_a_secret_to_a_wrap() {
+        let vectors: serde_json::Value =
+            serde_json::from_str(include_str!("../../tests/vectors/headers.json")).unwrap();
+        let bytes = |value: &serde_json::Value| -> Vec<u8> {
+            let digits = value.as_str().unwrap();
+            (0..digits.len()).step_by(2).map(|at| u8::from_str_radix(&digits[at..at + 2], 16).unwrap()).collect()
+        };
+        let steps = vectors["steps"].as_array().unwrap();
+        let text = vectors["cases"][0]["text"].as_str().unwrap();
+        let (header, _) = Header::parse(text.as_bytes()).unwrap();
+        let master: [u8; 32] = bytes(&vectors["cases"][0]["master"]).try_into().unwrap();
+        assert_eq!(steps.len(), header.slots.len());
+        for (step, slot) in steps.iter().zip(&header.slots) {
+            let typed = Passphrase(bytes(&step["secret"]));
+            let secret = match slot.kind {
+                SlotKind::Passphrase { memory_kib, passes, lanes } => {
+                    argon2id(&typed, &slot.salt, (memory_kib, passes, lanes)).unwrap().to_vec()
+                }
+                SlotKind::KeyFile | SlotKind::RecoveryKey => typed.0.clone(),
+            };
+            assert_eq!(secret, bytes(&step["slot_secret"]));
+            let wrap_key = derive(&secret, &slot.salt, &[b"strongroom slot wrap 1"]);
+            assert_eq!(wrap_key[..], bytes(&step["wrap_key"]));
+            let commitment = derive(&secret, &slot.salt, &[b"strongroom slot commit 1"]);
+            assert_eq!(commitment[..], bytes(&step["commitment"]));
+            assert_eq!(bound(&header, slot), bytes(&step["address"]));
+            let mut key = master;
+            let tag = PageKey::from_bytes(&wrap_key).seal(&bound(&header, slot), &slot.nonce, &mut key);
+            assert_eq!([&key[..], &tag[..]].concat(), bytes(&step["wrapped"]));
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use crate::base::id::{Epoch, Generation, VaultId};
 use crate::base::world::World;
 use crate::format::root::Root;
 use crate::format::segment::LogPosition;
-use crate::seal::{NewVault, Unlock, create_header, preferred_suite};
+use crate::seal::{NewVault, Unlock, create_header, header_mark, open_header, preferred_suite};
 use std::sync::Arc;
 
 /// What a directory may hold and still count as empty: a fresh filesystem's own.
@@ -35,7 +35,8 @@ pub fn create(
         quota_inodes: options.quota_inodes,
         argon2: options.argon2,
     };
-    let (header, master) = create_header(&**world, &new, unlock).map_err(OpenFault::from)?;
+    let (header, master) = create_header(&**world, &new, unlock, options.recovery.as_ref())?;
+    let values = open_header(&header, &Unlock::Master(master.clone()))?.0;
     backing.make_dir("segments")?;
     backing.make_dir("index")?;
     let first = Root {
@@ -44,6 +45,7 @@ pub fn create(
         covered: LogPosition::START,
         index_file: 0,
         clean: true,
+        header: Some(header_mark(&values, &master)),
         emergency: String::new(),
     };
     root::write(&**backing, &first, &master, new.vault, &**world)?;

@@ -94,7 +94,7 @@ pub enum OpenFault {
         /// What that process wrote into the lock file.
         holder: String,
     },
-    /// No key slot opens with this passphrase or key file.
+    /// No key slot opens with this passphrase, key file or recovery key.
     WrongKey,
     /// The header does not hold.
     Header(HeaderFault),
@@ -116,6 +116,13 @@ pub enum OpenFault {
         /// The one that was found.
         to: Generation,
     },
+    /// The header is older than the one that the root names, or of another history.
+    HeaderPutBack {
+        /// The revision that the root names.
+        known: u64,
+        /// The one that was found.
+        found: u64,
+    },
 }
 
 impl fmt::Display for OpenFault {
@@ -124,7 +131,7 @@ impl fmt::Display for OpenFault {
             OpenFault::NotEmpty => f.write_str("the directory is not empty"),
             OpenFault::NotAVault => f.write_str("there is no vault here (no vault.toml)"),
             OpenFault::InUse { holder } => write!(f, "the vault is in use (process {holder})"),
-            OpenFault::WrongKey => f.write_str("the passphrase or key file is wrong"),
+            OpenFault::WrongKey => f.write_str("the passphrase or key is wrong"),
             OpenFault::Header(e) => write!(f, "vault.toml: {e}"),
             OpenFault::Backing(e) => write!(f, "the backing directory: {e}"),
             OpenFault::Damaged(why) => {
@@ -140,6 +147,12 @@ impl fmt::Display for OpenFault {
             ),
             OpenFault::RootsLost => f.write_str(
                 "neither root.a nor root.b holds; strongroom check --repair on the vault makes them anew from its log",
+            ),
+            OpenFault::HeaderPutBack { known, found } => write!(
+                f,
+                "vault.toml is an older one, or of another history: revision {found}, where the vault knows of {known}, so a \
+                 key that was removed may open it again; put the newer one back, or take this one with strongroom key \
+                 import-header"
             ),
             OpenFault::RolledBack { from, to } => write!(
                 f,

@@ -2,12 +2,13 @@
 //!
 //! Promise: whenever `store` has returned, both files hold the header whole, and at every moment before one of them does.
 //! A vault opens from whichever holds, and what is missing, damaged or behind is put right from it: losing either loses
-//! nothing. Called by: `create`, `open`, whoever changes the header, `cli::status`. On failure: the disk's error, or why
-//! neither text is a header that this key opens.
+//! nothing. Of two that hold the newer revision counts, so a slot that was removed does not come back with an older copy.
+//! Called by: `create`, `open`, `slots`, `cli::status`. On failure: the disk's error, or why neither text is a header that
+//! this key opens.
 
 use crate::backing::{Backing, Cache, Open, replace_file};
 use crate::format::header::HEADER_BYTES_MAX;
-use crate::seal::{Header, HeaderFault, MasterKey, Unlock, open_header, read_header};
+use crate::seal::{Header, HeaderFault, MasterKey, Unlock, UnlockedHeader, open_header, read_header, unlock_header};
 use std::io;
 
 /// The header's name.
@@ -17,7 +18,7 @@ pub const HEADER_COPY: &str = "vault.toml.copy";
 
 /// Writes the header into both files, one after the other, each so that it is either the old or the new one.
 ///
-/// The copy follows: it is never ahead of `vault.toml`, which counts while it holds.
+/// The copy follows: it is never ahead of `vault.toml`.
 pub fn store(backing: &dyn Backing, text: &[u8]) -> io::Result<()> {
     replace_file(backing, "", HEADER, text)?;
     replace_file(backing, "", HEADER_COPY, text)
@@ -37,6 +38,8 @@ pub struct OpenedHeader {
     pub header: Header,
     /// The key that it was opened with.
     pub master: MasterKey,
+    /// The slots that what it was opened with fits; none for a master key.
+    pub fitting: Vec<u32>,
     /// Which of the two it was.
     from: usize,
 }
@@ -82,14 +85,38 @@ impl HeaderTexts {
         Err(refused.unwrap_or_else(|| HeaderFault::Malformed(format!("{HEADER} cannot be read"))))
     }
 
-    /// Unlocks and authenticates the one that holds, `vault.toml` first.
+    /// Unlocks and authenticates the one that holds; of two the newer, and `vault.toml` if they are of one revision.
     pub fn open(&self, unlock: &Unlock) -> Result<OpenedHeader, HeaderFault> {
-        self.first(|from, text| open_header(text, unlock).map(|(header, master)| OpenedHeader { header, master, from }))
+        let open = |from, text: &[u8]| {
+            let UnlockedHeader { header, master, fitting } = unlock_header(text, unlock)?;
+            Ok(OpenedHeader { header, master, fitting, from })
+        };
+        let opened = self.first(open)?;
+        // The other one may be whole, too: then only what fits no slot of it kept it from being opened. It is asked with
+        // the key itself, so that rubble, or what anybody could have written, counts for nothing.
+        let other = 1 - opened.from;
+        let Some(text) = self.texts[other].as_ref().filter(|text| self.texts[opened.from].as_ref() != Some(*text))
+        else {
+            return Ok(opened);
+        };
+        let revision = |(header, _): (Header, MasterKey)| header.revision;
+        match open_header(text, &Unlock::Master(opened.master.clone())).map(revision) {
+            Ok(newer) if newer > opened.header.revision || newer == opened.header.revision && other == 0 => {
+                open(other, text)
+            }
+            _ => Ok(opened),
+        }
     }
 
     /// The values of one that can be read, for showing: nothing in it is authenticated.
     pub fn shown(&self) -> Result<Header, HeaderFault> {
         self.first(|_, text| read_header(text))
+    }
+
+    /// The text of the same one, to be copied.
+    pub fn shown_text(&self) -> Result<&[u8], HeaderFault> {
+        let from = self.first(|from, text| read_header(text).map(|_| from))?;
+        Ok(self.texts[from].as_deref().expect("`first` gives one that is there"))
     }
 
     /// The values of all that can be read, likewise.
@@ -153,7 +180,7 @@ mod tests {
     use crate::base::id::VaultId;
     use crate::base::secret::Passphrase;
     use crate::base::world::RealWorld;
-    use crate::seal::{NewVault, create_header};
+    use crate::seal::{NewVault, add_slot, create_header, write_header};
 
     fn key(byte: u8) -> Unlock {
         Unlock::KeyFile(Passphrase(vec![byte; 32]))
@@ -163,7 +190,7 @@ mod tests {
         let (suite, compression) = (SuiteId::ChaCha20Poly1305, Compression::Lz4);
         let vault = VaultId([vault; 16]);
         let new = NewVault { vault, suite, compression, quota_bytes: None, quota_inodes: None, argon2: None };
-        create_header(&RealWorld::default(), &new, &key(7)).unwrap().0
+        create_header(&RealWorld::default(), &new, &key(7), None).unwrap().0
     }
 
     fn put(disk: &MemoryBacking, name: &str, text: &[u8]) {
@@ -211,6 +238,38 @@ mod tests {
         put(&disk, HEADER, &header(1));
         put(&disk, HEADER_COPY, &header(2));
         assert_eq!(opened(&disk), Ok(1));
+    }
+
+    #[test]
+    fn of_two_that_hold_the_newer_counts_and_what_it_has_not_opens_neither() {
+        let world = RealWorld::default();
+        let old = header(1);
+        let (mut values, master) = open_header(&old, &key(7)).unwrap();
+        let second = key(8);
+        add_slot(&world, &mut values, &master, &second, "second", None).unwrap();
+        values.revision = 1;
+        let both = write_header(&values, &master).unwrap();
+        values.slots.remove(0);
+        values.revision = 2;
+        let newest = write_header(&values, &master).unwrap();
+        for (first, copy) in [(&newest, &old), (&old, &newest), (&newest, &both), (&both, &newest)] {
+            let disk = MemoryBacking::default();
+            put(&disk, HEADER, first);
+            put(&disk, HEADER_COPY, copy);
+            let removed = texts(&disk).open(&key(7)).map(|_| ());
+            assert_eq!(removed, Err(HeaderFault::WrongKey), "the slot was removed from the newer one");
+            let opened = texts(&disk).open(&second).unwrap();
+            assert_eq!((opened.header.revision, opened.fitting.as_slice()), (2, &[2][..]));
+            assert_eq!(texts(&disk).open(&Unlock::Master(master.clone())).unwrap().header.revision, 2);
+            texts(&disk).mend(&disk, &opened);
+            assert!(NAMES.iter().all(|name| read_file(&disk, name, 1 << 16).unwrap() == newest));
+        }
+        // One that does not hold does not count, whatever revision it claims.
+        let forged = String::from_utf8(newest.clone()).unwrap().replace("revision = 2", "revision = 9");
+        let disk = MemoryBacking::default();
+        put(&disk, HEADER, &old);
+        put(&disk, HEADER_COPY, forged.as_bytes());
+        assert_eq!(texts(&disk).open(&key(7)).unwrap().header.revision, 0);
     }
 
     #[test]

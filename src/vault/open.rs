@@ -21,7 +21,7 @@ use crate::format::root::Root;
 use crate::format::segment::{Covered, LogPosition};
 use crate::format::{FORMAT_VERSION, key};
 use crate::index::{Index, IndexFault, RedbTable};
-use crate::seal::{Header, MasterKey, Unlock, write_header};
+use crate::seal::{Header, MasterKey, Unlock, header_mark, write_header};
 use crate::segment::path;
 use std::io;
 use std::sync::Arc;
@@ -33,10 +33,10 @@ pub const LOCK: &str = "lock";
 
 /// A vault that nobody else can open while this lives, and that has not been unlocked yet.
 pub struct Locked {
-    backing: Arc<dyn Backing>,
-    headers: HeaderTexts,
-    lock: Box<dyn Send + Sync>,
-    remembered: Remembered,
+    pub(super) backing: Arc<dyn Backing>,
+    pub(super) headers: HeaderTexts,
+    pub(super) lock: Box<dyn Send + Sync>,
+    pub(super) remembered: Remembered,
     find: Option<Find>,
     /// The emergency directory, unless the options name one; and whether to do without one.
     emergency: (Option<EmergencyDir>, bool),
@@ -163,6 +163,7 @@ fn bring_up(
     if !anew {
         pins.judge(&root)?;
     }
+    judge_header(&root, &header, &master)?;
     pins.raise(&mut root);
     let places = Arc::new(Places::new(Arc::clone(&backing), options.emergency.clone(), vault));
     let emergency = emergency_in_force(&root, &places, options)?;
@@ -197,6 +198,7 @@ fn bring_up(
     let was_clean = root.clean;
     root.clean = false;
     root.emergency = emergency;
+    root.header = Some(header_mark(&header, &master));
     root::write(&*backing, &root, &master, vault, &*world)?;
     pins.remember(&root);
     for id in &found.empty_segments {
@@ -242,8 +244,19 @@ fn upgrade(backing: &dyn Backing, header: &mut Header, master: &MasterKey) -> Re
     }
     log::info!("the vault is of format {}: it becomes one of format {FORMAT_VERSION}", header.format);
     header.format = FORMAT_VERSION;
+    header.revision += 1;
     let text = write_header(header, master)?;
     Ok(header_file::store(backing, &text)?)
+}
+
+/// Refuses a header that is older than the one that the root names, or another one of the same revision: it was put back.
+/// One that is newer is right: a crash came between the two.
+pub(super) fn judge_header(root: &Root, header: &Header, master: &MasterKey) -> Result<(), OpenFault> {
+    let (Some(known), found) = (root.header, header_mark(header, master)) else { return Ok(()) };
+    if found.revision < known.revision || found.revision == known.revision && found.mac != known.mac {
+        return Err(OpenFault::HeaderPutBack { known: known.revision, found: found.revision });
+    }
+    Ok(())
 }
 
 /// What opening has found and made, before anything runs.

@@ -9,6 +9,7 @@ use crate::base::choice::{Compression, SuiteId, Verify};
 use crate::base::limits::{
     BUDGET_BYTES_DEFAULT, FLUSH_DEADLINE, FLUSH_INTERVAL, SCRUB_RATE_BYTES, VERIFY_OPEN_PERCENT,
 };
+use crate::seal::RecoveryKey;
 use std::time::Duration;
 
 /// What `create` needs beside a key.
@@ -24,12 +25,14 @@ pub struct CreateOptions {
     pub quota_inodes: Option<u64>,
     /// Argon2id memory in KiB, passes, lanes; `None` calibrates.
     pub argon2: Option<(u32, u32, u32)>,
+    /// A recovery key that opens the vault, too.
+    pub recovery: Option<RecoveryKey>,
 }
 
 impl Default for CreateOptions {
     fn default() -> Self {
         let (suite, quota_bytes, quota_inodes, argon2) = (None, None, None, None);
-        CreateOptions { suite, compression: Compression::Auto, quota_bytes, quota_inodes, argon2 }
+        CreateOptions { suite, compression: Compression::Auto, quota_bytes, quota_inodes, argon2, recovery: None }
     }
 }
 

@@ -193,7 +193,7 @@ mod tests {
     fn root(generation: u64, epoch: u64, commit: u64) -> Root {
         let covered = LogPosition { seq: CommitSeq(commit), chain: [1; 32] };
         let (generation, epoch, emergency) = (Generation(generation), Epoch(epoch), String::new());
-        Root { generation, epoch, covered, index_file: 1, clean: true, emergency }
+        Root { generation, epoch, covered, index_file: 1, clean: true, header: None, emergency }
     }
 
     fn pins(places: &[&MemoryBacking], accept: Option<u64>) -> Pins {

@@ -10,7 +10,9 @@ use crate::backing::{Backing, Cache, Open, read_file};
 use crate::base::choice::SuiteId;
 use crate::base::id::{Epoch, Generation, VaultId};
 use crate::base::world::World;
-use crate::format::root::{MAGIC, PLAIN_BYTES, PLAIN_BYTES_1, ROOT_BYTES, ROOT_VERSION, ROOT_VERSION_1, Root};
+use crate::format::root::{
+    MAGIC, PLAIN_BYTES, PLAIN_BYTES_1, ROOT_BYTES, ROOT_VERSION, ROOT_VERSION_1, ROOT_VERSION_2, Root,
+};
 use crate::format::segment::LogPosition;
 use crate::seal::MasterKey;
 use crate::segment::{Unreadable, Walk, parse_file_name, path};
@@ -48,6 +50,7 @@ fn open(b: &[u8], master: &MasterKey, vault: VaultId) -> Option<Root> {
     type Decode = fn(&[u8]) -> Result<Root, crate::format::Malformed>;
     let (len, decode): (usize, Decode) = match u16::from_le_bytes([b[4], b[5]]) {
         ROOT_VERSION => (PLAIN_BYTES, Root::decode),
+        ROOT_VERSION_2 => (PLAIN_BYTES, Root::decode_2),
         ROOT_VERSION_1 => (PLAIN_BYTES_1, Root::decode_1),
         _ => return None,
     };
@@ -145,7 +148,7 @@ pub fn rebuild(backing: &dyn Backing, master: &MasterKey, suite: SuiteId, vault:
     // Index files are named like segments: sixteen digits.
     let index_file = backing.list("index")?.iter().filter_map(|name| parse_file_name(name)).max().map_or(0, |n| n.0);
     let (covered, emergency) = (LogPosition::START, String::new());
-    Ok(Root { generation: Generation(0), epoch, covered, index_file, clean: false, emergency })
+    Ok(Root { generation: Generation(0), epoch, covered, index_file, clean: false, header: None, emergency })
 }
 
 #[cfg(test)]
@@ -163,7 +166,15 @@ mod tests {
 
     fn root(generation: u64) -> Root {
         let (epoch, covered, emergency) = (Epoch(1), LogPosition::START, "/mnt/é".to_owned());
-        Root { generation: Generation(generation), epoch, covered, index_file: 0, clean: false, emergency }
+        Root {
+            generation: Generation(generation),
+            epoch,
+            covered,
+            index_file: 0,
+            clean: false,
+            header: None,
+            emergency,
+        }
     }
 
     fn put(disk: &MemoryBacking, generation: u64) {
@@ -247,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn a_root_of_version_1_is_read_and_the_next_is_of_version_2() {
+    fn a_root_of_an_older_version_is_read_and_the_next_is_of_ours() {
         let disk = MemoryBacking::default();
         put(&disk, 4);
         let mut b = vec![0; ROOT_BYTES];
@@ -261,9 +272,16 @@ mod tests {
         b[105..121].copy_from_slice(&tag);
         overwrite(&disk, NAMES[1], &b);
         assert_eq!(read(&disk, &master(), VAULT).unwrap(), Some(Root { emergency: String::new(), ..root(5) }));
+        b[4] = 2;
+        let mut plain = [&old[..65], &old[105..], &[0; 40]].concat();
+        let tag = master().pages(VAULT, "root", &[0; 16]).seal(&b[..8], &[0; 24], &mut plain);
+        b[32..4080].copy_from_slice(&plain);
+        b[4080..].copy_from_slice(&tag);
+        overwrite(&disk, NAMES[1], &b);
+        assert_eq!(read(&disk, &master(), VAULT).unwrap(), Some(root(5)));
         put(&disk, 6);
         for name in NAMES {
-            assert_eq!(read_file(&disk, name, ROOT_BYTES).unwrap()[4..6], [2, 0]);
+            assert_eq!(read_file(&disk, name, ROOT_BYTES).unwrap()[4..6], [3, 0]);
         }
     }
 
@@ -275,7 +293,7 @@ mod tests {
         assert!(open(&image, &master(), VAULT).is_some());
         assert!(open(&image, &master(), VaultId([8; 16])).is_none());
         assert!(open(&image, &MasterKey::from_secret(Secret([6; 32])), VAULT).is_none());
-        for (at, byte) in [(0, b'X'), (4, 3), (4, 1), (6, 1), (8, image[8] ^ 1), (4095, image[4095] ^ 1)] {
+        for (at, byte) in [(0, b'X'), (4, 4), (4, 2), (4, 1), (6, 1), (8, image[8] ^ 1), (4095, image[4095] ^ 1)] {
             let mut b = image.clone();
             b[at] = byte;
             assert!(open(&b, &master(), VAULT).is_none(), "byte {at}");

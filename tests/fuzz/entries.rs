@@ -92,6 +92,10 @@ fn pin(bytes: &[u8]) -> bool {
 
 fn root(bytes: &[u8]) -> bool {
     let read = same(Root::decode(bytes).map(|v| v.encode()), bytes, "root");
+    if let Ok(root) = Root::decode_2(bytes) {
+        let written = Root::decode(&root.encode());
+        assert!(root.header.is_none() && written == Ok(root), "a root of version 2 can be written");
+    }
     let Ok(root) = Root::decode_1(bytes) else { return read };
     assert!(
         root.emergency.is_empty() && Root::decode(&root.encode()) == Ok(root),

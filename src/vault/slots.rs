@@ -1,0 +1,282 @@
+//! Changes the header of a vault that nobody has open: its key slots, or all of it from a copy that was kept.
+//!
+//! Promise: at every moment, and after a power cut at any of them, the vault opens with the old slots or with the new
+//! ones, as a whole. Once a change has returned, what it removed opens the vault no more, also with an older `vault.toml`
+//! put back in the place of both files.
+//! Why it holds: each file of the header is replaced as a whole, one after the other (`header_file`); of two that hold the
+//! newer counts. Only then do the roots name the new one, so no crash leaves them naming one that is not there; from then on
+//! an older one is refused (`open::judge_header`). Older roots are told by the pins. A vault of a format that knows no
+//! revisions goes without the last step, until it is opened for use.
+//! Called by: `cli::slots`. Takes: the vault's lock. On failure: a `SlotFault`; a disk that failed leaves either set.
+
+use super::open::{LOCK, judge_header};
+use super::pin::{PinStore, Pins, Remembered};
+use super::{HeaderTexts, Locked, OpenFault, header_file, root};
+use crate::backing::Backing;
+use crate::base::id::{Generation, VaultId};
+use crate::base::world::World;
+use crate::format::FORMAT_VERSION;
+use crate::format::header::REVISION_FORMAT;
+use crate::format::root::Root;
+use crate::seal::{
+    Header, HeaderFault, KeySlot, MasterKey, SlotKind, Unlock, add_slot, header_mark, replace_slot, unlock_header,
+    write_header,
+};
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+
+/// Why the slots are not as they were asked to be.
+#[derive(Debug)]
+pub enum SlotFault {
+    /// The vault did not open, or its disk failed.
+    Open(OpenFault),
+    /// No slot has this number or label.
+    NoSuchSlot(String),
+    /// Another slot has this label.
+    LabelTaken(String),
+    /// Nothing would open the vault any more.
+    LastSlot,
+    /// What is asked for cannot be a slot; one sentence says why.
+    Unfit(String),
+    /// The header is of another vault.
+    OtherVault {
+        /// Of this one.
+        theirs: VaultId,
+    },
+}
+
+impl fmt::Display for SlotFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            SlotFault::Open(fault) => write!(f, "{fault}"),
+            SlotFault::NoSuchSlot(which) => write!(f, "there is no key slot '{}'", which.escape_debug()),
+            SlotFault::LabelTaken(label) => write!(f, "another key slot has the label '{}'", label.escape_debug()),
+            SlotFault::LastSlot => f.write_str("the last key slot stays: without it nobody could open the vault"),
+            SlotFault::Unfit(why) => f.write_str(why),
+            SlotFault::OtherVault { theirs } => {
+                write!(f, "that header is of another vault, {theirs}: nothing here opens with its key")
+            }
+        }
+    }
+}
+
+impl std::error::Error for SlotFault {}
+
+impl From<OpenFault> for SlotFault {
+    fn from(fault: OpenFault) -> Self {
+        SlotFault::Open(fault)
+    }
+}
+
+impl From<io::Error> for SlotFault {
+    fn from(e: io::Error) -> Self {
+        SlotFault::Open(e.into())
+    }
+}
+
+/// What a new slot's secret or label is refused for is no fault of the vault's.
+fn unfit(fault: HeaderFault) -> SlotFault {
+    match fault {
+        HeaderFault::Malformed(why) => SlotFault::Unfit(why),
+        other => SlotFault::Open(other.into()),
+    }
+}
+
+/// The key slots of a vault that nobody else can open while this lives.
+pub struct Slots {
+    backing: Arc<dyn Backing>,
+    _lock: Box<dyn Send + Sync>,
+    header: Header,
+    master: MasterKey,
+    fitting: Vec<u32>,
+    /// The root in force. Only while an import mends a vault that has none may it be missing.
+    root: Option<Root>,
+    pins: Pins,
+    world: Arc<dyn World>,
+}
+
+impl Locked {
+    /// Opens the header alone, to change it.
+    pub fn slots(self, unlock: &Unlock, world: Arc<dyn World>) -> Result<Slots, OpenFault> {
+        let opened = self.headers.open(unlock)?;
+        let vault = opened.header.vault;
+        let mut root = root::read(&*self.backing, &opened.master, vault)?.ok_or(OpenFault::RootsLost)?;
+        let pins = Pins::read(self.remembered, &opened.master, vault);
+        pins.judge(&root)?;
+        judge_header(&root, &opened.header, &opened.master)?;
+        pins.raise(&mut root);
+        self.headers.mend(&*self.backing, &opened);
+        let header_file::OpenedHeader { header, master, fitting, .. } = opened;
+        Ok(Slots { backing: self.backing, _lock: self.lock, header, master, fitting, root: Some(root), pins, world })
+    }
+}
+
+impl Slots {
+    /// The header, authenticated.
+    pub fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// The slots that what the vault was opened with fits.
+    pub fn fitting(&self) -> &[u32] {
+        &self.fitting
+    }
+
+    /// The slot that a person means: by its number, or else by its label.
+    pub fn named(&self, which: &str) -> Result<&KeySlot, SlotFault> {
+        let slots = &self.header.slots;
+        let by_id = which.parse().ok().and_then(|id: u32| slots.iter().find(|slot| slot.id == id));
+        let by_label = || slots.iter().filter(|slot| slot.label == which && !which.is_empty());
+        match (by_id, by_label().count()) {
+            (Some(slot), _) => Ok(slot),
+            (None, 2..) => {
+                Err(SlotFault::Unfit(format!("several key slots have the label '{}'", which.escape_debug())))
+            }
+            (None, _) => by_label().next().ok_or_else(|| SlotFault::NoSuchSlot(which.to_owned())),
+        }
+    }
+
+    /// Whether a passphrase opens the vault now, and none would without these slots.
+    pub fn leaves_no_passphrase(&self, without: &[u32]) -> bool {
+        let is_passphrase = |slot: &&KeySlot| matches!(slot.kind, SlotKind::Passphrase { .. });
+        let mut passphrases = self.header.slots.iter().filter(is_passphrase).peekable();
+        passphrases.peek().is_some() && passphrases.all(|slot| without.contains(&slot.id))
+    }
+
+    /// Adds a slot; gives its number.
+    pub fn add(&mut self, unlock: &Unlock, label: &str, argon2: Option<(u32, u32, u32)>) -> Result<u32, SlotFault> {
+        self.refuse_taken(label, None)?;
+        let mut next = self.header.clone();
+        let id = add_slot(&*self.world, &mut next, &self.master, unlock, label, argon2).map_err(unfit)?;
+        self.store(next)?;
+        Ok(id)
+    }
+
+    /// Makes a slot anew for another secret; its label stays unless another is given.
+    pub fn change(
+        &mut self,
+        id: u32,
+        unlock: &Unlock,
+        label: Option<&str>,
+        argon2: Option<(u32, u32, u32)>,
+    ) -> Result<(), SlotFault> {
+        let Some(old) = self.header.slots.iter().find(|slot| slot.id == id) else {
+            return Err(SlotFault::NoSuchSlot(id.to_string()));
+        };
+        let label = label.unwrap_or(&old.label).to_owned();
+        if label != old.label {
+            self.refuse_taken(&label, Some(id))?;
+        }
+        let mut next = self.header.clone();
+        replace_slot(&*self.world, &mut next, &self.master, id, unlock, &label, argon2).map_err(unfit)?;
+        self.store(next)
+    }
+
+    /// Removes slots.
+    pub fn remove(&mut self, ids: &[u32]) -> Result<(), SlotFault> {
+        if let Some(id) = ids.iter().find(|id| self.header.slots.iter().all(|slot| slot.id != **id)) {
+            return Err(SlotFault::NoSuchSlot(id.to_string()));
+        }
+        let mut next = self.header.clone();
+        next.slots.retain(|slot| !ids.contains(&slot.id));
+        if next.slots.is_empty() {
+            return Err(SlotFault::LastSlot);
+        }
+        self.store(next)
+    }
+
+    fn refuse_taken(&self, label: &str, but: Option<u32>) -> Result<(), SlotFault> {
+        let taken = |slot: &KeySlot| !label.is_empty() && slot.label == label && Some(slot.id) != but;
+        if self.header.slots.iter().any(taken) { Err(SlotFault::LabelTaken(label.to_owned())) } else { Ok(()) }
+    }
+
+    /// Puts a header in the place of the one in force, then binds the vault to it.
+    fn store(&mut self, mut next: Header) -> Result<(), SlotFault> {
+        let revised = next.format >= REVISION_FORMAT;
+        next.revision += u64::from(revised);
+        let text = write_header(&next, &self.master).map_err(unfit)?;
+        header_file::store(&*self.backing, &text)?;
+        if let Some(root) = self.root.as_mut().filter(|_| revised) {
+            root.generation = Generation(root.generation.0 + 1);
+            root.header = Some(header_mark(&next, &self.master));
+            root::write(&*self.backing, root, &self.master, next.vault, &*self.world)?;
+            self.pins.remember(root);
+        }
+        self.header = next;
+        Ok(())
+    }
+}
+
+/// A header that was kept outside the vault, and that is the vault's.
+pub struct Import {
+    slots: Slots,
+    /// What the vault's own files show now, unauthenticated; `None` if neither is a header.
+    before: Option<Header>,
+}
+
+impl Import {
+    /// Checks that a text is a header of this vault, and that `unlock` opens it. The vault's own may be lost.
+    pub fn of(
+        backing: Arc<dyn Backing>,
+        text: &[u8],
+        unlock: &Unlock,
+        (pins, accepted): (Vec<PinStore>, Option<Generation>),
+        world: Arc<dyn World>,
+    ) -> Result<Import, SlotFault> {
+        let opened = unlock_header(text, unlock).map_err(|fault| SlotFault::Open(fault.into()))?;
+        let vault = opened.header.vault;
+        let (mut header, master) = (opened.header, opened.master);
+        let lock = match backing.lock(LOCK) {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                return Err(OpenFault::InUse { holder: String::new() }.into());
+            }
+            other => other?,
+        };
+        let texts = HeaderTexts::read(&*backing)?;
+        let before = texts.as_ref().and_then(|texts| texts.shown().ok());
+        let known =
+            texts.and_then(|texts| texts.open(&Unlock::Master(master.clone())).ok()).map(|opened| opened.header);
+        let mut root = root::read(&*backing, &master, vault)?;
+        // Its own word for its vault's id is worth nothing: something of the vault must open with its key.
+        let is_ours = || -> io::Result<bool> {
+            // Where roots and header are lost, the log's first directories say so.
+            Ok(root::rebuild(&*backing, &master, header.suite, vault)?.epoch.0 > 0)
+        };
+        if root.is_none() && known.is_none() && !is_ours()? {
+            return Err(SlotFault::OtherVault { theirs: vault });
+        }
+        let pins = Pins::read(Remembered { pins, accepted }, &master, vault);
+        if let Some(root) = &mut root {
+            pins.judge(root)?;
+            pins.raise(root);
+        }
+        // Above everything that the vault knows of, so that it is the newest from now on.
+        let named = root.as_ref().and_then(|root| root.header).map_or(0, |mark| mark.revision);
+        header.revision = header.revision.max(named).max(known.as_ref().map_or(0, |known| known.revision));
+        // What lies in the vault may be of a later format than what was kept.
+        header.format = header.format.max(before.as_ref().map_or(FORMAT_VERSION, |before| before.format));
+        if header.format < REVISION_FORMAT {
+            header.revision = 0;
+        }
+        let slots = Slots { backing, _lock: lock, header, master, fitting: opened.fitting, root, pins, world };
+        Ok(Import { slots, before })
+    }
+
+    /// The slots that it has and the vault's own header has not: those that it brings back.
+    pub fn brings_back(&self) -> Vec<&KeySlot> {
+        let gone = |slot: &&KeySlot| !self.before.as_ref().is_some_and(|before| before.slots.contains(slot));
+        self.slots.header.slots.iter().filter(gone).collect()
+    }
+
+    /// The slots that the vault's own header has and it has not.
+    pub fn takes_away(&self) -> Vec<&KeySlot> {
+        let before = self.before.iter().flat_map(|before| &before.slots);
+        before.filter(|slot| !self.slots.header.slots.contains(slot)).collect()
+    }
+
+    /// Puts it in its place.
+    pub fn store(&mut self) -> Result<(), SlotFault> {
+        self.slots.store(self.slots.header.clone())
+    }
+}
