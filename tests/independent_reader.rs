@@ -112,6 +112,9 @@ fn make(dir: &Path, suite: SuiteId, compression: Compression) -> Vec<(&'static s
     let sparse = file(&fs, ROOT_INO, b"sparse");
     fs.write(sparse, 1_000_000, b"end", how).unwrap();
     file(&fs, ROOT_INO, b"empty");
+    // Frames that were sealed for another file, and in other places of it.
+    let copy = file(&fs, ROOT_INO, b"copy");
+    assert_eq!(fs.copy_file_range(text, 10_000, copy, 777, 300_000, how).unwrap(), 300_000);
     fs.write(over, 10, b"overwritten", how).unwrap();
     fs.vault().close().unwrap();
 
@@ -121,7 +124,10 @@ fn make(dir: &Path, suite: SuiteId, compression: Compression) -> Vec<(&'static s
     over[10..21].copy_from_slice(b"overwritten");
     let mut sparse = vec![0; 1_000_003];
     sparse[1_000_000..].copy_from_slice(b"end");
+    let mut copy = vec![0; 300_777];
+    copy[777..].copy_from_slice(&words(500_000)[10_000..310_000]);
     vec![
+        ("/copy", copy),
         ("/docs/text", words(500_000)),
         ("/docs/zufällig", noise(300_000)),
         ("/empty", Vec::new()),
