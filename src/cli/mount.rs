@@ -222,6 +222,7 @@ struct Served {
 fn serve(plan: &Plan, unlock: Unlock, answer: Answer) -> Result<Exit, Failure> {
     bound_memory();
     key::forbid_dumps();
+    key::lock(&unlock);
     let live = match bring_up(plan, unlock) {
         Ok(live) => live,
         Err(failure) => {
@@ -314,6 +315,7 @@ fn open(plan: &Plan, unlock: Unlock) -> Result<Arc<Vault>, Failure> {
     };
     // After the wait for the lock, so once; before the vault starts its threads, so that it may fork.
     let unlock = derive::master_key(&plan.vault, locked.headers(), unlock)?;
+    key::tell_of_locks();
     let locked = locked.remembered(pins::stores(), said.accept_rollback).finding(emergency::find);
     locked.open(&unlock, &options, world).map_err(|fault| Failure::open(&plan.vault, &fault))
 }
