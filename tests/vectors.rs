@@ -49,7 +49,7 @@ fn number(value: &Value) -> u64 {
 }
 
 fn master(value: &Value) -> MasterKey {
-    MasterKey::from_secret(Secret(array(value)))
+    MasterKey::from_secret(Secret::from(array(value)))
 }
 
 /// A recovery key of these bytes: it is read from its text, as everybody's.
@@ -71,7 +71,7 @@ fn headers_open_for_what_their_slots_were_made_for_and_for_nothing_else() {
         };
         match (unlock_header(header, &unlock), case["refused"].as_str()) {
             (Ok(opened), None) => {
-                assert_eq!(opened.master.secret().0, array::<32>(&case["master"]), "{what}");
+                assert_eq!(opened.master.secret()[..], array::<32>(&case["master"]), "{what}");
                 let again = write_header(&opened.header, &opened.master).unwrap();
                 assert_eq!(open_header(&again, &unlock).unwrap().0, opened.header, "{what}: written by us");
             }

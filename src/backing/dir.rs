@@ -1,15 +1,17 @@
 //! A real directory on Linux.
 //!
-//! Promise: every path is opened beneath one directory descriptor; direct I/O where the filesystem takes it, decided per
-//! file when it is opened. Called by: `vault` and `check` through the trait. On failure: the `io::Error` as it came.
+//! Promise: every path is opened beneath one directory descriptor, and nothing but regular files and directories (`beneath`);
+//! direct I/O where the filesystem takes it, decided per file when it is opened. Called by: `vault` and `check` through the
+//! trait, `cli` to begin with. On failure: the `io::Error` as it came.
 
+use super::beneath::{self, Use};
 use super::{Backing, BackingFile, Cache, Open, Space};
 use crate::base::limits::BLOCK_BYTES;
 use std::ffi::CString;
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::os::unix::fs::FileExt;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -19,25 +21,31 @@ pub struct DirBacking {
 }
 
 impl DirBacking {
-    /// Opens an existing directory.
+    /// Opens an existing directory, by a path that a person chose: its links are followed.
     pub fn open(path: &Path) -> io::Result<Self> {
-        let file = File::open(path)?;
-        if !file.metadata()?.is_dir() {
-            return Err(io::Error::from(io::ErrorKind::NotADirectory));
-        }
-        Ok(DirBacking { dir: file.into() })
+        let dir = OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY).open(path)?;
+        Ok(DirBacking { dir: dir.into() })
     }
 
-    fn open_fd(&self, path: &str, flags: i32) -> io::Result<File> {
-        let name = CString::new(path)?;
-        let flags = flags | libc::O_CLOEXEC | libc::O_NOFOLLOW;
-        // SAFETY: the descriptor is ours and `name` is a terminated string.
-        let fd = unsafe { libc::openat(self.dir.as_raw_fd(), name.as_ptr(), flags, 0o600) };
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: the kernel just gave us this descriptor.
-        Ok(unsafe { File::from_raw_fd(fd) })
+    /// Opens a directory in this one; a link in its place is refused.
+    pub fn inside(&self, name: &str) -> io::Result<Self> {
+        Ok(DirBacking { dir: beneath::directory(self.top(), name)?.into() })
+    }
+
+    /// What tells this directory from every other: its device and inode.
+    pub fn identity(&self) -> io::Result<(u64, u64)> {
+        let meta = beneath::directory(self.top(), "")?.metadata()?;
+        Ok((meta.dev(), meta.ino()))
+    }
+
+    fn top(&self) -> BorrowedFd<'_> {
+        self.dir.as_fd()
+    }
+
+    /// Calls with the directory that a path's last part lies in, and that part.
+    fn in_parent(&self, path: &str, call: impl FnOnce(i32, &CString) -> i32) -> io::Result<()> {
+        let (dir, name) = beneath::parent(self.top(), path)?;
+        check(call(dir.as_ref().map_or(self.dir.as_raw_fd(), AsRawFd::as_raw_fd), &name))
     }
 }
 
@@ -47,13 +55,13 @@ fn check(result: i32) -> io::Result<()> {
 
 impl Backing for DirBacking {
     fn open(&self, path: &str, how: Open, cache: Cache) -> io::Result<Arc<dyn BackingFile>> {
-        let flags = match how {
-            Open::Read => libc::O_RDONLY,
-            Open::Write => libc::O_RDWR,
-            Open::Create => libc::O_RDWR | libc::O_CREAT | libc::O_EXCL,
+        let (flags, use_of) = match how {
+            Open::Read => (libc::O_RDONLY, Use::Read),
+            Open::Write => (libc::O_RDWR, Use::Write),
+            Open::Create => (libc::O_RDWR | libc::O_CREAT | libc::O_EXCL, Use::Write),
         };
         if cache == Cache::Direct {
-            match self.open_fd(path, flags | libc::O_DIRECT) {
+            match beneath::file(self.top(), path, flags | libc::O_DIRECT, use_of) {
                 Ok(file) => return Ok(Arc::new(DirFile { file, direct: true })),
                 Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {}
                 Err(e) => return Err(e),
@@ -66,47 +74,35 @@ impl Backing for DirBacking {
                 }
             }
         }
-        let file = self.open_fd(path, flags)?;
-        if !file.metadata()?.is_file() {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, format!("{path} is not a regular file")));
-        }
+        let file = beneath::file(self.top(), path, flags, use_of)?;
         Ok(Arc::new(DirFile { file, direct: false }))
     }
 
     fn make_dir(&self, path: &str) -> io::Result<()> {
-        let name = CString::new(path)?;
-        // SAFETY: the descriptor is ours and `name` is a terminated string.
-        check(unsafe { libc::mkdirat(self.dir.as_raw_fd(), name.as_ptr(), 0o700) })
+        // SAFETY: the descriptor is open and the name terminated.
+        self.in_parent(path, |dir, name| unsafe { libc::mkdirat(dir, name.as_ptr(), 0o700) })
     }
 
     fn list(&self, path: &str) -> io::Result<Vec<String>> {
-        let dir = self.open_fd(if path.is_empty() { "." } else { path }, libc::O_RDONLY | libc::O_DIRECTORY)?;
-        let through_proc = format!("/proc/self/fd/{}", dir.as_raw_fd());
-        let mut names = Vec::new();
-        for entry in std::fs::read_dir(through_proc)? {
-            // A name that is not UTF-8 is none of ours.
-            if let Ok(name) = entry?.file_name().into_string() {
-                names.push(name);
-            }
-        }
+        let mut names = beneath::names(beneath::directory(self.top(), path)?)?;
         names.sort_unstable();
         Ok(names)
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        let (from, to, dir) = (CString::new(from)?, CString::new(to)?, self.dir.as_raw_fd());
-        // SAFETY: the descriptor is ours and both names are terminated strings.
-        check(unsafe { libc::renameat(dir, from.as_ptr(), dir, to.as_ptr()) })
+        let (to_dir, to) = beneath::parent(self.top(), to)?;
+        let to_fd = to_dir.as_ref().map_or(self.dir.as_raw_fd(), AsRawFd::as_raw_fd);
+        // SAFETY: both descriptors are open and both names terminated.
+        self.in_parent(from, |dir, from| unsafe { libc::renameat(dir, from.as_ptr(), to_fd, to.as_ptr()) })
     }
 
     fn remove(&self, path: &str) -> io::Result<()> {
-        let name = CString::new(path)?;
-        // SAFETY: the descriptor is ours and `name` is a terminated string.
-        check(unsafe { libc::unlinkat(self.dir.as_raw_fd(), name.as_ptr(), 0) })
+        // SAFETY: the descriptor is open and the name terminated.
+        self.in_parent(path, |dir, name| unsafe { libc::unlinkat(dir, name.as_ptr(), 0) })
     }
 
     fn sync_dir(&self, path: &str) -> io::Result<()> {
-        self.open_fd(if path.is_empty() { "." } else { path }, libc::O_RDONLY | libc::O_DIRECTORY)?.sync_all()
+        beneath::directory(self.top(), path)?.sync_all()
     }
 
     fn space(&self) -> io::Result<Space> {
@@ -119,9 +115,11 @@ impl Backing for DirBacking {
     }
 
     fn lock(&self, path: &str) -> io::Result<Box<dyn Send + Sync>> {
-        let (file, writable) = match self.open_fd(path, libc::O_RDWR | libc::O_CREAT) {
+        let (file, writable) = match beneath::file(self.top(), path, libc::O_RDWR | libc::O_CREAT, Use::Write) {
             // On a medium that nobody can write to, the lock keeps out whoever reads it as we do; it cannot name us.
-            Err(e) if e.raw_os_error() == Some(libc::EROFS) => (self.open_fd(path, libc::O_RDONLY)?, false),
+            Err(e) if e.raw_os_error() == Some(libc::EROFS) => {
+                (beneath::file(self.top(), path, libc::O_RDONLY, Use::Read)?, false)
+            }
             file => (file?, true),
         };
         // SAFETY: the descriptor is ours.
@@ -248,10 +246,18 @@ mod tests {
     }
 
     #[test]
-    fn a_symlink_in_place_of_a_file_is_refused() {
+    fn what_lies_behind_a_link_is_neither_listed_nor_removed() {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        std::os::unix::fs::symlink("/etc/passwd", dir.path().join("x")).unwrap();
+        let other = tempfile::tempdir().expect("a temporary directory");
+        std::fs::write(other.path().join("x"), "theirs").unwrap();
+        std::os::unix::fs::symlink(other.path(), dir.path().join("segments")).unwrap();
         let b = DirBacking::open(dir.path()).unwrap();
-        assert!(b.open("x", Open::Read, Cache::Buffered).is_err());
+        b.open("here", Open::Create, Cache::Buffered).unwrap();
+        assert!(b.open("segments/x", Open::Read, Cache::Buffered).is_err());
+        assert!(b.remove("segments/x").is_err() && b.rename("here", "segments/x").is_err());
+        assert!(b.list("segments").is_err() && b.sync_dir("segments").is_err() && b.make_dir("segments/d").is_err());
+        assert!(b.inside("segments").is_err());
+        assert_eq!(std::fs::read(other.path().join("x")).unwrap(), b"theirs");
+        b.remove("segments").expect("the link itself may go");
     }
 }

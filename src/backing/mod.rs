@@ -4,6 +4,7 @@
 //! Called by: `segment`, `index`, `vault`, `check`. On failure: the `io::Error` as it came.
 
 mod aligned;
+mod beneath;
 mod dir;
 mod memory;
 mod shadow;

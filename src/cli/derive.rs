@@ -81,7 +81,7 @@ fn be_the_child(parent: i32, mut writer: File, work: impl FnOnce() -> Result<Mas
     let answer = match catch_unwind(AssertUnwindSafe(work)) {
         Ok(Ok(master)) => {
             let mut answer = Zeroizing::new(vec![Exit::Ok as u8; 33]);
-            answer[1..].copy_from_slice(&master.secret().0);
+            answer[1..].copy_from_slice(&master.secret()[..]);
             answer
         }
         Ok(Err(failure)) => Zeroizing::new([&[failure.exit as u8], failure.sentence.as_bytes()].concat()),
@@ -117,7 +117,7 @@ fn understood(answer: &[u8]) -> Option<Result<MasterKey, Failure>> {
     let (code, rest) = answer.split_first()?;
     match Exit::from_u8(*code)? {
         // Whether it is the vault's key, opening the header decides.
-        Exit::Ok => Some(Ok(MasterKey::from_secret(Secret(rest.try_into().ok()?)))),
+        Exit::Ok => Some(Ok(MasterKey::from_secret(Secret::copy_of(rest.try_into().ok()?)))),
         exit => Some(Err(Failure::new(exit, String::from_utf8_lossy(rest)))),
     }
 }
@@ -146,12 +146,12 @@ mod tests {
     use super::*;
 
     fn secret_of(answer: Result<MasterKey, Failure>) -> [u8; 32] {
-        answer.unwrap().secret().0
+        **answer.unwrap().secret()
     }
 
     #[test]
     fn the_key_comes_home_and_so_does_a_refusal() {
-        let key = in_child(|| Ok(MasterKey::from_secret(Secret([0xC3; 32]))));
+        let key = in_child(|| Ok(MasterKey::from_secret(Secret::from([0xC3; 32]))));
         assert_eq!(secret_of(key.unwrap()), [0xC3; 32]);
         let refused = in_child(|| Err(Failure::new(Exit::WrongKey, "/v: no"))).unwrap().unwrap_err();
         assert_eq!((refused.exit, refused.sentence.as_str()), (Exit::WrongKey, "/v: no"));

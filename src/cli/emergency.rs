@@ -12,7 +12,7 @@ use crate::backing::{Backing, DirBacking};
 use crate::fs;
 use crate::vault::{EmergencyDir, OpenOptions, Vault};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -46,21 +46,22 @@ pub fn choose(said: Option<&Emergency>, vault: &Path, options: &mut OpenOptions)
 /// The directory at a path.
 fn dir(path: &Path) -> EmergencyDir {
     let base = path.to_owned();
-    let id = |m: std::fs::Metadata| (m.dev(), m.ino());
-    let seen = path.metadata().map(id).ok();
+    let look = |path: &Path| DirBacking::open(path).and_then(|base| base.identity());
+    let seen = look(path).ok();
     let reach = move |vault: crate::base::id::VaultId| -> io::Result<Arc<dyn Backing>> {
-        let own = base.join(vault.to_string());
+        let (base, own) = (DirBacking::open(&base)?, vault.to_string());
         // Made in the directory that was there at first, and in no other of its name: while its filesystem is away, the
         // empty place where it is mounted must not take the log, for it is hidden when the filesystem is back.
-        if base.metadata().map(id).ok() == seen {
-            match std::fs::DirBuilder::new().mode(0o700).create(&own) {
+        if base.identity().ok() == seen {
+            match base.make_dir(&own) {
                 Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
                 Err(_) => {}
                 // Or it would not be there when its disk is plugged in again.
-                Ok(()) => std::fs::File::open(&base)?.sync_all()?,
+                Ok(()) => base.sync_dir("")?,
             }
         }
-        Ok(Arc::new(DirBacking::open(&own)?))
+        // The directory may be one that others write to as well: a link in the place of ours is refused.
+        Ok(Arc::new(base.inside(&own)?))
     };
     EmergencyDir { path: path.to_string_lossy().into_owned(), reach: Arc::new(reach) }
 }

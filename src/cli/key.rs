@@ -7,7 +7,7 @@
 
 use super::exit::{Exit, Failure};
 use super::print;
-use crate::base::secret::Passphrase;
+use crate::base::secret::{self, Passphrase};
 use crate::base::world::World;
 use crate::seal::{RecoveryKey, Unlock};
 use std::fs::File;
@@ -227,6 +227,24 @@ fn some(passphrase: Passphrase, from: &Path) -> Result<Passphrase, Failure> {
         return Err(Failure::new(Exit::NoKey, format!("the passphrase or key from {} is empty", from.display())));
     }
     Ok(passphrase)
+}
+
+/// Locks what was typed or read into memory, in the process that will use it; keys lock themselves.
+pub fn lock(unlock: &Unlock) {
+    let locked = match unlock {
+        Unlock::Passphrase(held) | Unlock::KeyFile(held) => held.lock(),
+        Unlock::Master(_) | Unlock::Recovery(_) => Ok(()),
+    };
+    if let Err(e) = locked {
+        log::warn!("the passphrase could not be locked into memory, and may get to swap until the key is derived: {e}");
+    }
+}
+
+/// Says it if keys could not be locked into memory.
+pub fn tell_of_locks() {
+    if let Some(why) = secret::refusal() {
+        log::warn!("keys could not be locked into memory, and may get to swap (see ulimit -l): {why}");
+    }
 }
 
 /// A core dump would hold the master key and everybody's plaintext.

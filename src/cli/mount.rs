@@ -225,6 +225,7 @@ struct Served {
 fn serve(plan: &Plan, unlock: Unlock, answer: Answer) -> Result<Exit, Failure> {
     bound_memory();
     key::forbid_dumps();
+    key::lock(&unlock);
     let live = match bring_up(plan, unlock) {
         Ok(live) => live,
         Err(failure) => {
@@ -319,6 +320,7 @@ fn open(plan: &Plan, unlock: Unlock) -> Result<Arc<Vault>, Failure> {
     let unlock = derive::master_key(&plan.vault, locked.headers(), unlock)?;
     // Reading only leaves no trace: what opening writes (the lease, what a crash left to take in) stays in memory.
     let locked = if said.read_only { locked.shadow() } else { locked };
+    key::tell_of_locks();
     let locked = locked.remembered(pins::stores(), said.accept_rollback).finding(emergency::find);
     locked.open(&unlock, &options, world).map_err(|fault| Failure::open(&plan.vault, &fault))
 }

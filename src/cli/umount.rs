@@ -10,6 +10,7 @@ use super::exit::{Exit, Failure};
 use super::mounts;
 use super::print::{self, Progress};
 use super::status;
+use crate::backing::{DirBacking, read_file};
 use crate::base::world::{RealWorld, World};
 use crate::vault::LOCK;
 use std::ffi::CString;
@@ -22,6 +23,9 @@ use std::process::Command;
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
+
+/// Most that is read of a lock file: a word, and what earlier holders left behind it.
+const LOCK_BYTES_MAX: usize = 4096;
 
 /// How often what is left is looked at.
 const GLANCE: Duration = Duration::from_millis(100);
@@ -63,7 +67,7 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
     let daemon = pid.and_then(Daemon::of);
     flush_and_unmount(&path, &storage)?;
     wait_for_end(daemon, vault)?;
-    let last_word = vault.and_then(|v| std::fs::read_to_string(v.join(LOCK)).ok());
+    let last_word = vault.and_then(lock_text);
     judge_end(&path, last_word.as_deref(), pid)?;
     Ok(Exit::Ok)
 }
@@ -362,7 +366,13 @@ fn judge_end(path: &Path, last_word: Option<&str>, daemon: Option<i32>) -> Resul
 
 /// Who holds the vault's lock, as the holder wrote into it.
 fn holder(vault: &Path) -> Option<i32> {
-    std::fs::read_to_string(vault.join(LOCK)).ok()?.trim().parse().ok()
+    lock_text(vault)?.trim().parse().ok()
+}
+
+/// What stands in the vault's lock file; nothing that is not one is read, nor waited for.
+fn lock_text(vault: &Path) -> Option<String> {
+    let text = read_file(&DirBacking::open(vault).ok()?, LOCK, LOCK_BYTES_MAX).ok()?;
+    String::from_utf8(text).ok()
 }
 
 /// The value of the key `pid`, however the line separates the two.

@@ -3,12 +3,12 @@
 //! Promise: different `info` gives independent keys; every `info` in this folder begins with a text that no other use
 //! has, and its parts have fixed lengths or are counted. Called by: `key`, `slot`, `header`, `pin`. Cannot fail.
 
+use crate::base::secret::Secret;
 use aws_lc_rs::hkdf;
-use zeroize::Zeroizing;
 
 /// 256 bits from `secret`, for the one use that `info` names.
-pub(super) fn derive(secret: &[u8], salt: &[u8], info: &[&[u8]]) -> Zeroizing<[u8; 32]> {
-    let mut key = Zeroizing::new([0; 32]);
+pub(super) fn derive(secret: &[u8], salt: &[u8], info: &[&[u8]]) -> Secret {
+    let mut key = Secret::zeroed();
     hkdf::Salt::new(hkdf::HKDF_SHA256, salt)
         .extract(secret)
         .expand(info, hkdf::HKDF_SHA256)

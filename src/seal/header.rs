@@ -161,7 +161,7 @@ pub fn read_header(text: &[u8]) -> Result<Header, HeaderFault> {
 }
 
 fn mac_key(header: &Header, master: &MasterKey) -> hmac::Key {
-    hmac::Key::new(hmac::HMAC_SHA256, &derive(&master.0.0, &header.vault.0, &[b"strongroom header 1"])[..])
+    hmac::Key::new(hmac::HMAC_SHA256, &derive(&master.0[..], &header.vault.0, &[b"strongroom header 1"])[..])
 }
 
 #[cfg(test)]
@@ -278,8 +278,8 @@ wrapped = "e248bfb61634256b10bf1674a535822bcda37ac1de3fd18d646a535985b9cd5384380
             let text = String::from_utf8(text).unwrap();
             assert_eq!(text, golden, "header changed: bump FORMAT_VERSION and add a vault to tests/vaults/");
             let (header, opened) = open_header(golden.as_bytes(), &unlock).unwrap();
-            assert_eq!(opened.0.0, master.0.0);
-            assert_eq!(opened.0.0, std::array::from_fn(|i| i as u8));
+            assert_eq!(*opened.0, *master.0);
+            assert_eq!(*opened.0, std::array::from_fn(|i| i as u8));
             assert_eq!(read_header(golden.as_bytes()), Ok(header.clone()));
             assert_eq!(
                 (header.vault, header.quota_bytes, header.quota_inodes),
@@ -425,7 +425,7 @@ wrapped = "e248bfb61634256b10bf1674a535822bcda37ac1de3fd18d646a535985b9cd5384380
         assert_eq!(add_slot(&world, &mut header, &master, &second, "spare", None), Ok(2));
         let text = write_header(&header, &master).unwrap();
         for unlock in [&key_file(), &second] {
-            assert_eq!(open_header(&text, unlock).unwrap().1.0.0, master.0.0);
+            assert_eq!(open_header(&text, unlock).unwrap().1.secret()[..], master.secret()[..]);
         }
         header.slots.remove(0);
         let text = write_header(&header, &master).unwrap();
@@ -446,10 +446,10 @@ wrapped = "e248bfb61634256b10bf1674a535822bcda37ac1de3fd18d646a535985b9cd5384380
         let (text, master) = create_header(&world, &new, &key_file(), None).unwrap();
         // Where the header is opened need not be where the key is derived.
         let (_, derived) = open_header(&text, &key_file()).unwrap();
-        assert_eq!(derived.secret().0, master.secret().0);
+        assert_eq!(derived.secret()[..], master.secret()[..]);
         let handed_over = Unlock::Master(MasterKey::from_secret(derived.secret().clone()));
         let (header, opened) = open_header(&text, &handed_over).unwrap();
-        assert_eq!((header.vault, opened.secret().0), (new.vault, master.secret().0));
+        assert_eq!((header.vault, **opened.secret()), (new.vault, **master.secret()));
         let (other, _) = create_header(&world, &new, &key_file(), None).unwrap();
         assert_eq!(open_header(&other, &handed_over).unwrap_err(), HeaderFault::WrongKey);
         let changed = edited(&text, "quota_bytes = 1", "quota_bytes = 2");

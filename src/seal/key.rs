@@ -25,8 +25,8 @@ impl MasterKey {
     /// A new one.
     #[must_use]
     pub fn generate(world: &dyn World) -> Self {
-        let mut key = Secret([0; 32]);
-        world.fill(&mut key.0);
+        let mut key = Secret::zeroed();
+        world.fill(&mut key[..]);
         MasterKey(key)
     }
 
@@ -53,7 +53,7 @@ impl MasterKey {
         salt: &[u8; 16],
     ) -> SegmentKey {
         let key = derive(
-            &self.0.0,
+            &self.0[..],
             salt,
             &[
                 b"strongroom segment 1",
@@ -70,8 +70,8 @@ impl MasterKey {
     #[must_use]
     pub fn pages(&self, vault: VaultId, purpose: &str, salt: &[u8; 16]) -> PageKey {
         let count = u8::try_from(purpose.len()).expect("purposes are short words in the source");
-        let key = derive(&self.0.0, salt, &[b"strongroom pages 1", &vault.0, &[count], purpose.as_bytes()]);
-        PageKey(Secret(*key))
+        let key = derive(&self.0[..], salt, &[b"strongroom pages 1", &vault.0, &[count], purpose.as_bytes()]);
+        PageKey(key)
     }
 }
 
@@ -119,13 +119,13 @@ impl PageKey {
     /// A key that tests choose.
     #[cfg(test)]
     pub fn of(key: [u8; 32]) -> Self {
-        PageKey(Secret(key))
+        PageKey(Secret::from(key))
     }
 
     /// Encrypts in place; gives the tag. The nonce must be fresh random bytes.
     #[must_use]
     pub fn seal(&self, aad: &[u8], nonce: &[u8; 24], data: &mut [u8]) -> [u8; TAG_BYTES] {
-        XChaCha20Poly1305::new((&self.0.0).into())
+        XChaCha20Poly1305::new((&*self.0).into())
             .encrypt_inout_detached(nonce.into(), aad, data.into())
             .expect("a page is far shorter than what one nonce can encrypt")
             .into()
@@ -133,14 +133,14 @@ impl PageKey {
 
     /// Decrypts in place; when `Forged`, `data` is as it was.
     pub fn open(&self, aad: &[u8], nonce: &[u8; 24], data: &mut [u8], tag: &[u8; TAG_BYTES]) -> Result<(), Forged> {
-        XChaCha20Poly1305::new((&self.0.0).into())
+        XChaCha20Poly1305::new((&*self.0).into())
             .decrypt_inout_detached(nonce.into(), aad, data.into(), tag.into())
             .map_err(|_| Forged)
     }
 
-    /// For the known answers, and for wraps whose key is derived elsewhere.
-    pub(super) fn from_bytes(key: &[u8; 32]) -> Self {
-        PageKey(Secret(*key))
+    /// For wraps, whose key is derived elsewhere.
+    pub(super) fn from_secret(key: Secret) -> Self {
+        PageKey(key)
     }
 }
 
@@ -160,7 +160,7 @@ mod tests {
     const VAULT: VaultId = VaultId([0xAA; 16]);
 
     fn master() -> MasterKey {
-        MasterKey(Secret(std::array::from_fn(|i| i as u8)))
+        MasterKey(Secret::from(std::array::from_fn(|i| i as u8)))
     }
 
     fn address() -> Address {
@@ -240,7 +240,7 @@ mod tests {
         let at = address();
         let aes = SuiteId::Aes256Gcm;
         let others = [
-            MasterKey(Secret([0; 32])).segment(aes, VAULT, Epoch(2), SegmentId(3), &[0x55; 16]),
+            MasterKey(Secret::zeroed()).segment(aes, VAULT, Epoch(2), SegmentId(3), &[0x55; 16]),
             master().segment(SuiteId::ChaCha20Poly1305, VAULT, Epoch(2), SegmentId(3), &[0x55; 16]),
             master().segment(aes, VaultId([0; 16]), Epoch(2), SegmentId(3), &[0x55; 16]),
             master().segment(aes, VAULT, Epoch(1), SegmentId(3), &[0x55; 16]),
@@ -257,7 +257,7 @@ mod tests {
     /// draft-irtf-cfrg-xchacha-03, appendix A.3.1.
     #[test]
     fn known_answer_of_the_page_cipher() {
-        let key = PageKey::from_bytes(&std::array::from_fn(|i| 0x80 + i as u8));
+        let key = PageKey::of(std::array::from_fn(|i| 0x80 + i as u8));
         let nonce: [u8; 24] = std::array::from_fn(|i| 0x40 + i as u8);
         let aad = b"\x50\x51\x52\x53\xc0\xc1\xc2\xc3\xc4\xc5\xc6\xc7";
         let plain = b"Ladies and Gentlemen of the class of '99: If I could offer you only one tip for the future, \
@@ -285,7 +285,7 @@ mod tests {
 
     #[test]
     fn nothing_prints_a_key() {
-        let master = MasterKey(Secret([0xC3; 32]));
+        let master = MasterKey(Secret::from([0xC3; 32]));
         let shown = format!(
             "{master:?} {:?} {:?}",
             master.segment(SuiteId::Aes256Gcm, VAULT, Epoch(1), SegmentId(9), &[0; 16]),

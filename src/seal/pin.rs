@@ -25,7 +25,7 @@ pub fn open_pin(text: &[u8], vault: VaultId, master: &MasterKey) -> Result<Pin, 
 }
 
 fn key(vault: VaultId, master: &MasterKey) -> hmac::Key {
-    hmac::Key::new(hmac::HMAC_SHA256, &derive(&master.0.0, &vault.0, &[b"strongroom pin 1"])[..])
+    hmac::Key::new(hmac::HMAC_SHA256, &derive(&master.0[..], &vault.0, &[b"strongroom pin 1"])[..])
 }
 
 #[cfg(test)]
@@ -36,12 +36,12 @@ mod tests {
 
     #[test]
     fn a_pin_opens_only_as_it_was_written() {
-        let (master, vault) = (MasterKey(Secret([1; 32])), VaultId([2; 16]));
+        let (master, vault) = (MasterKey(Secret::from([1; 32])), VaultId([2; 16]));
         let pin = Pin { vault, generation: Generation(7), epoch: Epoch(2), commit: CommitSeq(30) };
         let text = write_pin(&pin, &master);
         assert_eq!(open_pin(&text, vault, &master), Ok(pin));
         assert_eq!(open_pin(&text, VaultId([3; 16]), &master), Err(Forged));
-        assert_eq!(open_pin(&text, vault, &MasterKey(Secret([9; 32]))), Err(Forged));
+        assert_eq!(open_pin(&text, vault, &MasterKey(Secret::from([9; 32]))), Err(Forged));
         for at in 0..text.len() {
             let mut changed = text.clone();
             changed[at] ^= 1;

@@ -16,15 +16,15 @@ impl RecoveryKey {
     /// A new one.
     #[must_use]
     pub fn generate(world: &dyn World) -> RecoveryKey {
-        let mut key = Secret([0; 32]);
-        world.fill(&mut key.0);
+        let mut key = Secret::zeroed();
+        world.fill(&mut key[..]);
         RecoveryKey(key)
     }
 
     /// Reads what was typed.
     pub fn parse(typed: &str) -> Result<RecoveryKey, Typo> {
-        let mut key = Secret([0; 32]);
-        recovery::read(typed, &mut key.0)?;
+        let mut key = Secret::zeroed();
+        recovery::read(typed, &mut key)?;
         Ok(RecoveryKey(key))
     }
 
@@ -37,7 +37,7 @@ impl RecoveryKey {
     /// What is printed, and typed back one day.
     #[must_use]
     pub fn text(&self) -> Zeroizing<String> {
-        Zeroizing::new(recovery::write(&self.0.0))
+        Zeroizing::new(recovery::write(&self.0))
     }
 }
 
@@ -49,8 +49,8 @@ mod tests {
     #[test]
     fn it_is_random_comes_back_as_printed_and_shows_nowhere_else() {
         let key = RecoveryKey::generate(&RealWorld::default());
-        assert_ne!(key.0.0, RecoveryKey::generate(&RealWorld::default()).0.0);
-        assert_eq!(RecoveryKey::parse(&key.text()).unwrap().0.0, key.0.0);
+        assert_ne!(*key.0, *RecoveryKey::generate(&RealWorld::default()).0);
+        assert_eq!(*RecoveryKey::parse(&key.text()).unwrap().0, *key.0);
         assert_eq!(format!("{key:?}"), "RecoveryKey(Secret(…))");
     }
 }

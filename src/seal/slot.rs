@@ -16,7 +16,7 @@ use crate::format::header::{Header, KeySlot, LABEL_BYTES_MAX, SLOTS_MAX, SlotKin
 use argon2::{Algorithm, Argon2, Block, Params, Version};
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use std::time::Duration;
-use zeroize::{Zeroize, Zeroizing};
+use zeroize::Zeroize;
 
 /// Fewest bytes of a key file: it goes through no slow hash, so it must be as hard to guess as a key.
 const KEY_FILE_BYTES_MIN: usize = 32;
@@ -112,7 +112,7 @@ fn make_slot(
     check_cost(&slot)?;
     let (wrap, commitment) = slot_keys(&slot, unlock)?;
     slot.commitment = *commitment;
-    let mut key = Zeroizing::new(master.0.0);
+    let mut key = master.0.clone();
     let tag = wrap.seal(&bound(header, &slot), &nonce, &mut key[..]);
     slot.wrapped[..32].copy_from_slice(&key[..]);
     slot.wrapped[32..].copy_from_slice(&tag);
@@ -137,10 +137,10 @@ pub(super) fn unwrap_master(header: &Header, unlock: &Unlock) -> Result<(MasterK
     let ids = fitting.iter().map(|(slot, _)| slot.id).collect();
     let Some((slot, wrap)) = fitting.first() else { return Err(HeaderFault::WrongKey) };
     let (key, tag) = slot.wrapped.split_at(32);
-    let mut master = Secret(key.try_into().expect("split at 32"));
+    let mut master = Secret::copy_of(key.try_into().expect("split at 32"));
     let tag = tag.try_into().expect("48 less 32 is 16");
     // The commitment held, so the key is right and the rest was changed.
-    match wrap.open(&bound(header, slot), &slot.nonce, &mut master.0, tag) {
+    match wrap.open(&bound(header, slot), &slot.nonce, &mut master[..], tag) {
         Ok(()) => Ok((MasterKey(master), ids)),
         Err(_) => Err(HeaderFault::Tampered),
     }
@@ -173,33 +173,35 @@ fn bound(header: &Header, slot: &KeySlot) -> Vec<u8> {
 }
 
 /// The key that wraps, and the commitment to it.
-fn slot_keys(slot: &KeySlot, unlock: &Unlock) -> Result<(PageKey, Zeroizing<[u8; 32]>), HeaderFault> {
+fn slot_keys(slot: &KeySlot, unlock: &Unlock) -> Result<(PageKey, Secret), HeaderFault> {
+    let stretched;
     let secret = match (unlock, slot.kind) {
         (Unlock::Passphrase(typed), SlotKind::Passphrase { memory_kib, passes, lanes }) => {
-            Zeroizing::new(argon2id(typed, &slot.salt, (memory_kib, passes, lanes))?.to_vec())
+            stretched = argon2id(typed, &slot.salt, (memory_kib, passes, lanes))?;
+            &stretched[..]
         }
         (Unlock::KeyFile(held), SlotKind::KeyFile) if held.0.len() < KEY_FILE_BYTES_MIN => {
             return Err(HeaderFault::KeyFileTooShort { len_bytes: held.0.len() });
         }
-        (Unlock::KeyFile(held), SlotKind::KeyFile) => Zeroizing::new(held.0.clone()),
-        (Unlock::Recovery(key), SlotKind::RecoveryKey) => Zeroizing::new(key.0.0.to_vec()),
+        (Unlock::KeyFile(held), SlotKind::KeyFile) => &held.0[..],
+        (Unlock::Recovery(key), SlotKind::RecoveryKey) => &key.0[..],
         (
             Unlock::Passphrase(_) | Unlock::KeyFile(_) | Unlock::Recovery(_) | Unlock::Master(_),
             SlotKind::Passphrase { .. } | SlotKind::KeyFile | SlotKind::RecoveryKey,
         ) => return Err(HeaderFault::WrongKey),
     };
-    let wrap = derive(&secret, &slot.salt, &[b"strongroom slot wrap 1"]);
-    Ok((PageKey::from_bytes(&wrap), derive(&secret, &slot.salt, &[b"strongroom slot commit 1"])))
+    let wrap = derive(secret, &slot.salt, &[b"strongroom slot wrap 1"]);
+    Ok((PageKey::from_secret(wrap), derive(secret, &slot.salt, &[b"strongroom slot commit 1"])))
 }
 
-fn argon2id(typed: &Passphrase, salt: &[u8; 16], cost: (u32, u32, u32)) -> Result<Zeroizing<[u8; 32]>, HeaderFault> {
+fn argon2id(typed: &Passphrase, salt: &[u8; 16], cost: (u32, u32, u32)) -> Result<Secret, HeaderFault> {
     let bomb = HeaderFault::MemoryBomb(cost);
     let params = Params::new(cost.0, cost.1, cost.2, Some(32)).map_err(|_| bomb.clone())?;
     // Our own memory, so that a machine without enough of it gets an answer and what was in it is wiped.
     let mut memory: Vec<Block> = Vec::new();
     memory.try_reserve_exact(params.block_count()).map_err(|_| bomb)?;
     memory.resize(params.block_count(), Block::default());
-    let mut out = Zeroizing::new([0; 32]);
+    let mut out = Secret::zeroed();
     Argon2::new(Algorithm::Argon2id, Version::V0x13, params)
         .hash_password_into_with_memory(&typed.0, salt, &mut out[..], &mut memory[..])
         .map_err(|_| HeaderFault::Malformed("the passphrase is too long for Argon2".to_owned()))?;
@@ -267,7 +269,7 @@ mod tests {
             assert_eq!(commitment[..], bytes(&step["commitment"]));
             assert_eq!(bound(&header, slot), bytes(&step["address"]));
             let mut key = master;
-            let tag = PageKey::from_bytes(&wrap_key).seal(&bound(&header, slot), &slot.nonce, &mut key);
+            let tag = PageKey::from_secret(wrap_key).seal(&bound(&header, slot), &slot.nonce, &mut key);
             assert_eq!([&key[..], &tag[..]].concat(), bytes(&step["wrapped"]));
         }
     }

@@ -28,6 +28,8 @@ pub fn store(backing: &dyn Backing, text: &[u8]) -> io::Result<()> {
 pub struct HeaderTexts {
     /// As they are in the order of `NAMES`; `None` for one that is missing or cannot be read.
     texts: [Option<Vec<u8>>; 2],
+    /// Why one could not be read, though something is there.
+    unread: Option<io::Error>,
 }
 
 const NAMES: [&str; 2] = [HEADER, HEADER_COPY];
@@ -56,7 +58,7 @@ impl HeaderTexts {
             }
         });
         match (texts.iter().any(Option::is_some), unread) {
-            (true, _) => Ok(Some(HeaderTexts { texts })),
+            (true, unread) => Ok(Some(HeaderTexts { texts, unread })),
             (false, Some(e)) => Err(e),
             (false, None) => Ok(None),
         }
@@ -140,8 +142,9 @@ impl HeaderTexts {
         }
         let Some(text) = &self.texts[opened.from] else { return };
         if opened.from == 1 {
+            let why = self.unread.as_ref().map(|e| format!(" ({e})")).unwrap_or_default();
             log::warn!(
-                "{HEADER} is missing or does not hold: the vault was opened from {HEADER_COPY}, and it is restored"
+                "{HEADER} is missing or does not hold{why}: the vault was opened from {HEADER_COPY}, and it is restored"
             );
         }
         if let Err(e) = replace_file(backing, "", NAMES[other], text) {

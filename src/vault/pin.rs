@@ -199,7 +199,7 @@ mod tests {
     fn pins(places: &[&MemoryBacking], accept: Option<u64>) -> Pins {
         let store = |place: &&MemoryBacking| PinStore::among_others(Arc::new((*place).clone()), "a place");
         let (pins, accepted) = (places.iter().map(store).collect(), accept.map(Generation));
-        Pins::read(Remembered { pins, accepted }, &MasterKey::from_secret(Secret([4; 32])), VAULT)
+        Pins::read(Remembered { pins, accepted }, &MasterKey::from_secret(Secret::from([4; 32])), VAULT)
     }
 
     fn judged(pins: &Pins, mut root: Root) -> Result<(u64, u64), (u64, u64)> {
@@ -289,7 +289,7 @@ mod tests {
         assert_eq!(judged(&pins(&[&place], None), root(11, 3, 41)), Err((12, 11)));
         let pins = vec![PinStore::alone(Arc::new(place.clone()), "x")];
         let looking = Remembered { pins, accepted: None }.read_only();
-        Pins::read(looking, &MasterKey::from_secret(Secret([4; 32])), VAULT).remember(&root(20, 9, 99));
+        Pins::read(looking, &MasterKey::from_secret(Secret::from([4; 32])), VAULT).remember(&root(20, 9, 99));
         assert_eq!(place.list("").unwrap(), [format!("{VAULT}.pin")], "only looked at");
     }
 

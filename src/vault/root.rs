@@ -161,7 +161,7 @@ mod tests {
     const VAULT: VaultId = VaultId([7; 16]);
 
     fn master() -> MasterKey {
-        MasterKey::from_secret(Secret([5; 32]))
+        MasterKey::from_secret(Secret::from([5; 32]))
     }
 
     fn root(generation: u64) -> Root {
@@ -292,7 +292,7 @@ mod tests {
         let image = read_file(&disk, NAMES[0], ROOT_BYTES).unwrap();
         assert!(open(&image, &master(), VAULT).is_some());
         assert!(open(&image, &master(), VaultId([8; 16])).is_none());
-        assert!(open(&image, &MasterKey::from_secret(Secret([6; 32])), VAULT).is_none());
+        assert!(open(&image, &MasterKey::from_secret(Secret::from([6; 32])), VAULT).is_none());
         for (at, byte) in [(0, b'X'), (4, 4), (4, 2), (4, 1), (6, 1), (8, image[8] ^ 1), (4095, image[4095] ^ 1)] {
             let mut b = image.clone();
             b[at] = byte;

@@ -85,7 +85,7 @@ fn vault_toml(bytes: &[u8]) -> bool {
 
 fn pin(bytes: &[u8]) -> bool {
     let read = same(Pin::parse(bytes).map(|(pin, mac)| pin.to_text(&mac).into_bytes()), bytes, "pin");
-    let (vault, master) = (VaultId([1; 16]), MasterKey::from_secret(strongroom::base::secret::Secret([2; 32])));
+    let (vault, master) = (VaultId([1; 16]), MasterKey::from_secret(strongroom::base::secret::Secret::from([2; 32])));
     assert!(open_pin(bytes, vault, &master).is_err(), "a pin that nobody wrote was believed");
     read
 }
@@ -445,7 +445,7 @@ fn walk(bytes: &[u8]) -> bool {
 const INDEX_ENTRIES: u64 = 500;
 
 fn page_key() -> strongroom::seal::PageKey {
-    let master = MasterKey::from_secret(strongroom::base::secret::Secret([5; 32]));
+    let master = MasterKey::from_secret(strongroom::base::secret::Secret::from([5; 32]));
     master.pages(VaultId([1; 16]), "index", &[0; 16])
 }
 
