@@ -186,7 +186,7 @@ fn usable_mountpoint(path: &Path, vault: &Path) -> Result<PathBuf, Failure> {
         _ => refuse(e.to_string()),
     };
     let whole = path.canonicalize().map_err(unusable)?;
-    // A dead mount may still have its path (the kernel remembers that), but no attributes any more.
+    // A dead mount may still have its path (the kernel remembers that), and mostly no attributes any more.
     if !whole.metadata().map_err(unusable)?.is_dir() {
         return Err(refuse("it is not a directory".to_owned()));
     }
@@ -197,6 +197,12 @@ fn usable_mountpoint(path: &Path, vault: &Path) -> Result<PathBuf, Failure> {
         return Err(refuse("the vault lies inside it".to_owned()));
     }
     if mounts::at(&whole)?.is_some() {
+        // What the kernel remembers of a dead mount may include its attributes; of `.storage` it remembers nothing.
+        if let Err(e) = whole.join(".storage").metadata()
+            && e.raw_os_error() == Some(libc::ENOTCONN)
+        {
+            return Err(unusable(e));
+        }
         return Err(refuse("a strongroom is mounted there already".to_owned()));
     }
     let mut names = std::fs::read_dir(&whole).map_err(|e| refuse(e.to_string()))?;
