@@ -222,6 +222,8 @@ fn a_byte_that_another_wrote_is_noticed() {
     let profile = &PROFILES[0];
     // By fsx, in a file that it is at work on.
     let stop = AtomicBool::new(false);
+    // Before the other thread begins: where there is no fsx, nobody would end it.
+    let mut fsx = profile.command(dir.path(), 1, Some(20_000));
     std::thread::scope(|s| {
         s.spawn(|| {
             while !stop.load(SeqCst) {
@@ -231,7 +233,7 @@ fn a_byte_that_another_wrote_is_noticed() {
                 }
             }
         });
-        let out = output(&mut profile.command(dir.path(), 1, Some(20_000)));
+        let out = output(&mut fsx);
         stop.store(true, SeqCst);
         assert!(!out.status.success(), "fsx did not notice it");
     });
