@@ -59,7 +59,7 @@ impl Log {
         // Where a flush has a deadline, another thread runs it: this one must be able to turn away from it.
         if urgent && !self.shared.places.has(Place::Emergency) {
             flush.run(&s);
-            flushed.wait(|| None, s.instead().as_deref())?;
+            flushed.wait(|| None)?;
         } else {
             // No one waits for it here: the log goes on writing meanwhile. The flusher outlives the log; see `Vault::close`.
             self.ends.flushes.send(flush);

@@ -2,7 +2,7 @@
 //!
 //! Promise: it is told once; who tells it again changes nothing, and everyone who waits gets the same. A waiter that has had
 //! enough tells its own trouble, and that is then the outcome for all, whatever comes of the thing itself.
-//! Called by: `flusher` (tells), `commit` and `verifier` (wait). Takes: its own lock, nothing else inside. Cannot fail.
+//! Called by: `flusher` (tells), `commit` and `verifier` (wait, or look again later). Takes: its own lock, nothing else inside. Cannot fail.
 
 use crate::base::lock::Held;
 use crate::base::sync::{Condvar, Mutex, PoisonError};
@@ -24,25 +24,26 @@ impl<F> Default for Outcome<F> {
 }
 
 impl<F: Clone> Outcome<F> {
-    /// Waits for the end, or until `late` has a trouble to tell. Without threads, `instead` lets others work meanwhile.
-    pub fn wait(&self, late: impl Fn() -> Option<F>, instead: Option<&dyn Fn(Duration)>) -> Result<(), F> {
-        let mut result = self.result.held();
+    /// Waits for the end, or until `late` has a trouble to tell.
+    pub fn wait(&self, late: impl Fn() -> Option<F>) -> Result<(), F> {
         loop {
-            if let Some(result) = &*result {
-                return result.clone();
+            if let Some(result) = self.poll(&late) {
+                return result;
             }
-            if let Some(trouble) = late() {
-                return result.insert(Err(trouble)).clone();
+            let result = self.result.held();
+            if result.is_none() {
+                drop(self.set.wait_timeout(result, LOOK).unwrap_or_else(PoisonError::into_inner));
             }
-            result = match instead {
-                None => self.set.wait_timeout(result, LOOK).unwrap_or_else(PoisonError::into_inner).0,
-                Some(instead) => {
-                    drop(result);
-                    instead(LOOK);
-                    self.result.held()
-                }
-            };
         }
+    }
+
+    /// The end if it is known, or else what `late` has to tell.
+    pub fn poll(&self, late: impl Fn() -> Option<F>) -> Option<Result<(), F>> {
+        let mut result = self.result.held();
+        if result.is_none() {
+            *result = late().map(Err);
+        }
+        result.clone()
     }
 
     /// Tells how it ended, unless that is known.

@@ -351,11 +351,6 @@ impl Shared {
         Ok(!(home || self.places.has(Place::Emergency) && away()))
     }
 
-    /// Without threads: what to do instead of waiting.
-    pub fn instead(&self) -> Option<Box<dyn Fn(Duration) + '_>> {
-        self.stepper.as_ref().map(|_| Box::new(|most| self.pause(most)) as Box<dyn Fn(Duration)>)
-    }
-
     /// Room on the backing filesystem, at most 50 ms old.
     pub fn space(&self) -> Result<Space, VaultFault> {
         let now = self.world.elapsed();

@@ -77,6 +77,9 @@ pub struct Verifier {
     back: AlignedBuf,
     /// The newest generation that has failed here.
     failed: Option<u64>,
+    /// Without threads: read back, and its flush has not ended. Waiting here would hold up the log, whose step would lie on this
+    /// one's stack, and which writes no commit before the one before it is durable.
+    unflushed: Option<(Commit, Duration)>,
     /// At rest, and not yet in the index.
     unapplied: VecDeque<Commit>,
     again_at: Duration,
@@ -89,8 +92,19 @@ impl Verifier {
     /// One with nothing to do.
     pub fn new(shared: Arc<Shared>, from_log: Receiver<ToVerify>, housekeeper: Sender<ToHousekeeper>) -> Verifier {
         let back = AlignedBuf::with_capacity(GROUP_BYTES_MAX);
-        let (failed, unapplied, again_at) = (None, VecDeque::new(), Duration::ZERO);
-        Verifier { shared, from_log, housekeeper, back, failed, unapplied, again_at, told: false, ended: false }
+        let (failed, unflushed, unapplied, again_at) = (None, None, VecDeque::new(), Duration::ZERO);
+        Verifier {
+            shared,
+            from_log,
+            housekeeper,
+            back,
+            failed,
+            unflushed,
+            unapplied,
+            again_at,
+            told: false,
+            ended: false,
+        }
     }
 
     /// Its life.
@@ -131,7 +145,7 @@ impl Verifier {
             }
             ToVerify::Commit(commit) => {
                 if self.failed != Some(commit.generation) {
-                    self.retire(*commit);
+                    self.retire(*commit, shared.world.elapsed());
                 }
             }
         }
@@ -182,18 +196,28 @@ impl Verifier {
         Ok(())
     }
 
-    fn retire(&mut self, commit: Commit) {
+    /// Takes note that a commit is durable; it began to wait for its flush at `began`.
+    fn retire(&mut self, commit: Commit, began: Duration) {
         let shared = Arc::clone(&self.shared);
         let place = shared.place();
         let has_other = shared.places.has(super::place::Place::Emergency);
-        let began = shared.world.elapsed();
+        let generation = commit.generation;
         let late = || {
             let late = has_other && shared.world.elapsed().saturating_sub(began) > shared.flush_deadline;
             let why = "a flush was not over within its deadline";
-            late.then(|| Trouble { generation: commit.generation, place, kind: Kind::Stalled, why: why.into() })
+            late.then(|| Trouble { generation, place, kind: Kind::Stalled, why: why.into() })
         };
-        if let Err(trouble) = commit.flushed.wait(late, shared.instead().as_deref()) {
-            return self.fail(trouble);
+        let flushed = match shared.stepper {
+            None => Some(commit.flushed.wait(late)),
+            Some(_) => commit.flushed.poll(late),
+        };
+        match flushed {
+            None => {
+                self.unflushed = Some((commit, began));
+                return;
+            }
+            Some(Err(trouble)) => return self.fail(trouble),
+            Some(Ok(())) => {}
         }
         shared.happened(Event::Flushed, "");
         shared.stats.commit.record(shared.world.elapsed().saturating_sub(commit.began));
@@ -281,6 +305,10 @@ impl Actor for Verifier {
     fn step(&mut self) -> bool {
         if self.ended {
             return false;
+        }
+        if let Some((commit, began)) = self.unflushed.take() {
+            self.retire(commit, began);
+            return self.unflushed.is_none() || self.apply_waiting();
         }
         match self.from_log.try_recv() {
             Ok(item) => {

@@ -24,7 +24,7 @@ fn told_once() {
             if planted() == Some(Fault::KeepsItsTrouble) && patience > 0 && late.load(SeqCst) {
                 return Err(patience);
             }
-            outcome.wait(too_late, None)
+            outcome.wait(too_late)
         })
     });
     let clock = thread::spawn(move || late.store(true, SeqCst));
@@ -37,5 +37,5 @@ fn told_once() {
     let got = waiters.map(|w| w.join().unwrap());
     assert!(got[0] == got[1] && got[1] == got[2], "{got:?}");
     outcome.tell(Err(7));
-    assert_eq!(outcome.wait(|| Some(8), None), got[0], "and it stays");
+    assert_eq!(outcome.wait(|| Some(8)), got[0], "and it stays");
 }

@@ -8,7 +8,7 @@ use super::place::{Manner, NoPlace, Place, unlock};
 use super::player::Player;
 use super::program::{Dice, Habits, Step};
 use super::tree::Tree;
-use super::world::Simulated;
+use super::world::{DOING, Simulated};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
@@ -45,6 +45,7 @@ fn manner(dice: &mut Dice) -> Manner {
 
 /// Plays the world of a seed; `plant` hurts disk or vault once the vault is made.
 pub fn play(seed: u64, plant: Plant<'_>) -> Result<World, String> {
+    DOING.set(format!("seed {seed}, before any cut"));
     let mut dice = Dice(mix(seed));
     let disk = MemoryBacking::default();
     let world = Arc::new(Simulated::new(seed));
@@ -102,6 +103,7 @@ fn any_fault(dice: &mut Dice) -> Fault {
 
 /// Plays a world whose disk fails now and then, and is well again at the end; gives what it said when it had healed.
 pub fn play_on_failing_disk(seed: u64) -> Result<World, String> {
+    DOING.set(format!("seed {seed} on a failing disk, before any cut"));
     let mut dice = Dice(mix(seed ^ 0xfa17));
     let disk = MemoryBacking::default();
     let world = Arc::new(Simulated::new(seed));
@@ -225,8 +227,9 @@ impl World {
     pub fn judge(&self, fate: u64, depth: Depth) -> Result<(), Failure> {
         let cut = self.cuts.cut();
         let number = mix(self.seed ^ mix(cut as u64) ^ fate.rotate_left(48));
-        let judged = self.judge_fates(Fates(number), depth);
-        judged.map_err(|why| Failure { seed: self.seed, cut, fate, why })
+        let failed = |why| Failure { seed: self.seed, cut, fate, why };
+        DOING.set(failed(String::new()).to_string());
+        self.judge_fates(Fates(number), depth).map_err(failed)
     }
 
     /// The same with these fates.

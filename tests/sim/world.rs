@@ -1,6 +1,7 @@
 //! Clock and chance of a simulated world: time stands still unless the harness moves it or the vault waits, and chance is a
 //! seed.
 
+use std::cell::RefCell;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
@@ -9,6 +10,14 @@ use strongroom::base::world::{Time, World};
 
 /// When every world begins, in seconds since 1970.
 const DAWN_SECONDS: i64 = 1_800_000_000;
+
+/// No world lives so long, unless something in it waits for what nobody brings about.
+const LIFE_MAX: Duration = Duration::from_secs(30 * 86_400);
+
+thread_local! {
+    /// What this thread does, to be told where it cannot be said otherwise.
+    pub static DOING: RefCell<String> = const { RefCell::new(String::new()) };
+}
 
 /// The world.
 pub struct Simulated {
@@ -44,6 +53,11 @@ impl World for Simulated {
     }
     fn sleep(&self, time: Duration) {
         self.pass(time);
+        if self.elapsed() > LIFE_MAX {
+            // A panic would wait in the vault's destructor, for ever again.
+            eprintln!("something waits for ever: {}", DOING.with_borrow(Clone::clone));
+            std::process::abort();
+        }
     }
     fn fill(&self, out: &mut [u8]) {
         let mut chance = self.chance.lock().unwrap();
