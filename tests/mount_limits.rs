@@ -10,7 +10,7 @@
 mod common;
 
 use common::rng::Rng;
-use common::{TestVault, eventually, needs_root, setting};
+use common::{TestVault, eventually, memory_high_water_bytes, needs_root, setting};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -21,13 +21,6 @@ use std::process::Command;
 use std::time::Duration;
 
 const MIB: u64 = 1 << 20;
-
-/// Highest resident memory of a process, in bytes.
-fn memory_high_water_bytes(pid: i32) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find(|l| l.starts_with("VmHWM:")).expect("the kernel tells the high-water mark");
-    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
-}
 
 #[test]
 fn memory_stays_within_the_budget_whatever_is_written() {

@@ -13,7 +13,7 @@
 mod common;
 
 use common::rng::Rng;
-use common::{TestVault, setting};
+use common::{TestVault, memory_high_water_bytes, setting};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -24,13 +24,6 @@ const DIRECTORIES_MAX: u64 = 1000;
 
 /// What the daemon needs beside its budget: its code, stacks, the allocator's slack.
 const BESIDE_BUDGET_BYTES: u64 = 64 * MIB;
-
-/// Highest resident memory of a process, in bytes.
-fn memory_high_water_bytes(pid: i32) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find(|l| l.starts_with("VmHWM:")).expect("the kernel tells the high-water mark");
-    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
-}
 
 /// The files that are to be there.
 struct Files {

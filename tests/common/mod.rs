@@ -57,6 +57,13 @@ pub fn needs_root(why: &str) {
     assert!(is_root(), "this test needs root, to {why}: run it as root, or leave it out with --skip");
 }
 
+/// Highest resident memory of a process, in bytes.
+pub fn memory_high_water_bytes(pid: i32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find(|l| l.starts_with("VmHWM:")).expect("the kernel tells the high-water mark");
+    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
+}
+
 /// A vault, its mountpoint and what is needed to mount it.
 pub struct TestVault {
     /// Everything below is in here; also free for a test's own files, outside the vault.
