@@ -103,7 +103,7 @@ const POWERS: [Power; 6] = [
         owners: &["backing/", "cli/"],
     },
     Power {
-        what: "clock and chance",
+        what: "clock, chance and memory",
         betrayed_by: &[
             "SystemTime::now",
             "Instant::now",
@@ -111,6 +111,7 @@ const POWERS: [Power; 6] = [
             "rand",
             "libc::clock_gettime",
             "libc::getrandom",
+            "sysinfo",
         ],
         owners: &["base/world.rs"],
     },
@@ -120,7 +121,7 @@ const POWERS: [Power; 6] = [
 /// no longer needed is refused too.
 const EXCEPTIONS: &[(&str, &str, &str, &str)] = &[
     (
-        "clock and chance",
+        "clock, chance and memory",
         "vault/",
         "Instant::now",
         "how long each stage took, for the histograms that /.storage shows: nothing is decided by it",

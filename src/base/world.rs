@@ -1,4 +1,4 @@
-//! Time and chance: the only source of either.
+//! Time, chance and memory: the only source of any.
 //!
 //! Promise: whoever holds another `World` sees the same run again; nothing else in the library reads a clock or draws
 //! random bytes. Called by: `vault`, `fs`, `seal`. On failure: without entropy no nonce may be chosen, so `fill` panics;
@@ -41,7 +41,16 @@ impl From<Time> for SystemTime {
     }
 }
 
-/// Clock and entropy.
+/// Memory of the machine, or of the part of it that this process may use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Memory {
+    /// All of it, in bytes.
+    pub total_bytes: u64,
+    /// What can be had without taking it from anyone.
+    pub available_bytes: u64,
+}
+
+/// Clock, entropy and memory.
 pub trait World: Send + Sync {
     /// The wall clock.
     fn now(&self) -> Time;
@@ -53,6 +62,12 @@ pub trait World: Send + Sync {
     fn sleep(&self, time: Duration) {
         std::thread::sleep(time);
     }
+    /// How much memory there is; `None` if that is not known.
+    fn memory(&self) -> Option<Memory> {
+        None
+    }
+    /// Gives memory that the allocator keeps for later back to the machine.
+    fn trim(&self) {}
 }
 
 /// The real world.
@@ -76,6 +91,24 @@ impl World for RealWorld {
     }
     fn fill(&self, out: &mut [u8]) {
         getrandom::fill(out).expect("the operating system's random generator works after boot");
+    }
+    fn memory(&self) -> Option<Memory> {
+        let mut system = sysinfo::System::new().ok()?;
+        system.refresh_memory();
+        let (total_bytes, available_bytes) = (system.total_memory(), system.available_memory());
+        let machine = Memory { total_bytes, available_bytes };
+        // A container sees the machine's memory, and may use its own. What is cached there can be had.
+        Some(system.cgroup_limits().filter(|c| c.total_memory < total_bytes).map_or(machine, |c| Memory {
+            total_bytes: c.total_memory,
+            available_bytes: c.total_memory.saturating_sub(c.rss).min(available_bytes),
+        }))
+    }
+    fn trim(&self) {
+        #[cfg(target_env = "gnu")]
+        // SAFETY: may be called at any time, from any thread.
+        unsafe {
+            libc::malloc_trim(0);
+        }
     }
 }
 

@@ -10,15 +10,22 @@ use std::collections::VecDeque;
 
 #[derive(Default)]
 struct State {
+    limit: u64,
     used: u64,
     next_ticket: u64,
     queue: VecDeque<u64>,
     closed: bool,
 }
 
+impl State {
+    // A single write larger than the whole share must still pass, alone.
+    fn fits(&self, bytes: u64) -> bool {
+        self.used + bytes <= self.limit || self.used == 0
+    }
+}
+
 /// The account.
 pub struct Budget {
-    limit_bytes: u64,
     state: Mutex<State>,
     moved: Condvar,
 }
@@ -33,12 +40,24 @@ impl Budget {
     /// An empty account.
     #[must_use]
     pub fn new(limit_bytes: u64) -> Self {
-        Budget { limit_bytes, state: Mutex::default(), moved: Condvar::new() }
+        Budget { state: Mutex::new(State { limit: limit_bytes, ..State::default() }), moved: Condvar::new() }
     }
 
     /// What it may hold.
     pub fn limit_bytes(&self) -> u64 {
-        self.limit_bytes
+        self.state.held().limit
+    }
+
+    /// Changes what it may hold. What is beyond that stays until it is given back.
+    pub fn set_limit(&self, bytes: u64) {
+        self.state.held().limit = bytes;
+        self.moved.notify_all();
+    }
+
+    /// Whether it holds more than half of what it may.
+    pub fn is_half_full(&self) -> bool {
+        let state = self.state.held();
+        state.used > state.limit / 2
     }
 
     /// What it holds.
@@ -57,7 +76,7 @@ impl Budget {
         if state.closed {
             return None;
         }
-        if state.queue.is_empty() && self.fits(&state, bytes) {
+        if state.queue.is_empty() && state.fits(bytes) {
             state.used += bytes;
             return Some(Room { budget: self, bytes });
         }
@@ -67,7 +86,7 @@ impl Budget {
         drop(state);
         before_waiting();
         state = self.state.held();
-        while !state.closed && (state.queue.front() != Some(&ticket) || !self.fits(&state, bytes)) {
+        while !state.closed && (state.queue.front() != Some(&ticket) || !state.fits(bytes)) {
             state = self.moved.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         state.queue.retain(|&t| t != ticket);
@@ -83,16 +102,11 @@ impl Budget {
     /// Takes `bytes` if there is room and nobody waits; never waits.
     pub fn try_take(&self, bytes: u64) -> Option<Room<'_>> {
         let mut state = self.state.held();
-        let now = !state.closed && state.queue.is_empty() && self.fits(&state, bytes);
+        let now = !state.closed && state.queue.is_empty() && state.fits(bytes);
         now.then(|| {
             state.used += bytes;
             Room { budget: self, bytes }
         })
-    }
-
-    // A single write larger than the whole share must still pass, alone.
-    fn fits(&self, state: &State, bytes: u64) -> bool {
-        state.used + bytes <= self.limit_bytes || state.used == 0
     }
 
     /// Charges what buffers grew by without a reservation: splitting what was there takes room, and must not wait.
@@ -182,6 +196,23 @@ mod tests {
         budget.close();
         assert!(budget.take(1, || ()).is_none());
         assert_eq!(budget.used_bytes(), 0, "and its lock is free");
+    }
+
+    #[test]
+    fn a_smaller_limit_holds_for_who_comes_and_a_greater_one_for_who_waits() {
+        let budget = Budget::new(100);
+        budget.take(60, || ()).expect("there is room").spend(60);
+        budget.set_limit(50);
+        assert!(budget.is_half_full() && budget.try_take(1).is_none());
+        std::thread::scope(|s| {
+            let waiter = s.spawn(|| budget.take(40, || ()).is_some());
+            while budget.waiting() == 0 {
+                std::thread::yield_now();
+            }
+            budget.set_limit(100);
+            assert!(waiter.join().unwrap());
+        });
+        assert_eq!(budget.used_bytes(), 60, "and what was not spent goes back");
     }
 
     #[test]

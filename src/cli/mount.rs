@@ -299,7 +299,7 @@ fn open(plan: &Plan, unlock: Unlock) -> Result<Arc<Vault>, Failure> {
     let backing: Arc<dyn Backing> = Arc::new(DirBacking::open(&plan.vault).map_err(|e| Failure::io(&plan.vault, &e))?);
     let said = &plan.options;
     let mut options = OpenOptions {
-        budget_bytes: said.budget_bytes.unwrap_or_else(default_budget_bytes),
+        budget_bytes: said.budget_bytes.unwrap_or_else(|| default_budget_bytes(&*world)),
         compression: said.compression,
         read_only: said.read_only,
         ..OpenOptions::default()
@@ -451,13 +451,9 @@ impl Served {
 }
 
 /// The budget unless told: the usual one, but at most an eighth of what this machine (or container) has.
-fn default_budget_bytes() -> u64 {
+fn default_budget_bytes(world: &dyn World) -> u64 {
     // What cannot be asked is taken for a usual machine.
-    let Ok(mut system) = sysinfo::System::new() else { return BUDGET_BYTES_DEFAULT };
-    system.refresh_memory();
-    let machine = system.total_memory();
-    let ours = system.cgroup_limits().map_or(machine, |c| c.total_memory.min(machine));
-    budget_for(ours)
+    world.memory().map_or(BUDGET_BYTES_DEFAULT, |memory| budget_for(memory.total_bytes))
 }
 
 fn budget_for(memory_bytes: u64) -> u64 {

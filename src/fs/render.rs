@@ -5,6 +5,7 @@
 
 use super::{FileSystem, FsFault, OpKind};
 use crate::base::histogram::{EDGES_US, Histogram, Snapshot};
+use crate::base::limits;
 use crate::base::world::Time;
 use crate::vault::Line;
 use crate::vault::{Gauges, State, Stats, Usage};
@@ -42,6 +43,7 @@ fn gauges(g: &Gauges, usage: &Usage, pending_bytes: u64, nodes: usize) -> Vec<(&
         ("dirty_limit_bytes", "Most bytes in buffers.", g.dirty_limit_bytes),
         ("in_flight_bytes", "Bytes being sealed, written and verified.", g.in_flight_bytes),
         ("cache_bytes", "Bytes of decoded frames kept.", g.cache_bytes),
+        ("cache_limit_bytes", "Most bytes of decoded frames kept.", g.cache_limit_bytes),
         ("overlay_entries", "Entries of the index not yet stored.", g.overlay_entries),
         ("overlay_bytes", "Their bytes.", g.overlay_bytes),
         ("waiting_writers", "Writers waiting for the byte budget.", g.waiting_writers),
@@ -76,6 +78,7 @@ impl FileSystem {
                 "dirty_limit_bytes",
                 "in_flight_bytes",
                 "cache_bytes",
+                "cache_limit_bytes",
                 "overlay_entries",
                 "overlay_bytes",
                 "waiting_writers",
@@ -85,13 +88,30 @@ impl FileSystem {
                 format!("{queues}read-back     {}\n", vault.verify_source())
             }
             "quota" => self.quota()?,
-            "config" => table(&vault.settings()),
+            "config" => {
+                let mut rows = vault.settings();
+                rows.extend(Self::limits());
+                table(&rows)
+            }
             "version" => {
                 format!("strongroom {}\nformat {}\n", env!("CARGO_PKG_VERSION"), crate::format::FORMAT_VERSION)
             }
             "scrub" => self.scrub()?,
             _ => return Err(FsFault::NoEntry),
         })
+    }
+
+    /// What there may be at most.
+    fn limits() -> [(&'static str, String); 7] {
+        [
+            ("name_bytes_max", limits::NAME_BYTES_MAX.to_string()),
+            ("symlink_bytes_max", limits::SYMLINK_BYTES_MAX.to_string()),
+            ("xattr_value_bytes_max", limits::XATTR_VALUE_BYTES_MAX.to_string()),
+            ("xattr_list_bytes_max", limits::XATTR_LIST_BYTES_MAX.to_string()),
+            ("links_max", limits::LINKS_MAX.to_string()),
+            ("file_bytes_max", limits::FILE_BYTES_MAX.to_string()),
+            ("requests_in_background_max", limits::FUSE_BACKGROUND_MAX.to_string()),
+        ]
     }
 
     fn gauges(&self) -> Result<Vec<(&'static str, &'static str, u64)>, FsFault> {

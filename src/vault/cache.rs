@@ -68,6 +68,16 @@ impl FrameCache {
         }
     }
 
+    /// Changes how many bytes it may hold; what is beyond is let go of.
+    pub fn set_limit(&self, bytes: u64) {
+        self.frames.set_capacity(bytes);
+    }
+
+    /// Most that it may hold.
+    pub fn limit_bytes(&self) -> u64 {
+        self.frames.capacity()
+    }
+
     /// Bytes held.
     pub fn bytes(&self) -> u64 {
         self.frames.weight()

@@ -10,7 +10,7 @@ use super::shared::{DeadRange, Shared};
 use super::state::Event;
 use super::step::Actor;
 use super::writer::is_full;
-use super::{VaultFault, home, reserve_bytes, root, totals};
+use super::{VaultFault, home, pressure, reserve_bytes, root, totals};
 use crate::backing::{BackingFile, Cache, Open};
 use crate::base::id::{Generation, SegmentId};
 use crate::base::limits::{ALLOCATE_STEP_BYTES, BLOCK_BYTES, CHECKPOINT_IDLE};
@@ -129,6 +129,7 @@ impl Housekeeper {
         }
         self.ticked = now;
         shared.refill_reserve();
+        pressure::mind(&shared);
         ask_when_idle(&shared);
         false
     }

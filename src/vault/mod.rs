@@ -27,6 +27,7 @@ mod options;
 mod outcome;
 mod pin;
 mod place;
+mod pressure;
 mod progress;
 mod read;
 mod recover;

@@ -99,7 +99,7 @@ impl<'a> Op<'a> {
             });
         }
         batch.touched.extend(self.first_touch);
-        let pressed = batch.records_bytes > shared.records_limit || shared.dirty.used_bytes() > shared.cut_at_bytes;
+        let pressed = batch.records_bytes > shared.records_limit || shared.dirty.is_half_full();
         // Under the batch's lock, so that the overlay and the log see changes of a key in the same order.
         shared.index.change(self.changes);
         drop(batch);

@@ -126,6 +126,8 @@ pub struct Gauges {
     pub in_flight_bytes: u64,
     /// Decoded frames kept.
     pub cache_bytes: u64,
+    /// Most that they may be. It and that of buffers are less while memory is short.
+    pub cache_limit_bytes: u64,
     /// Index changes that no checkpoint holds.
     pub overlay_entries: u64,
     /// Their bytes.

@@ -64,6 +64,7 @@ impl Vault {
             dirty_limit_bytes: s.dirty.limit_bytes(),
             in_flight_bytes: s.verifying.load(Relaxed) << 20,
             cache_bytes: s.cache.bytes(),
+            cache_limit_bytes: s.cache.limit_bytes(),
             overlay_entries: s.index.overlay_entries() as u64,
             overlay_bytes: s.index.overlay_bytes() as u64,
             waiting_writers: s.dirty.waiting(),

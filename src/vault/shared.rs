@@ -66,6 +66,11 @@ impl Shares {
             verify_lag_groups: (budget_bytes / 16 / (1 << 20)).clamp(2, 64) as usize,
         }
     }
+
+    /// Unused vectors kept for buffers.
+    pub fn pool_bytes(&self) -> u64 {
+        self.dirty_bytes / 4
+    }
 }
 
 /// Fewest files among which those that have gone are looked for.
@@ -131,10 +136,10 @@ pub struct Shared {
     pub near_quota: Mutex<()>,
     /// Held while a segment's file is made or opened for writing.
     pub making_segment: Mutex<()>,
-    /// Unsaved bytes at which a cut is due.
-    pub cut_at_bytes: u64,
     /// Bytes of records at which a cut is due.
     pub records_limit: usize,
+    /// What part of their shares buffers and caches may use, as memory permits.
+    pub part: AtomicU64,
     pub pool: Pool,
     pub sealed_pool: Pool,
     pub group_buffers: Mutex<Vec<AlignedBuf>>,

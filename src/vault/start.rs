@@ -23,7 +23,7 @@ use super::window::Windows;
 use super::{OpenFault, OpenOptions, Running, Vault, cache, stats, totals};
 use crate::backing::Backing;
 use crate::base::id::SegmentId;
-use crate::base::limits::CHUNK_BYTES;
+use crate::base::limits::{CHUNK_BYTES, MEMORY_PARTS};
 use crate::buffer::{Budget, Pool};
 use crate::segment::SegmentContext;
 use crossbeam_channel::{Receiver, Sender};
@@ -94,9 +94,9 @@ pub(super) fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sy
         dirty: Budget::new(shares.dirty_bytes),
         near_quota: Mutex::default(),
         making_segment: Mutex::default(),
-        cut_at_bytes: shares.dirty_bytes / 2,
         records_limit: (shares.budget_bytes / 32).clamp(1 << 20, 8 << 20) as usize,
-        pool: Pool::new(CHUNK_BYTES, shares.dirty_bytes / 4),
+        part: MEMORY_PARTS.into(),
+        pool: Pool::new(CHUNK_BYTES, shares.pool_bytes()),
         sealed_pool: Pool::new(CHUNK_BYTES + 4096, 8 << 20),
         group_buffers: Mutex::default(),
         cache: cache::FrameCache::new(shares.cache_bytes),

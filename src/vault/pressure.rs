@@ -1,0 +1,67 @@
+//! Gives memory back while the machine has little left, and takes it again when there is enough.
+//!
+//! Promise: buffers and caches may use between a quarter and all of their shares of the byte budget. What is buffered is
+//! never dropped for it: writers wait, as they do at the whole share.
+//! Called by: `checkpoint`'s housekeeper, every second. Takes: locks of the budget and the caches, one at a time. Cannot fail.
+
+use super::shared::Shared;
+use crate::base::limits::{MEMORY_PARTS as PARTS, MEMORY_PARTS_MIN, MEMORY_PLENTY_ONE_IN, MEMORY_SHORT_ONE_IN};
+use crate::base::lock::Held;
+use crate::base::world::Memory;
+use std::sync::atomic::Ordering::Relaxed;
+
+/// Looks how much memory there is, and divides the shares anew.
+pub fn mind(shared: &Shared) {
+    let Some(memory) = shared.world.memory() else { return };
+    let before = shared.part.load(Relaxed);
+    let part = part_after(before, memory);
+    if part == before {
+        return;
+    }
+    shared.part.store(part, Relaxed);
+    let of = |bytes: u64| bytes / PARTS * part;
+    shared.dirty.set_limit(of(shared.shares.dirty_bytes));
+    shared.cache.set_limit(of(shared.shares.cache_bytes));
+    shared.pool.keep(of(shared.shares.pool_bytes()));
+    if part < before {
+        let spare = std::mem::take(&mut *shared.group_buffers.held());
+        drop(spare);
+        // What is buffered beyond the new limit goes to rest now.
+        shared.cut_wanted.store(true, Relaxed);
+        shared.wake_log();
+        shared.world.trim();
+    }
+    if part < before || part == PARTS {
+        let left = memory.available_bytes >> 20;
+        let said = format!(
+            "{left} MiB of memory are left: buffers and caches may use {part} of {PARTS} parts of their shares"
+        );
+        shared.stats.event(shared.world.now(), said);
+    }
+}
+
+/// Down by half at once, up step by step.
+fn part_after(part: u64, memory: Memory) -> u64 {
+    let Memory { total_bytes, available_bytes } = memory;
+    if available_bytes < total_bytes / MEMORY_SHORT_ONE_IN {
+        (part / 2).max(MEMORY_PARTS_MIN)
+    } else if available_bytes > total_bytes / MEMORY_PLENTY_ONE_IN {
+        (part + 1).min(PARTS)
+    } else {
+        part
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn short_halves_plenty_adds_and_between_nothing_moves() {
+        let after = |part, available_bytes| part_after(part, Memory { total_bytes: 1600, available_bytes });
+        assert_eq!([8, 4, 3, 2].map(|part| after(part, 99)), [4, 2, 2, 2]);
+        assert_eq!([2, 7, 8].map(|part| after(part, 201)), [3, 8, 8]);
+        assert_eq!([2, 5, 8].map(|part| after(part, 100)), [2, 5, 8]);
+        assert_eq!([2, 5, 8].map(|part| after(part, 200)), [2, 5, 8]);
+    }
+}
