@@ -252,6 +252,27 @@ fn devices_and_set_id_programs_need_an_option() {
 }
 
 #[test]
+fn a_set_group_id_bit_without_execution_outlives_a_strangers_write() {
+    needs_root("act as another user");
+    let v = TestVault::mounted_with(&["allow_other"]);
+    // Below a directory that others may enter, which tests' own temporary directory need not be.
+    let mode_after = |file: &Path| {
+        fs::write(file, "old").unwrap();
+        fs::set_permissions(file, fs::Permissions::from_mode(0o2666)).unwrap();
+        let written = OpenOptions::new().write(true).open(file).unwrap();
+        let as_stranger = Command::new("setpriv")
+            .args(["--reuid=65534", "--regid=65534", "--clear-groups", "sh", "-c", "printf new >&0"])
+            .stdin(written)
+            .status();
+        assert!(as_stranger.unwrap().success());
+        assert_eq!(fs::read(file).unwrap(), b"new");
+        fs::metadata(file).unwrap().mode() & 0o7777
+    };
+    assert_eq!(mode_after(&v.outside("on-disk")), 0o666, "ext4 takes it");
+    assert_eq!(mode_after(&v.path("f")), 0o2666);
+}
+
+#[test]
 fn a_directory_has_always_the_same_length() {
     let v = TestVault::mounted();
     fs::create_dir(v.path("d")).unwrap();

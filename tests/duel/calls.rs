@@ -283,8 +283,7 @@ fn flags(rng: &mut Rng) -> i32 {
 fn mode(rng: &mut Rng) -> u32 {
     let any = rng.below(0o10000) as u32;
     match rng.below(4) {
-        // Set-group-ID without group execution is taken from who changes a file and is not in its group, which a
-        // request does not say.
+        // A difference from ext4 that docs/semantics.md states.
         0 if any & libc::S_ISGID != 0 => any | libc::S_IXGRP,
         0 => any,
         1 => 0o600 | rng.below(0o1000) as u32,
