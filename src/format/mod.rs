@@ -12,6 +12,7 @@ pub mod holders;
 pub mod inode;
 pub mod key;
 pub mod pin;
+pub mod quota;
 pub mod record;
 pub mod recovery;
 pub mod root;

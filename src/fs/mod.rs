@@ -17,6 +17,7 @@ mod errno;
 mod name;
 mod node;
 mod paths;
+mod quota;
 mod rename;
 mod render;
 mod seek;
@@ -30,6 +31,7 @@ pub use data::{Fallocate, WriteHow};
 pub use directory::{DirEntry, Space};
 pub use errno::FsFault;
 pub use paths::{paths_of, printable};
+pub use quota::{LimitChange, LimitOf};
 pub use rename::RenameHow;
 pub use seek::{Seek, Sought};
 pub use stats::{OpKind, OpStat, OpStats};
@@ -40,7 +42,7 @@ use crate::base::id::{Ino, ROOT_INO};
 use crate::base::world::Time;
 use crate::format::inode::Inode;
 use crate::format::key;
-use crate::vault::{SyncReply, Vault, VaultFault};
+use crate::vault::{Admit, SyncReply, Vault, VaultFault};
 use node::{Pin, State};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
@@ -114,6 +116,8 @@ pub struct FileSystem {
     nodes: Nodes,
     /// Held by whoever changes directories.
     namespace: Mutex<()>,
+    /// Held by whoever gives trees their numbers.
+    walks: Mutex<()>,
     /// Changes of directories so far; moves only under `namespace`.
     changes: AtomicU64,
     storage: storage::Storage,
@@ -128,6 +132,7 @@ impl FileSystem {
             vault,
             options,
             namespace: Mutex::new(()),
+            walks: Mutex::new(()),
             changes: AtomicU64::new(0),
             storage: storage::Storage::default(),
             ops: OpStats::default(),
@@ -149,6 +154,7 @@ impl FileSystem {
         root.keep();
         if !self.options.read_only {
             self.purge_orphans()?;
+            self.finish_walks()?;
         }
         Ok(())
     }
@@ -167,11 +173,14 @@ impl FileSystem {
             ctime: now,
             btime: now,
             parent: ROOT_INO,
+            tree: 0,
         };
         let pin = self.pin_new(ROOT_INO, inode);
         // A vault that was never written to, mounted for reading only: an empty root that is not stored.
         if !self.options.read_only {
             let mut op = self.vault.begin();
+            // A new vault has no limits yet.
+            let _ = op.charge(ROOT_INO, None, Some(&inode), Admit::Always);
             op.put(key::inode(ROOT_INO), inode.encode());
             op.inodes(1);
             op.commit();
