@@ -18,6 +18,7 @@ mod name;
 mod node;
 mod paths;
 mod quota;
+mod quota_shown;
 mod rename;
 mod render;
 mod seek;
@@ -32,6 +33,7 @@ pub use directory::{DirEntry, Space};
 pub use errno::FsFault;
 pub use paths::{paths_of, printable};
 pub use quota::{LimitChange, LimitOf};
+pub use quota_shown::{QuotaCheck, Stray};
 pub use rename::RenameHow;
 pub use seek::{Seek, Sought};
 pub use stats::{OpKind, OpStat, OpStats};
@@ -118,6 +120,8 @@ pub struct FileSystem {
     namespace: Mutex<()>,
     /// Held by whoever gives trees their numbers.
     walks: Mutex<()>,
+    /// What the last count of all inodes came to.
+    quota_checked: Mutex<Option<QuotaCheck>>,
     /// Changes of directories so far; moves only under `namespace`.
     changes: AtomicU64,
     storage: storage::Storage,
@@ -133,6 +137,7 @@ impl FileSystem {
             options,
             namespace: Mutex::new(()),
             walks: Mutex::new(()),
+            quota_checked: Mutex::new(None),
             changes: AtomicU64::new(0),
             storage: storage::Storage::default(),
             ops: OpStats::default(),

@@ -52,6 +52,21 @@ pub struct AccountReport {
     pub tree: Option<Tree>,
 }
 
+impl AccountReport {
+    /// Whether it has used more than a soft limit.
+    pub fn is_over_soft(&self) -> bool {
+        let Limits { soft_bytes, soft_inodes, .. } = self.limits;
+        soft_bytes.is_some_and(|limit| self.used.bytes > u128::from(limit))
+            || soft_inodes.is_some_and(|limit| self.used.inodes > limit)
+    }
+    /// Whether it has used all that a hard limit gives it.
+    pub fn is_full(&self) -> bool {
+        let Limits { bytes, inodes, .. } = self.limits;
+        bytes.is_some_and(|limit| self.used.bytes >= u128::from(limit))
+            || inodes.is_some_and(|limit| self.used.inodes >= limit)
+    }
+}
+
 /// Inodes counted at a time, with the gate held.
 const RECOUNT_INODES: usize = 256;
 
@@ -247,13 +262,16 @@ impl Ledger {
         let trees = self.trees.keys().map(|&n| Account::Tree(n));
         let all: BTreeSet<Account> =
             trees.chain(self.limits.keys().copied()).chain(self.sums.keys().copied()).collect();
-        let report = |account| AccountReport {
+        all.into_iter().map(|account| self.report_of(account)).collect()
+    }
+
+    fn report_of(&self, account: Account) -> AccountReport {
+        AccountReport {
             account,
             used: self.sums.get(&account).copied().unwrap_or_default().used(),
             limits: self.limits(account),
             tree: if let Account::Tree(n) = account { self.trees.get(&n).copied() } else { None },
-        };
-        all.into_iter().map(report).collect()
+        }
     }
 
     /// Counts that changed, as records; what nobody uses and nothing is said of is forgotten.
@@ -441,11 +459,17 @@ impl Vault {
         self.shared.quotas.ledger.held().state.owners
     }
 
-    /// A tree and those around it, innermost first.
+    /// Whether any account has a hard limit of bytes.
+    pub fn limits_bytes(&self) -> bool {
+        let ledger = self.shared.quotas.ledger.held();
+        let trees = ledger.trees.values().map(|tree| tree.limits);
+        trees.chain(ledger.limits.values().copied()).any(|limits| limits.bytes.is_some())
+    }
+
+    /// A tree and those around it.
     pub fn trees_around(&self, tree: u32) -> Vec<AccountReport> {
         let ledger = self.shared.quotas.ledger.held();
-        let around: Vec<Account> = ledger.around(tree).map(Account::Tree).collect();
-        ledger.report().into_iter().filter(|report| around.contains(&report.account)).collect()
+        ledger.around(tree).map(|n| ledger.report_of(Account::Tree(n))).collect()
     }
 
     /// Begins to count: from the moment that the first tree is begun, so under the gate, alone.
