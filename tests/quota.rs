@@ -24,7 +24,7 @@ use strongroom::fs::{
     Caller, Fallocate, FileSystem, FsFault, FsOptions, LimitChange, LimitOf, RenameHow, SetAttr, WriteHow,
 };
 use strongroom::seal::Unlock;
-use strongroom::vault::{self, CreateOptions, OpenOptions, lock};
+use strongroom::vault::{self, Admit, CreateOptions, OpenOptions, lock};
 
 const ROOT: Caller = Caller { uid: 0, gid: 0, umask: 0 };
 
@@ -628,5 +628,23 @@ fn counts_survive_a_rebuild_from_the_log() {
         [(Account::Tree(1), Some(1 << 20), None), (Account::User(0), None, Some(100)), (Account::Group(0), None, None)];
     assert_eq!(limits, want);
     assert_eq!(all[0].used, Used { bytes: 12_345, inodes: 2 });
+    nothing_drifted(&fs);
+}
+
+#[test]
+fn what_an_operation_charged_and_did_not_do_is_given_back() {
+    let fs = opened(&fresh());
+    let t = dir(&fs, ROOT_INO, "t");
+    limit(&fs, t, &bytes(1000));
+    let f = file(&fs, t, "f", 100);
+    let stored = Inode::decode(&fs.vault().get(&key::inode(f)).unwrap().unwrap()).unwrap();
+    let grown = |size| Inode { size, ..stored };
+    let mut op = fs.vault().begin();
+    op.charge(f, Some(&stored), Some(&grown(900)), Admit::WithinLimits).unwrap();
+    let over = op.charge(f, Some(&grown(900)), Some(&grown(1001)), Admit::WithinLimits).unwrap_err();
+    assert_eq!(over.account, Account::Tree(1));
+    assert_eq!(used(&fs, Account::Tree(1)), (900, 2));
+    drop(op);
+    assert_eq!(used(&fs, Account::Tree(1)), (100, 2));
     nothing_drifted(&fs);
 }

@@ -376,7 +376,7 @@ impl Op<'_> {
         let (number, tree, state) = {
             let mut ledger = self.shared.quotas.ledger.held();
             let number = ledger.state.next_tree;
-            ledger.state.next_tree += 1;
+            ledger.state.next_tree = number.checked_add(1).expect("fewer trees are ever made than there are numbers");
             let tree = Tree { limits, root, parent, walk: Walk::Tagging };
             ledger.trees.insert(number, tree);
             (number, tree, ledger.state)
