@@ -192,6 +192,14 @@ fn counts_are_the_same_after_a_remount_and_after_a_sigkill() {
     done(&quota(&v, "set", false, &["--tree", "/t/sub", "--inodes", "none"]));
     assert_eq!(used(&v, false, "tree", 2), (0, 0));
     assert_eq!(used(&v, false, "tree", 1), outer);
+    // The whole vault's is in its header.
+    assert_eq!(quota(&v, "set", false, &["--bytes", "0"]).status.code(), Some(2));
+    done(&quota(&v, "set", false, &["--inodes", "400"]));
+    v.mount();
+    assert!(v.storage("quota").contains("quota_inodes  400\n"), "{}", v.storage("quota"));
+    assert_eq!(quota(&v, "set", true, &["--inodes", "none"]).status.code(), Some(5), "while it is mounted");
+    v.umount();
+    done(&quota(&v, "set", false, &["--inodes", "none"]));
     let wrong = quota(&v, "set", false, &["--tree", "/not there", "--inodes", "1"]);
     assert_eq!(wrong.status.code(), Some(13), "{}", String::from_utf8_lossy(&wrong.stderr));
     assert_eq!(quota(&v, "set", false, &["--tree", "/t"]).status.code(), Some(2), "it must say which limit");

@@ -6,7 +6,7 @@
 
 use super::exit::{Exit, Failure};
 use super::print::Progress;
-use super::{derive, emergency, key, mounts, options, pins, print, size};
+use super::{derive, emergency, key, mounts, options, pins, print, size, slots};
 use crate::backing::{Backing, DirBacking};
 use crate::base::id::{Ino, ROOT_INO};
 use crate::base::world::{RealWorld, World};
@@ -30,7 +30,7 @@ pub struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Limit what lies in a directory, or what a user or a group has
+    /// Limit what lies in a directory, or what a user or a group has; or, of a vault that is not mounted, all of it
     Set(Set),
     /// Show what is used and what may be used
     Show(Look),
@@ -73,7 +73,7 @@ struct Set {
 }
 
 #[derive(Debug, clap::Args)]
-#[group(required = true, multiple = false)]
+#[group(multiple = false)]
 struct Whose {
     /// Of all that lies in this directory; a path in the vault, from its root
     #[arg(long, value_name = "PATH")]
@@ -217,6 +217,37 @@ fn faulted(at: &Path, fault: &FsFault) -> Failure {
     Failure::io(at, &io::Error::from_raw_os_error(fault.errno()))
 }
 
+/// The whole vault's quota is in its header, which the daemon of a mount has read.
+fn set_whole(args: &Set) -> Result<Exit, Failure> {
+    let path = match args.at.find()? {
+        Found::Vault(path) => path,
+        Found::Mount(path) => {
+            let said = format!("{}: the whole vault's quota is set while it is not mounted", path.display());
+            return Err(Failure::new(Exit::InUse, said));
+        }
+    };
+    let usage = |said: &str| Failure::new(Exit::Usage, said);
+    if args.soft_bytes.is_some() || args.soft_inodes.is_some() {
+        return Err(usage("the whole vault has hard limits only: say whose limit, with --tree, --user or --group"));
+    }
+    if [args.bytes, args.inodes].contains(&Some(Limit(Some(0)))) {
+        return Err(usage("0 would allow nothing: say `none` for no limit"));
+    }
+    let unlock = key::read(&args.at.key, false)?;
+    let backing: Arc<dyn Backing> = Arc::new(DirBacking::open(&path).map_err(|e| Failure::io(&path, &e))?);
+    let locked = vault::lock(backing).map_err(|fault| Failure::open(&path, &fault))?;
+    let unlock = derive::master_key(&path, locked.headers(), unlock)?;
+    let locked = locked.remembered(pins::stores(), None);
+    let slots = locked.slots(&unlock, Arc::new(RealWorld::default()));
+    let mut slots = slots.map_err(|fault| Failure::open(&path, &fault))?;
+    let given = |limit: Option<Limit>| limit.map(|Limit(limit)| limit);
+    slots.limit(given(args.bytes), given(args.inodes)).map_err(|fault| slots::refused(&path, fault))?;
+    if args.at.json {
+        print::json(&serde_json::json!({ "ok": true }))?;
+    }
+    Ok(Exit::Ok)
+}
+
 fn set(args: &Set) -> Result<Exit, Failure> {
     let given = |limit: Option<Limit>| limit.map(|Limit(limit)| limit);
     let change = LimitChange {
@@ -227,6 +258,10 @@ fn set(args: &Set) -> Result<Exit, Failure> {
     };
     if change == LimitChange::default() {
         return Err(Failure::new(Exit::Usage, "say which limit: --bytes, --inodes, --soft-bytes or --soft-inodes"));
+    }
+    let Whose { tree, user, group } = &args.whose;
+    if tree.is_none() && user.is_none() && group.is_none() {
+        return set_whole(args);
     }
     let progress = Progress::new("setting limits");
     progress.at(0, 0);

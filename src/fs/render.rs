@@ -236,7 +236,7 @@ impl FileSystem {
             header(&mut out, &name, help, "histogram");
             histogram_lines(&mut out, &name, "", &h);
         }
-        for (name, help, values) in self.quota_metrics() {
+        for (name, help, values) in self.quota_metrics().into_iter().filter(|(_, _, values)| !values.is_empty()) {
             header(&mut out, name, help, "gauge");
             values.iter().for_each(|(labels, value)| line(&mut out, name, labels, value));
         }
