@@ -1,5 +1,5 @@
-//! Method: one promise of quotas at a time, on the filesystem without a mount; threads at the limit; the power cut in the middle of
-//! a walk; a drift planted and mended.
+//! Method: one promise of quotas at a time, on the filesystem without a mount; threads at the limit and in a walk's way; a crash in
+//! the middle of a walk; a drift planted and mended.
 //! Promise: what `docs/semantics.md` says of quotas. Random programs are `quota_model.rs`, the kernel's part is `mount_quota.rs`.
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
@@ -12,7 +12,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
-use strongroom::backing::{Backing, Cache, Fate, MemoryBacking, Open};
+use strongroom::backing::{Backing, Cache, MemoryBacking, Open};
 use strongroom::base::id::{Ino, ROOT_INO};
 use strongroom::base::secret::Passphrase;
 use strongroom::base::world::{RealWorld, World};
@@ -296,69 +296,116 @@ fn a_file_with_names_inside_and_outside_belongs_where_it_was_met_and_is_named() 
     assert_eq!(found(&disk), []);
 }
 
+/// Gives an inode a tree's number as a walk does: with its charge, in an operation of its own.
+fn retag(fs: &FileSystem, ino: Ino, tree: u32) {
+    let stored = Inode::decode(&fs.vault().get(&key::inode(ino)).unwrap().unwrap()).unwrap();
+    let after = Inode { tree, ..stored };
+    let mut op = fs.vault().begin();
+    op.charge(ino, Some(&stored), Some(&after), Admit::Always).unwrap();
+    op.put(key::inode(ino), after.encode());
+    op.commit();
+}
+
 #[test]
-fn a_walk_that_was_cut_off_is_right_at_every_instant_and_is_finished_by_the_next_mount() {
+fn a_walk_that_was_cut_off_is_right_where_it_stopped_and_is_finished_by_the_next_mount() {
     let disk = fresh();
     let fs = opened(&disk);
     let t = dir(&fs, ROOT_INO, "t");
     let inner = dir(&fs, t, "inner");
     file(&fs, inner, "x", 50);
     limit(&fs, inner, &bytes(1000));
-    let mut dirs = vec![t];
-    for n in 0..10_000 {
-        if n % 2000 == 0 {
-            dirs.push(dir(&fs, dirs[n / 4000], &format!("d{n}")));
-        }
-        file(&fs, *dirs.last().unwrap(), &format!("f{n}"), 10);
+    let mut all = vec![t];
+    for n in 0..40 {
+        let parent = all[n / 8 * 8];
+        let name = format!("n{n}");
+        all.push(if n % 8 == 7 { dir(&fs, parent, &name) } else { file(&fs, parent, &name, 10) });
     }
-    fs.sync_wait().unwrap();
-    disk.record();
-    let done = AtomicBool::new(false);
-    let mut windows = Vec::new();
-    for (change, want) in [(bytes(1 << 20), 2usize), (NONE, 1)] {
-        std::thread::scope(|s| {
-            // Commits all the while, so that cuts fall between the walk's operations.
-            s.spawn(|| {
-                while !done.load(SeqCst) {
-                    fs.sync_wait().unwrap();
+    closed(fs);
+    let (whole, begun) = ((35 * 10 + 50, 43), all.len());
+    for done in [0, 1, 2, 9, 25, begun] {
+        for walk in [Walk::Tagging, Walk::Untagging] {
+            let disk = disk.copy();
+            let fs = opened(&disk);
+            if walk == Walk::Untagging {
+                limit(&fs, t, &bytes(1 << 20));
+                assert_eq!(used(&fs, Account::Tree(2)), whole);
+            }
+            let mut op = fs.vault().begin();
+            match walk {
+                Walk::Untagging => op.change_tree(2, |tree| tree.walk = walk),
+                _ => assert_eq!(op.begin_tree(t, 0, strongroom::format::quota::Limits::default()), 2),
+            }
+            op.commit();
+            // Names are walked from above, numbers in no order that matters.
+            let to = if walk == Walk::Tagging { 2 } else { 0 };
+            all.iter().take(done).for_each(|ino| retag(&fs, *ino, to));
+            fs.sync_wait().unwrap();
+            let cut = disk.crash(|_, _| true);
+            closed(fs);
+            let say = format!("{walk:?}, {done} of {begun}");
+            let damage: Vec<_> =
+                found(&cut).into_iter().filter(|f| !matches!(f, Finding::CopySpoiled { .. })).collect();
+            assert_eq!(damage, [], "{say}");
+            let vault = vault::open(Arc::new(cut.clone()), &unlock(), &OpenOptions::default(), world()).unwrap();
+            assert_eq!(vault.tree(2).map(|tree| tree.walk), Some(walk), "{say}");
+            assert_eq!(vault.recount_quotas().unwrap(), [], "{say}: before the walk goes on");
+            let fs = FileSystem::new(vault, FsOptions::default()).unwrap();
+            fs.sync_wait().unwrap();
+            let checked = fs.check_quotas().unwrap();
+            assert!(checked.is_clean() && checked.strays.is_empty(), "{say}: {checked:?}");
+            let trees: Vec<(u32, u32, Walk)> = fs.vault().trees().iter().map(|(n, t)| (*n, t.parent, t.walk)).collect();
+            if walk == Walk::Tagging {
+                assert_eq!(trees, [(1, 2, Walk::Done), (2, 0, Walk::Done)], "{say}");
+                assert_eq!(used(&fs, Account::Tree(2)), whole, "{say}");
+            } else {
+                assert_eq!(trees, [(1, 0, Walk::Done)], "{say}");
+            }
+            assert_eq!(used(&fs, Account::Tree(1)), (50, 2), "{say}");
+            closed(fs);
+            assert_eq!(found(&cut), [], "{say}");
+        }
+    }
+}
+
+#[test]
+fn what_moves_while_a_tree_is_begun_is_charged_where_it_is() {
+    let fs = opened(&fresh());
+    let t = dir(&fs, ROOT_INO, "t");
+    let mut dirs = vec![t];
+    for n in 0..60 {
+        dirs.push(dir(&fs, dirs[n / 4], &format!("d{n}")));
+        for m in 0..20 {
+            file(&fs, *dirs.last().unwrap(), &format!("f{m}"), 1);
+        }
+    }
+    let (ended, refused) = (AtomicBool::new(false), AtomicU64::new(0));
+    std::thread::scope(|s| {
+        for thread in 0..3u64 {
+            let (fs, ended, refused, dirs) = (&fs, &ended, &refused, &dirs);
+            s.spawn(move || {
+                let mut rng = Rng(thread);
+                while !ended.load(SeqCst) {
+                    let (from, to) = (*rng.pick(dirs), if rng.below(5) == 0 { ROOT_INO } else { *rng.pick(dirs) });
+                    let (name, new) = (format!("f{}", rng.below(20)), format!("f{}", rng.below(20)));
+                    match errno(fs.rename(from, name.as_bytes(), to, new.as_bytes(), RenameHow::Replace)) {
+                        Err(libc::EXDEV) => drop(refused.fetch_add(1, SeqCst)),
+                        other => assert!(matches!(other, Ok(()) | Err(libc::ENOENT)), "{other:?}"),
+                    }
+                    let _ = made(fs, *rng.pick(dirs), &format!("f{}", rng.below(20)), 1);
                 }
             });
-            let before = disk.calls();
-            limit(&fs, t, &change);
-            windows.push((before, disk.calls()));
-            done.store(true, SeqCst);
-        });
-        done.store(false, SeqCst);
-        assert_eq!(fs.vault().trees().iter().filter(|(_, t)| t.root != Ino(0)).count(), want);
-    }
-    fs.sync_wait().unwrap();
-    let (mut cuts, mut under_way, mut rng) = (disk.cuts(), [0, 0], Rng(1));
-    loop {
-        let cut = cuts.cut();
-        if windows.iter().any(|(from, to)| cut >= *from && cut < *to && (cut - from) % ((to - from) / 9).max(1) == 0) {
-            let coins = rng.next();
-            let after = cuts.image(&mut |_| Fate::Torn { unit_bytes: 512, coins });
-            let damage: Vec<_> =
-                found(&after).into_iter().filter(|f| !matches!(f, Finding::CopySpoiled { .. })).collect();
-            assert_eq!(damage, [], "cut {}", cuts.cut());
-            let options = OpenOptions { workers: 1, ..OpenOptions::default() };
-            let vault = vault::open(Arc::new(after.clone()), &unlock(), &options, world()).unwrap();
-            let walks: Vec<Walk> = vault.trees().iter().map(|(_, t)| t.walk).collect();
-            under_way[0] += usize::from(walks.contains(&Walk::Tagging));
-            under_way[1] += usize::from(walks.contains(&Walk::Untagging));
-            assert_eq!(vault.recount_quotas().unwrap(), [], "cut {}: before the walk goes on", cuts.cut());
-            let later = FileSystem::new(vault, FsOptions::default()).unwrap();
-            nothing_drifted(&later);
-            let checked = later.check_quotas().unwrap();
-            assert!(checked.is_clean() && checked.strays.is_empty(), "cut {}: {checked:?}", cuts.cut());
-            assert!(later.vault().trees().iter().all(|(_, t)| t.walk == Walk::Done));
-            closed(later);
         }
-        if !cuts.advance() {
-            break;
+        for round in 0..8 {
+            limit(&fs, t, &bytes(1 << 20));
+            let checked = fs.check_quotas().unwrap();
+            assert!(checked.drift.is_empty() && checked.strays.is_empty(), "round {round}: {checked:?}");
+            limit(&fs, t, &NONE);
+            let checked = fs.check_quotas().unwrap();
+            assert!(checked.drift.is_empty() && checked.strays.is_empty(), "round {round}, removed: {checked:?}");
         }
-    }
-    assert!(under_way.iter().all(|n| *n > 1), "cuts fell into both walks: {under_way:?}");
+        ended.store(true, SeqCst);
+    });
+    assert!(refused.load(SeqCst) > 0, "nothing was in anyone's way");
 }
 
 #[test]
