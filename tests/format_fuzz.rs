@@ -23,6 +23,7 @@ use strongroom::format::group::{self, Entry, HEADER_BYTES, decode_directory, enc
 use strongroom::format::header::{Header, KeySlot, REVISION_FORMAT, SlotKind};
 use strongroom::format::inode::{CookieEntry, Inode, NameEntry};
 use strongroom::format::pin::Pin;
+use strongroom::format::quota::{Limits, QuotaState, Tree, Used, Walk};
 use strongroom::format::record::{Commit, Counters, Record};
 use strongroom::format::root::{HeaderMark, Root};
 use strongroom::format::segment::{Covered, LogPosition, SegmentInfo, Start};
@@ -199,12 +200,37 @@ const LIST: &[u8] = b"\x02\0\0\0\x01\0\x07\0\xff\xff\xff\xff\x02\0\x06\0\xe8\x03
 
 fn inode() -> impl Strategy<Value = Inode> {
     let time = (any::<i64>(), 0..1_000_000_000u32).prop_map(|(seconds, nanos)| Time { seconds, nanos });
-    (any::<[u32; 5]>(), number(), number(), [time.clone(), time.clone(), time.clone(), time]).prop_map(
-        |([mode, uid, gid, nlink, rdev], size, parent, [atime, mtime, ctime, btime])| {
+    (any::<[u32; 6]>(), number(), number(), [time.clone(), time.clone(), time.clone(), time]).prop_map(
+        |([mode, uid, gid, nlink, rdev, tree], size, parent, [atime, mtime, ctime, btime])| {
             let parent = Ino(parent);
-            Inode { mode, uid, gid, nlink, rdev, size, atime, mtime, ctime, btime, parent }
+            Inode { mode, uid, gid, nlink, rdev, size, atime, mtime, ctime, btime, parent, tree }
         },
     )
+}
+
+fn quota() -> impl Strategy<Value = Vec<u8>> {
+    let limits = || {
+        let limit = || proptest::option::of(any::<u64>());
+        (limit(), limit(), limit(), limit()).prop_map(|(bytes, inodes, soft_bytes, soft_inodes)| Limits {
+            bytes,
+            inodes,
+            soft_bytes,
+            soft_inodes,
+        })
+    };
+    let walk = prop_oneof![Just(Walk::Done), Just(Walk::Tagging), Just(Walk::Untagging)];
+    prop_oneof![
+        (any::<u128>(), number()).prop_map(|(bytes, inodes)| Used { bytes, inodes }.encode()),
+        limits().prop_map(|limits| limits.encode()),
+        (limits(), number(), any::<u32>(), walk).prop_map(|(limits, root, parent, walk)| Tree {
+            limits,
+            root: Ino(root),
+            parent,
+            walk
+        }
+        .encode()),
+        (any::<bool>(), 1u32..).prop_map(|(owners, next_tree)| QuotaState { owners, next_tree }.encode()),
+    ]
 }
 
 fn group_header() -> impl Strategy<Value = group::Header> {
@@ -283,6 +309,7 @@ fn valid() -> impl Strategy<Value = Vec<u8>> {
             SegmentInfo { epoch: Epoch(epoch), salt, data_bytes, live_bytes }.encode()
         }),
         group_header().prop_map(|v| v.encode().to_vec()),
+        quota(),
     ]
 }
 

@@ -18,7 +18,9 @@ use strongroom::base::id::ROOT_INO;
 use strongroom::base::limits::ARGON2_FLOOR;
 use strongroom::base::secret::Passphrase;
 use strongroom::base::world::{RealWorld, World};
-use strongroom::fs::{Caller, Fallocate, FileSystem, FsOptions, WriteHow};
+use strongroom::format::inode::Inode;
+use strongroom::format::key;
+use strongroom::fs::{Caller, Fallocate, FileSystem, FsOptions, LimitChange, LimitOf, WriteHow};
 use strongroom::seal::{RecoveryKey, Unlock};
 use strongroom::vault::{self, CreateOptions, OpenOptions};
 
@@ -101,6 +103,12 @@ fn make(dir: &Path, suite: SuiteId, compression: Compression) -> Vec<(&'static s
         }
         fs.sync_wait().unwrap();
     }
+    // From here on counts are in the commits, and the reader adds them up at each.
+    let told = LimitChange { bytes: Some(Some(1 << 30)), ..LimitChange::default() };
+    for of in [LimitOf::Tree(docs), LimitOf::Tree(ROOT_INO), LimitOf::User(1000)] {
+        fs.set_limits(of, &told).unwrap();
+        fs.sync_wait().unwrap();
+    }
     fs.unlink(ROOT_INO, b"gone").unwrap();
     fs.forget(gone, 1);
     fs.write(over, 130_000, &noise(5_000), how).unwrap();
@@ -176,6 +184,25 @@ fn another_program_reads_what_we_wrote_and_refuses_what_was_changed() {
             refuses(&reader(dir.path(), keys[1], None), "missing");
         }
     }
+}
+
+#[test]
+fn a_count_that_does_not_add_up_is_refused_by_another_program() {
+    let dir = tempfile::tempdir().unwrap();
+    make(dir.path(), SuiteId::Aes256Gcm, Compression::Auto);
+    assert!(reader(dir.path(), ["--key-file", "key"], None).status.success());
+    // A size that changed, and no charge with it.
+    let backing: Arc<dyn Backing> = Arc::new(DirBacking::open(&dir.path().join("vault")).unwrap());
+    let (key_file, world) = (Unlock::KeyFile(Passphrase(noise(100))), Arc::new(RealWorld::default()));
+    let vault = vault::open(backing, &key_file, &OpenOptions::default(), world).unwrap();
+    let root = vault.get(&key::inode(ROOT_INO)).unwrap().unwrap();
+    let mut inode = Inode::decode(&root).unwrap();
+    inode.uid += 1;
+    let mut op = vault.begin();
+    op.put(key::inode(ROOT_INO), inode.encode());
+    op.commit();
+    vault.close().unwrap();
+    refuses(&reader(dir.path(), ["--key-file", "key"], None), "do not add up");
 }
 
 #[test]

@@ -331,3 +331,54 @@ fn without_access_control_lists_those_that_are_stored_rest() {
     let said = shell(&v.mnt, "getfacl -cn d; getfacl -cn d/plain", &NO_ARGUMENTS);
     assert!(said.contains("user:5:rwx\t#effective:r-x") && said.contains("default:user:5:rwx"), "{said}");
 }
+
+/// Limits a directory of a live mount.
+fn limit_bytes(v: &TestVault, dir: &str, size: &str) {
+    run(Command::new(common::strongroom()).args(["quota", "set"]).arg(&v.mnt).args(["--tree", dir, "--bytes", size]));
+}
+
+#[test]
+fn a_quota_binds_root_too() {
+    needs_root("says what root may not");
+    let v = TestVault::mounted();
+    fs::create_dir(v.path("t")).unwrap();
+    limit_bytes(&v, "t", "10000");
+    v.remount();
+    let refused = fs::write(v.path("t/f"), vec![1; 10_001]).unwrap_err();
+    assert_eq!(refused.raw_os_error(), Some(libc::EDQUOT));
+    fs::write(v.path("t/f"), vec![1; 10_000]).unwrap();
+    assert_eq!(fs::rename(v.path("t/f"), v.path("f")).unwrap_err().raw_os_error(), Some(libc::EXDEV));
+}
+
+#[test]
+fn quotas_are_set_by_our_own_command() {
+    const SYS_QUOTACTL_FD: libc::c_long = 443;
+    let v = TestVault::mounted();
+    fs::create_dir(v.path("t")).unwrap();
+    limit_bytes(&v, "t", "10000");
+    let dir = File::open(&v.mnt).unwrap();
+    let mut format = [0u8; 4];
+    // SAFETY: Q_GETFMT for users, with room for its four bytes.
+    let done = unsafe { libc::syscall(SYS_QUOTACTL_FD, dir.as_raw_fd(), 0x80_0004 << 8, 0, format.as_mut_ptr()) };
+    assert_eq!(last(done as i32, ()), Err(libc::ENOSYS));
+}
+
+#[test]
+fn a_first_limit_on_a_live_mount_is_told_at_fsync() {
+    let v = TestVault::mounted();
+    fs::create_dir(v.path("t")).unwrap();
+    limit_bytes(&v, "t", "10000");
+    let write = |name: &str| {
+        let mut f = File::create(v.path("t").join(name)).unwrap();
+        f.write_all(&[1; 20_000]).map(|()| f)
+    };
+    let synced = write("synced").unwrap().sync_all().unwrap_err();
+    assert_eq!(synced.raw_os_error(), Some(libc::EDQUOT));
+    // SAFETY: the descriptor is nobody's else.
+    let closed = unsafe { libc::close(std::os::fd::IntoRawFd::into_raw_fd(write("closed").unwrap())) };
+    assert_eq!(last(closed, ()), Err(libc::EIO));
+    v.remount();
+    assert_eq!(write("asked").map(drop).unwrap_err().raw_os_error(), Some(libc::EDQUOT));
+    v.umount();
+    v.check();
+}

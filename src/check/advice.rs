@@ -66,6 +66,8 @@ kinds! {
     SegmentShort = "segment-short",
     DataLost = "data-lost",
     Unreadable = "unreadable",
+    TreeNumber = "tree-number",
+    QuotaCount = "quota-count",
     More = "more",
 }
 

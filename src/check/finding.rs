@@ -4,6 +4,7 @@
 //! Called by: the rest of `check`, `cli`, tests. Cannot fail.
 
 use crate::base::id::{Ino, SegmentId};
+use crate::format::quota::{Account, Used};
 use crate::vault::NOWHERE;
 use std::fmt::{self, Write as _};
 
@@ -119,6 +120,10 @@ pub enum Finding {
     DataLost { at: Place, segment: SegmentId },
     /// A range of a file does not read.
     Unreadable { at: Place, from_bytes: u64, to_bytes: u64, why: String },
+    /// An inode carries the number of a quota tree that it is not in.
+    TreeNumber { at: Place, stored: u32, expected: u32 },
+    /// What an account of quotas is said to have used is not what its inodes add up to.
+    QuotaCount { account: Account, stored: Used, counted: Used },
     /// More was found than is listed.
     More { count: u64 },
 }
@@ -153,7 +158,8 @@ impl Finding {
             | Allocated { at, .. }
             | HoldersWrong { at, .. }
             | DataLost { at, .. }
-            | Unreadable { at, .. } => Some(at),
+            | Unreadable { at, .. }
+            | TreeNumber { at, .. } => Some(at),
             NameMalformed { dir, .. }
             | NameInvalid { dir, .. }
             | NameOutsideDirectory { dir, .. }
@@ -180,6 +186,7 @@ impl Finding {
             | SegmentOverfull { .. }
             | SegmentMissing { .. }
             | SegmentShort { .. }
+            | QuotaCount { .. }
             | More { .. } => None,
         }
     }
@@ -337,6 +344,16 @@ impl fmt::Display for Finding {
             DataLost { at, segment } => write!(f, "{at}: data is lost with segment {segment}"),
             Unreadable { at, from_bytes, to_bytes, why } => {
                 write!(f, "{at}: bytes {from_bytes} to {to_bytes} do not read: {why}")
+            }
+            TreeNumber { at, stored, expected } => {
+                write!(f, "{at}: it carries the number of quota tree {stored}, but lies in {expected}")
+            }
+            QuotaCount { account, stored, counted } => {
+                let (Used { bytes, inodes }, Used { bytes: is_bytes, inodes: is_inodes }) = (stored, counted);
+                write!(
+                    f,
+                    "quota of {account}: {bytes} bytes and {inodes} inodes are on record, {is_bytes} and {is_inodes} are there"
+                )
             }
             More { count } => write!(f, "{count} more findings are not listed"),
         }

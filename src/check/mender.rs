@@ -13,6 +13,7 @@ use crate::base::id::{Ino, ROOT_INO};
 use crate::format::extent::Extent;
 use crate::format::inode::{CookieEntry, Inode, NameEntry};
 use crate::format::key::{self, is_derived};
+use crate::format::quota::Used;
 use crate::vault::{Vault, VaultFault};
 use std::collections::BTreeMap;
 
@@ -46,9 +47,9 @@ pub struct Mender<'a> {
 }
 
 /// The greatest that `phase` gives.
-pub const PHASE_LAST: u8 = 3;
+pub const PHASE_LAST: u8 = 4;
 
-/// In this order: inodes first, then the names that lead to them, then what no name leads to, then what is counted.
+/// In this order: inodes first, then the names that lead to them, then what no name leads to, then what is counted, then quotas.
 pub fn phase(finding: &Finding) -> Option<u8> {
     use Finding::*;
     match finding {
@@ -76,7 +77,9 @@ pub fn phase(finding: &Finding) -> Option<u8> {
         | ParentPointer { .. }
         | TargetLength { .. }
         | ExtentBeyondEnd { .. }
+        | TreeNumber { .. }
         | InodeCount { .. } => Some(3),
+        QuotaCount { .. } => Some(4),
         // Derived, lost, or about the index as a whole.
         IndexUnreadable { .. }
         | IndexLost { .. }
@@ -270,6 +273,18 @@ impl<'a> Mender<'a> {
                 }
                 "inodes counted anew".to_owned()
             }
+            TreeNumber { at, expected, .. } => {
+                return self.correct(
+                    at.ino,
+                    |inode| inode.tree = *expected,
+                    "it carries the number of the tree it lies in",
+                );
+            }
+            QuotaCount { account, counted, .. } => {
+                let value = (*counted != Used::default()).then(|| counted.encode());
+                self.pending.insert(account.used_key(), value);
+                "counted anew".to_owned()
+            }
             _ => return Ok(None),
         };
         Ok(Some(did))
@@ -456,7 +471,7 @@ impl<'a> Mender<'a> {
         let now = self.vault.world().now();
         let Owner { uid, gid } = self.owner;
         let (atime, mtime, ctime, btime) = (now, now, now, now);
-        Inode { mode, uid, gid, nlink: 0, rdev: 0, size: 0, atime, mtime, ctime, btime, parent: Ino(0) }
+        Inode { mode, uid, gid, nlink: 0, rdev: 0, size: 0, atime, mtime, ctime, btime, parent: Ino(0), tree: 0 }
     }
 
     fn make(&mut self, ino: Ino, inode: Inode) -> Result<(), VaultFault> {

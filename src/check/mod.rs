@@ -19,6 +19,7 @@ mod mender;
 mod names;
 mod nodes;
 mod places;
+mod quota;
 mod repair;
 mod share;
 mod sharing;

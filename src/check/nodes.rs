@@ -17,6 +17,8 @@ pub struct Node {
     pub home: Ino,
     /// Names found in it; a directory's.
     pub entries: u64,
+    /// The quota tree whose number it carries.
+    pub tree: u32,
     /// Its links as stored.
     pub nlink: u32,
     /// Names found that lead to it.

@@ -192,6 +192,8 @@ impl Repair<'_> {
                     break;
                 }
             }
+            // Its counts are those that were on record, and the next commit would have them.
+            vault.reload_quotas().map_err(could_not_look)?;
             // What is punched and counted by it is in the index before anyone looks again.
             vault.sync_wait().map_err(could_not_look)?;
             vault.checkpoint().map_err(could_not_look)?;

@@ -5,6 +5,7 @@
 
 use super::finding::{Finding, Place};
 use super::nodes::{DIRECTORY, Node, Nodes};
+use super::quota::Charged;
 use super::share::{Chosen, Share};
 use super::{FINDINGS_MAX, places};
 use crate::base::id::{Ino, ROOT_INO};
@@ -16,7 +17,7 @@ use crate::vault::{Vault, VaultFault};
 /// Entries per read of a range of the index.
 const PAGE_ENTRIES: usize = 512;
 /// Every kind of key, ascending.
-const KINDS: [u8; 12] = [
+const KINDS: [u8; 13] = [
     key::ALLOCATED,
     key::COOKIE,
     key::EXTENT,
@@ -25,6 +26,7 @@ const KINDS: [u8; 12] = [
     key::TARGET,
     key::NAME,
     key::ORPHAN,
+    key::QUOTA,
     key::SEGMENT,
     key::TOTAL,
     key::SETTING,
@@ -35,6 +37,8 @@ const KINDS: [u8; 12] = [
 pub struct Survey<'a> {
     pub vault: &'a Vault,
     pub nodes: Nodes,
+    /// What inodes are charged with.
+    pub charged: Charged,
     pub chosen: Chosen,
     /// Whether any run is on record as shared.
     pub any_shared: bool,
@@ -55,6 +59,7 @@ impl<'a> Survey<'a> {
         Survey {
             vault,
             nodes,
+            charged: Charged::default(),
             chosen,
             any_shared: false,
             progress,
@@ -79,6 +84,7 @@ impl<'a> Survey<'a> {
         let newest_cookie = self.names()?;
         self.numbers(newest_cookie)?;
         self.tree();
+        self.quotas()?;
         self.any_shared = !self.vault.scan(&[key::HOLDERS], &[], 1)?.is_empty();
         let segments = self.extents()?;
         self.holders()?;
@@ -179,9 +185,15 @@ impl<'a> Survey<'a> {
             let mut node = Node { ino, ..Node::default() };
             match Inode::decode(value).map(|i| (i, kind_of(i.mode))) {
                 Ok((i, Some(kind))) => {
+                    s.charged.add(&i);
+                    node.tree = i.tree;
                     (node.kind, node.nlink, node.size, node.parent) = (kind, i.nlink, i.size, i.parent)
                 }
-                Ok((_, None)) => s.found(Finding::InodeMalformed { at: Place::of(ino), why: "file type" }),
+                Ok((i, None)) => {
+                    // Whoever recounts goes by what can be read of it.
+                    s.charged.add(&i);
+                    s.found(Finding::InodeMalformed { at: Place::of(ino), why: "file type" });
+                }
                 Err(e) => s.found(Finding::InodeMalformed { at: Place::of(ino), why: e.what }),
             }
             s.nodes.push(node);

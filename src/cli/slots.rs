@@ -173,7 +173,7 @@ fn vault(place: &Place) -> Result<(PathBuf, Arc<dyn Backing>), Failure> {
     Ok((path, backing))
 }
 
-fn refused(path: &Path, fault: SlotFault) -> Failure {
+pub(super) fn refused(path: &Path, fault: SlotFault) -> Failure {
     let at = path.display();
     match fault {
         SlotFault::Open(OpenFault::InUse { .. }) => {

@@ -31,6 +31,8 @@ pub struct Inode {
     pub btime: Time,
     /// A directory's parent; 0 for others.
     pub parent: Ino,
+    /// The quota tree that it is charged to; 0 for none.
+    pub tree: u32,
 }
 
 /// Length of a stored inode.
@@ -41,10 +43,9 @@ impl Inode {
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let mut b = Vec::with_capacity(INODE_BYTES);
-        for n in [self.mode, self.uid, self.gid, self.nlink, self.rdev] {
+        for n in [self.mode, self.uid, self.gid, self.nlink, self.rdev, self.tree] {
             b.extend_from_slice(&n.to_le_bytes());
         }
-        b.extend_from_slice(&[0; 4]);
         b.extend_from_slice(&self.size.to_le_bytes());
         b.extend_from_slice(&self.parent.0.to_le_bytes());
         for t in [self.atime, self.mtime, self.ctime, self.btime] {
@@ -57,12 +58,9 @@ impl Inode {
     /// Reads a value.
     pub fn decode(bytes: &[u8]) -> Result<Inode, Malformed> {
         let mut r = Reader::new(bytes);
-        let mut n = [0; 5];
+        let mut n = [0; 6];
         for slot in &mut n {
             *slot = r.u32("inode")?;
-        }
-        if r.u32("inode reserved")? != 0 {
-            return malformed("inode reserved");
         }
         let (size, parent) = (r.u64("inode size")?, Ino(r.u64("inode parent")?));
         let mut t = [Time::default(); 4];
@@ -74,9 +72,9 @@ impl Inode {
             }
         }
         r.end("inode tail")?;
-        let [mode, uid, gid, nlink, rdev] = n;
+        let [mode, uid, gid, nlink, rdev, tree] = n;
         let [atime, mtime, ctime, btime] = t;
-        Ok(Inode { mode, uid, gid, nlink, rdev, size, atime, mtime, ctime, btime, parent })
+        Ok(Inode { mode, uid, gid, nlink, rdev, size, atime, mtime, ctime, btime, parent, tree })
     }
 }
 
@@ -157,11 +155,12 @@ mod tests {
             ctime: t(8),
             btime: t(9),
             parent: Ino(0),
+            tree: 0x0102,
         };
         let bytes = i.encode();
         assert_eq!(
             bytes,
-            b"\xa4\x81\0\0\x01\0\0\0\x02\0\0\0\x03\0\0\0\x04\0\0\0\0\0\0\0\x05\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\
+            b"\xa4\x81\0\0\x01\0\0\0\x02\0\0\0\x03\0\0\0\x04\0\0\0\x02\x01\0\0\x05\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\
               \x06\0\0\0\0\0\0\0\x05\0\0\0\xff\xff\xff\xff\xff\xff\xff\xff\x05\0\0\0\x08\0\0\0\0\0\0\0\x05\0\0\0\x09\0\0\0\0\0\0\0\x05\0\0\0"
         );
         assert_eq!(bytes.len(), INODE_BYTES);

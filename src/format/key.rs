@@ -19,6 +19,8 @@ pub const TARGET: u8 = b'L';
 pub const ORPHAN: u8 = b'O';
 /// The vault's own settings.
 pub const SETTING: u8 = b'V';
+/// Quotas: trees, limits, and what accounts have used (`format::quota`).
+pub const QUOTA: u8 = b'Q';
 /// Extent (derived: changed only by applying commits).
 pub const EXTENT: u8 = b'E';
 /// Bytes of a file that are not holes (derived).
@@ -78,6 +80,11 @@ pub fn orphan(ino: Ino) -> Vec<u8> {
 #[must_use]
 pub fn setting(name: &str) -> Vec<u8> {
     [&[SETTING], name.as_bytes()].concat()
+}
+/// Key of something about quotas.
+#[must_use]
+pub fn quota(number: u32, what: &[u8]) -> Vec<u8> {
+    of(QUOTA, u64::from(number), what)
 }
 /// Key of an extent.
 #[must_use]

@@ -11,6 +11,7 @@ use crate::base::limits::FILE_BYTES_MAX;
 use crate::base::world::Time;
 use crate::format::inode::Inode;
 use crate::format::key;
+use crate::vault::Admit;
 
 /// What `stat` shows of a directory, whatever it holds.
 const DIRECTORY_BYTES: u64 = 4096;
@@ -137,6 +138,11 @@ impl FileSystem {
             let mut state = pin.state();
             let mut op = self.vault.begin();
             let State { inode, xattrs } = &mut *state;
+            let mut after = *inode;
+            after.uid = set.uid.unwrap_or(after.uid);
+            after.gid = set.gid.unwrap_or(after.gid);
+            after.size = set.size.unwrap_or(after.size);
+            op.charge(ino, Some(inode), Some(&after), Admit::WithinLimits)?;
             if let Some(mode) = set.mode {
                 inode.mode = (inode.mode & libc::S_IFMT) | (mode & 0o7777);
                 known(xattrs).chmod(&mut op, ino, mode);

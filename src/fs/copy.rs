@@ -9,6 +9,8 @@ use super::attr::without_set_id;
 use super::{FileSystem, FsFault, WriteHow};
 use crate::base::id::Ino;
 use crate::base::limits::FILE_BYTES_MAX;
+use crate::format::inode::Inode;
+use crate::vault::Admit;
 
 /// Looks at a source that is being written to …
 const TRIES: usize = 4;
@@ -55,6 +57,8 @@ impl FileSystem {
             let now = how.stamp.then(|| self.now());
             let mut state = target.state();
             let mut op = self.vault.begin();
+            let after = Inode { size: state.inode.size.max(offset_out + copied), ..state.inode };
+            op.charge(to, Some(&state.inode), Some(&after), Admit::WithinLimits)?;
             if !op.copy(source_file, &content, file, offset_out, room) {
                 continue;
             }

@@ -9,6 +9,8 @@ use super::node::is;
 use super::{FileSystem, FsFault, Pin};
 use crate::base::id::Ino;
 use crate::base::limits::FILE_BYTES_MAX;
+use crate::format::inode::Inode;
+use crate::vault::Admit;
 
 /// How a write is meant.
 #[derive(Debug, Clone, Copy, Default)]
@@ -94,8 +96,10 @@ impl FileSystem {
         let now = how.stamp.then(|| self.now());
         let mut state = pin.state();
         let mut op = self.vault.begin();
-        op.write(file, offset, data, room);
         let before = state.inode;
+        let after = Inode { size: before.size.max(end), ..before };
+        op.charge(ino, Some(&before), Some(&after), Admit::WithinLimits)?;
+        op.write(file, offset, data, room);
         let inode = &mut state.inode;
         inode.size = inode.size.max(end);
         if let Some(now) = now {
@@ -144,13 +148,16 @@ impl FileSystem {
         let mut state = pin.state();
         let mut op = self.vault.begin();
         debug_assert!(is(&state.inode, libc::S_IFREG), "pin_file gives regular files only");
+        let mut after = state.inode;
+        if matches!(what, Fallocate::Extend | Fallocate::ZeroRange) {
+            after.size = after.size.max(end);
+        }
+        op.charge(ino, Some(&state.inode), Some(&after), Admit::WithinLimits)?;
         if matches!(what, Fallocate::PunchHole | Fallocate::ZeroRange | Fallocate::ZeroKeepSize) {
             // Behind the end there is nothing to take away.
             op.punch(file, offset, end.min(state.inode.size));
         }
-        if matches!(what, Fallocate::Extend | Fallocate::ZeroRange) {
-            state.inode.size = state.inode.size.max(end);
-        }
+        state.inode.size = after.size;
         // As ext4: the call changes the file, whether or not it had anything to change.
         (state.inode.mtime, state.inode.ctime) = (now, now);
         if drop_set_id {

@@ -174,6 +174,32 @@ impl FileSystem {
         Ok(())
     }
 
+    /// The same for an inode: of the limits of the trees around it, and the vault's, that which leaves least counts.
+    pub fn statfs_at(&self, ino: Ino) -> Result<Space, FsFault> {
+        let mut space = self.statfs()?;
+        if !self.vault.counts_quotas() || self.storage_attr(ino).is_some() {
+            return Ok(space);
+        }
+        let block = u128::from(space.block_bytes);
+        for tree in self.vault.trees_around(self.pin(ino)?.inode().tree) {
+            if let Some(limit) = tree.limits.bytes {
+                let left = u128::from(limit).saturating_sub(tree.used.bytes) / block;
+                if left <= u128::from(space.blocks_free) {
+                    space.blocks_free = left as u64;
+                    let all = u128::from(limit).max(tree.used.bytes).div_ceil(block);
+                    space.blocks = u64::try_from(all).unwrap_or(u64::MAX);
+                }
+            }
+            if let Some(limit) = tree.limits.inodes {
+                let left = limit.saturating_sub(tree.used.inodes);
+                if left <= space.inodes_free {
+                    (space.inodes_free, space.inodes) = (left, limit.max(tree.used.inodes));
+                }
+            }
+        }
+        Ok(space)
+    }
+
     /// How much there is and how much is left: the vault's quotas where it has them, else the backing filesystem's room.
     pub fn statfs(&self) -> Result<Space, FsFault> {
         let usage = self.vault.usage()?;

@@ -5,7 +5,8 @@
 
 use crate::base::id::Ino;
 use crate::format::Malformed;
-use crate::vault::{Vault, VaultFault};
+use crate::format::quota::Account;
+use crate::vault::{OverQuota, Vault, VaultFault};
 
 /// Why an operation was refused or failed.
 #[derive(Debug, Clone)]
@@ -42,6 +43,10 @@ pub enum FsFault {
     Range,
     /// The file would be larger than a file may be.
     FileTooLarge,
+    /// A tree, user or group may not use that much.
+    QuotaReached(Account),
+    /// It would come into another quota tree, or be in two.
+    OtherTree,
     /// No byte of that kind from there on.
     NothingThere,
     /// Not offered.
@@ -51,6 +56,12 @@ pub enum FsFault {
 impl From<VaultFault> for FsFault {
     fn from(fault: VaultFault) -> Self {
         FsFault::Vault(fault)
+    }
+}
+
+impl From<OverQuota> for FsFault {
+    fn from(over: OverQuota) -> Self {
+        FsFault::QuotaReached(over.account)
     }
 }
 
@@ -95,6 +106,8 @@ impl FsFault {
             FsFault::TooManyAttributes => libc::ENOSPC,
             FsFault::Range => libc::ERANGE,
             FsFault::FileTooLarge => libc::EFBIG,
+            FsFault::QuotaReached(_) => libc::EDQUOT,
+            FsFault::OtherTree => libc::EXDEV,
             FsFault::NothingThere => libc::ENXIO,
             FsFault::Unsupported => libc::EOPNOTSUPP,
         }
@@ -133,6 +146,8 @@ mod tests {
     fn quotas_are_no_harm() {
         let e = FsFault::Vault(VaultFault::QuotaInodes);
         assert_eq!((e.errno(), e.is_harm()), (libc::ENOSPC, false));
+        let e = FsFault::QuotaReached(Account::Tree(1));
+        assert_eq!((e.errno(), e.is_harm()), (libc::EDQUOT, false));
         assert_eq!(FsFault::Vault(VaultFault::ReadOnly).errno(), libc::EROFS);
     }
 }

@@ -17,6 +17,8 @@ mod errno;
 mod name;
 mod node;
 mod paths;
+mod quota;
+mod quota_shown;
 mod rename;
 mod render;
 mod seek;
@@ -30,6 +32,8 @@ pub use data::{Fallocate, WriteHow};
 pub use directory::{DirEntry, Space};
 pub use errno::FsFault;
 pub use paths::{paths_of, printable};
+pub use quota::{LimitChange, LimitOf};
+pub use quota_shown::{QuotaCheck, Stray};
 pub use rename::RenameHow;
 pub use seek::{Seek, Sought};
 pub use stats::{OpKind, OpStat, OpStats};
@@ -40,7 +44,7 @@ use crate::base::id::{Ino, ROOT_INO};
 use crate::base::world::Time;
 use crate::format::inode::Inode;
 use crate::format::key;
-use crate::vault::{SyncReply, Vault, VaultFault};
+use crate::vault::{Admit, SyncReply, Vault, VaultFault};
 use node::{Pin, State};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
@@ -114,6 +118,10 @@ pub struct FileSystem {
     nodes: Nodes,
     /// Held by whoever changes directories.
     namespace: Mutex<()>,
+    /// Held by whoever gives trees their numbers.
+    walks: Mutex<()>,
+    /// What the last count of all inodes came to.
+    quota_checked: Mutex<Option<QuotaCheck>>,
     /// Changes of directories so far; moves only under `namespace`.
     changes: AtomicU64,
     storage: storage::Storage,
@@ -128,6 +136,8 @@ impl FileSystem {
             vault,
             options,
             namespace: Mutex::new(()),
+            walks: Mutex::new(()),
+            quota_checked: Mutex::new(None),
             changes: AtomicU64::new(0),
             storage: storage::Storage::default(),
             ops: OpStats::default(),
@@ -149,6 +159,7 @@ impl FileSystem {
         root.keep();
         if !self.options.read_only {
             self.purge_orphans()?;
+            self.finish_walks()?;
         }
         Ok(())
     }
@@ -167,11 +178,14 @@ impl FileSystem {
             ctime: now,
             btime: now,
             parent: ROOT_INO,
+            tree: 0,
         };
         let pin = self.pin_new(ROOT_INO, inode);
         // A vault that was never written to, mounted for reading only: an empty root that is not stored.
         if !self.options.read_only {
             let mut op = self.vault.begin();
+            // A new vault has no limits yet.
+            let _ = op.charge(ROOT_INO, None, Some(&inode), Admit::Always);
             op.put(key::inode(ROOT_INO), inode.encode());
             op.inodes(1);
             op.commit();

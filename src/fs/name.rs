@@ -14,7 +14,7 @@ use crate::base::limits::{LINKS_MAX, NAME_BYTES_MAX, SYMLINK_BYTES_MAX};
 use crate::base::lock::Held;
 use crate::format::inode::{CookieEntry, Inode, NameEntry};
 use crate::format::key;
-use crate::vault::Op;
+use crate::vault::{Admit, Op};
 use std::sync::atomic::Ordering::SeqCst;
 
 /// How often a name that leads to no inode is looked up again before it is called damage: the inode may just have been
@@ -180,12 +180,14 @@ impl FileSystem {
             ctime: now,
             btime: now,
             parent: if is_dir { parent } else { Ino(0) },
+            tree: above.tree,
         };
         let pin = self.pin_new(ino, inode);
         {
             let mut dir_state = dir.state();
             let mut state = pin.state();
             let mut op = self.vault.begin();
+            op.charge(ino, None, Some(&inode), Admit::WithinLimits)?;
             put_name(&mut op, parent, name, NameEntry { ino, cookie, kind: kind_of(mode) });
             let xattrs = state.xattrs.get_or_insert_with(Xattrs::default);
             xattrs.set_acl(&mut op, ino, Which::Access, given.access);
@@ -234,6 +236,7 @@ impl FileSystem {
             if inode.nlink >= LINKS_MAX {
                 return Err(FsFault::TooManyLinks);
             }
+            self.may_come(ino, &inode, &dir.inode())?;
             self.vault.admit(0)?;
             let cookie = self.vault.next_cookie();
             let mut dir_state = dir.state();

@@ -12,7 +12,7 @@ use crate::base::id::Ino;
 use crate::base::lock::Held;
 use crate::format::inode::Inode;
 use crate::format::key;
-use crate::vault::{FileBuffer, Op, Vault};
+use crate::vault::{Admit, FileBuffer, Op, Vault};
 use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -57,6 +57,10 @@ impl Node {
     }
     pub(super) fn state(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.held()
+    }
+    /// Whether what is stored of it is being removed, or has been.
+    pub(super) fn is_purged(&self) -> bool {
+        self.purged.load(SeqCst)
     }
     pub(super) fn inode(&self) -> Inode {
         self.state.held().inode
@@ -204,6 +208,8 @@ impl FileSystem {
         for name in state.xattrs.iter().flat_map(Xattrs::names) {
             op.delete(key::xattr(ino, name));
         }
+        // What is given back is never refused.
+        let _ = op.charge(ino, Some(&state.inode), None, Admit::Always);
         op.delete(key::inode(ino));
         op.inodes(-1);
     }
@@ -217,6 +223,7 @@ impl FileSystem {
             op.put(key::inode(pin.ino), inode.encode());
             return;
         }
+        self.end_tree(op, pin.ino, inode);
         pin.gone.store(true, SeqCst);
         // One hold is the caller's. Who takes another from now on finds nlink 0 once it gets the lock on the state.
         if pin.holds.load(SeqCst) == 1 && !pin.purged.swap(true, SeqCst) {

@@ -14,7 +14,7 @@ use crate::base::lock::Held;
 use crate::base::world::Time;
 use crate::format::inode::{Inode, NameEntry};
 use crate::format::key;
-use crate::vault::Op;
+use crate::vault::Admit;
 use std::sync::atomic::Ordering::SeqCst;
 
 /// What becomes of an existing new name.
@@ -95,7 +95,7 @@ impl FileSystem {
                             RenameHow::Whiteout { by, .. } => Some(by),
                             RenameHow::Replace | RenameHow::NoReplace | RenameHow::Exchange => None,
                         };
-                        self.replace((&from, name, &source), (&to, new_name, target.as_ref()), leaves.as_ref());
+                        self.replace((&from, name, &source), (&to, new_name, target.as_ref()), leaves.as_ref())?;
                     }
                 }
                 self.changes.fetch_add(1, SeqCst);
@@ -125,6 +125,12 @@ impl FileSystem {
             (_, Some((_, pin))) if pin.ino == source.1.ino => return Ok(false),
             (RenameHow::Whiteout { .. }, _) => self.vault.admit(1)?,
             (RenameHow::Replace | RenameHow::NoReplace | RenameHow::Exchange, _) => {}
+        }
+        if from.ino != to.ino {
+            self.may_come(source.1.ino, &source.1.inode(), &to.inode())?;
+            if let (RenameHow::Exchange, Some((_, target))) = (how, target) {
+                self.may_come(target.ino, &target.inode(), &from.inode())?;
+            }
         }
         let source_is_dir = is(&source.1.inode(), libc::S_IFDIR);
         if source_is_dir && from.ino != to.ino && self.is_within(to.ino, source.1.ino)? {
@@ -164,7 +170,7 @@ impl FileSystem {
         old: (&Pin<'_>, &[u8], &Named<'_>),
         new: (&Pin<'_>, &[u8], Option<&Named<'_>>),
         leaves: Option<&Caller>,
-    ) {
+    ) -> Result<(), FsFault> {
         let (from, name, (entry, moved)) = old;
         let (to, new_name, target) = new;
         let same_dir = from.ino == to.ino;
@@ -181,6 +187,10 @@ impl FileSystem {
         let is_dir = is(&moved_state.inode, libc::S_IFDIR);
 
         let mut op = self.vault.begin();
+        let left = leaves.map(|by| self.whiteout(&from_state.inode, by, now));
+        if let Some((ino, inode)) = &left {
+            op.charge(*ino, None, Some(inode), Admit::WithinLimits)?;
+        }
         op.delete(key::name(from.ino, name));
         if entry.cookie != cookie {
             op.delete(key::cookie(from.ino, entry.cookie));
@@ -197,8 +207,13 @@ impl FileSystem {
         Self::store(&mut op, moved.ino, &moved_state);
 
         let f = &mut from_state.inode;
-        match leaves {
-            Some(by) => self.leave_whiteout(&mut op, (from.ino, f, name), by, now),
+        match left {
+            Some((ino, inode)) => {
+                op.put(key::inode(ino), inode.encode());
+                op.inodes(1);
+                let cookie = self.vault.next_cookie();
+                put_name(&mut op, from.ino, name, NameEntry { ino, cookie, kind: kind_of(inode.mode) });
+            }
             None => f.size = f.size.saturating_sub(1),
         }
         f.nlink -= u32::from(is_dir);
@@ -213,11 +228,11 @@ impl FileSystem {
             Self::store(&mut op, to.ino, state);
         }
         op.commit();
+        Ok(())
     }
 
     /// Nobody knows the inode before the operation is visible, so it needs no node.
-    fn leave_whiteout(&self, op: &mut Op<'_>, (dir, above, name): (Ino, &Inode, &[u8]), by: &Caller, now: Time) {
-        let ino = self.vault.next_ino();
+    fn whiteout(&self, above: &Inode, by: &Caller, now: Time) -> (Ino, Inode) {
         let inode = Inode {
             mode: libc::S_IFCHR,
             uid: by.uid,
@@ -230,10 +245,9 @@ impl FileSystem {
             ctime: now,
             btime: now,
             parent: Ino(0),
+            tree: above.tree,
         };
-        op.put(key::inode(ino), inode.encode());
-        op.inodes(1);
-        put_name(op, dir, name, NameEntry { ino, cookie: self.vault.next_cookie(), kind: kind_of(inode.mode) });
+        (self.vault.next_ino(), inode)
     }
 
     fn exchange(&self, one: (&Pin<'_>, &[u8], &Named<'_>), two: (&Pin<'_>, &[u8], &Named<'_>)) {

@@ -87,7 +87,7 @@ impl FileSystem {
                 let queues = self.gauge_table(&["workers", "sealer_queue", "log_queue", "verify_queue"])?;
                 format!("{queues}read-back     {}\n", vault.verify_source())
             }
-            "quota" => self.quota()?,
+            "quota" => self.quota_text()?,
             "config" => {
                 let mut rows = vault.settings();
                 rows.extend(Self::limits());
@@ -125,15 +125,17 @@ impl FileSystem {
         Ok(table(&rows))
     }
 
-    fn quota(&self) -> Result<String, FsFault> {
+    /// What `/.storage/quota` shows.
+    pub fn quota_text(&self) -> Result<String, FsFault> {
         let usage = self.vault.usage()?;
         let quota = |q: Option<u64>| q.map_or("none".to_owned(), |q| q.to_string());
-        Ok(table(&[
+        let vault = table(&[
             ("used_bytes", usage.bytes.to_string()),
             ("quota_bytes", quota(usage.quota_bytes)),
             ("used_inodes", usage.inodes.to_string()),
             ("quota_inodes", quota(usage.quota_inodes)),
-        ]))
+        ]);
+        Ok(vault + &self.quota_lines())
     }
 
     fn scrub(&self) -> Result<String, FsFault> {
@@ -168,7 +170,7 @@ impl FileSystem {
         };
         let errors = stats.errors();
         let last = errors.last().map_or(String::new(), |e| format!(", last {} {}", stamp(e.at), e.text));
-        Ok(table(&[
+        let shown = table(&[
             ("state", vault.state().to_string()),
             ("not yet safe", bytes(vault.pending_bytes())),
             ("used", of(bytes(usage.bytes), usage.quota_bytes.map(bytes))),
@@ -181,7 +183,9 @@ impl FileSystem {
             ("fsyncs", fsync),
             ("errors", format!("{}{last}", errors.len())),
             ("away", if vault.is_away() { "segments lie in the emergency directory" } else { "nothing" }.to_owned()),
-        ]))
+        ]);
+        let warnings: Vec<_> = self.quota_warnings().into_iter().map(|warning| ("quota       ", warning)).collect();
+        Ok(shown + &table(&warnings))
     }
 
     fn stats_json(&self) -> Result<String, FsFault> {
@@ -251,6 +255,10 @@ impl FileSystem {
             let name = format!("{name}_seconds");
             header(&mut out, &name, help, "histogram");
             histogram_lines(&mut out, &name, "", &h);
+        }
+        for (name, help, values) in self.quota_metrics().into_iter().filter(|(_, _, values)| !values.is_empty()) {
+            header(&mut out, name, help, "gauge");
+            values.iter().for_each(|(labels, value)| line(&mut out, name, labels, value));
         }
         header(&mut out, "operation_seconds", "Operations asked for by the kernel.", "histogram");
         for &kind in OpKind::ALL {

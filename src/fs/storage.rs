@@ -5,7 +5,7 @@
 //! Called by: every operation of `fs`, first. On failure: the vault's fault.
 
 use super::attr::{Attr, SetAttr};
-use super::{FileSystem, FsFault};
+use super::{FileSystem, FsFault, LimitChange, LimitOf};
 use crate::base::id::{Ino, ROOT_INO};
 use crate::base::lock::Held;
 use crate::base::world::Time;
@@ -189,6 +189,11 @@ impl FileSystem {
             // Everything flushed is verified as well.
             b"flush" | b"verify" => self.sync_wait(),
             b"checkpoint" => Ok(self.vault.checkpoint()?),
+            b"quota check" => self.check_quotas().map(drop),
+            order if order.starts_with(b"quota set ") => {
+                let (of, change) = limit_order(&order[10..]).ok_or(FsFault::Invalid)?;
+                self.set_limits(of, &change)
+            }
             b"scrub pause" => {
                 self.vault.scrub_pause();
                 Ok(())
@@ -203,6 +208,34 @@ impl FileSystem {
             }
         }
     }
+}
+
+/// What an order to set limits names: whose (`tree INODE`, `user UID`, `group GID`), then `name=number` or `name=none`.
+fn limit_order(text: &[u8]) -> Option<(LimitOf, LimitChange)> {
+    let mut words = str::from_utf8(text).ok()?.split_ascii_whitespace();
+    let (whose, number) = (words.next()?, words.next()?);
+    let of = match whose {
+        "tree" => LimitOf::Tree(Ino(number.parse().ok()?)),
+        "user" => LimitOf::User(number.parse().ok()?),
+        "group" => LimitOf::Group(number.parse().ok()?),
+        _ => return None,
+    };
+    let mut change = LimitChange::default();
+    for word in words {
+        let (name, value) = word.split_once('=')?;
+        let limit = if value == "none" { None } else { Some(value.parse().ok()?) };
+        let field = match name {
+            "bytes" => &mut change.bytes,
+            "inodes" => &mut change.inodes,
+            "soft-bytes" => &mut change.soft_bytes,
+            "soft-inodes" => &mut change.soft_inodes,
+            _ => return None,
+        };
+        if field.replace(limit).is_some() {
+            return None;
+        }
+    }
+    Some((of, change))
 }
 
 /// The rate that an order to scrub names, in bytes a second: nothing, or a space and MiB; `None` if it is something else.
@@ -225,6 +258,19 @@ mod tests {
         for wrong in [&b"3"[..], b" x", b" -1", b"bing", b" 5000000000"] {
             assert_eq!(scrub_rate(wrong), None);
         }
+    }
+
+    #[test]
+    fn an_order_to_set_limits_names_whose_and_which() {
+        let change = LimitChange { bytes: Some(Some(5)), soft_inodes: Some(None), ..LimitChange::default() };
+        assert_eq!(limit_order(b"tree 7 bytes=5 soft-inodes=none"), Some((LimitOf::Tree(Ino(7)), change)));
+        assert_eq!(limit_order(b"group 0"), Some((LimitOf::Group(0), LimitChange::default())));
+        for wrong in
+            [&b""[..], b"tree", b"tree x", b"tree -1", b"user 4294967296", b"all 1", b"user 1 bytes", b"user 1 size=1"]
+        {
+            assert_eq!(limit_order(wrong), None);
+        }
+        assert_eq!(limit_order(b"user 1 bytes=1 bytes=2"), None, "said twice");
     }
 
     #[test]

@@ -150,7 +150,6 @@ impl Filesystem for Requests {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
         // No ATOMIC_O_TRUNC: with open unanswered, truncation must come as SETATTR.
         for wanted in [
-            InitFlags::FUSE_WRITEBACK_CACHE,
             InitFlags::FUSE_PARALLEL_DIROPS,
             InitFlags::FUSE_DO_READDIRPLUS,
             InitFlags::FUSE_READDIRPLUS_AUTO,
@@ -165,6 +164,9 @@ impl Filesystem for Requests {
             InitFlags::FUSE_EXPORT_SUPPORT,
         ]
         .into_iter()
+        // Where a quota may refuse bytes, each write asks us, and is told: what the cache cannot give away later it tells with
+        // fsync, and with close as EIO, and many programs look at neither.
+        .chain((!self.fs.vault().limits_bytes()).then_some(InitFlags::FUSE_WRITEBACK_CACHE))
         // Where root mounts for root the kernel checks nothing, lists neither; with this it would, and it would ask for a
         // directory's attributes again after each change in it.
         .chain(self.acl.then_some(InitFlags::FUSE_POSIX_ACL))
@@ -419,7 +421,7 @@ impl Filesystem for Requests {
     }
 
     fn statfs(&self, _request: &Request, ino: INodeNo, reply: ReplyStatfs) {
-        match self.run(OpKind::Statfs, ino, |fs, _| fs.statfs()) {
+        match self.run(OpKind::Statfs, ino, |fs, ino| fs.statfs_at(ino)) {
             Ok(s) => reply.statfs(
                 s.blocks,
                 s.blocks_free,

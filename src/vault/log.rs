@@ -9,6 +9,7 @@
 use super::batch::Cut;
 use super::flusher::{Flush, Flushes};
 use super::place::Place;
+use super::quota::Quotas;
 use super::sealer::{Sealed, seal_metadata};
 use super::segments::OpenSegment;
 use super::shared::Shared;
@@ -374,6 +375,7 @@ impl Log {
         if checkpoint || s.totals_wanted.swap(false, SeqCst) {
             totals::store(&s, &mut batch);
         }
+        Quotas::store(&s, &mut batch);
         s.in_flight.held().insert(number, batch.touched.clone());
         let counters = Counters {
             next_ino: s.next_ino.load(Relaxed),

@@ -4,6 +4,7 @@
 //! Why it holds: the gate is held, shared, from `begin` to `commit`, so no cut falls between.
 //! Called by: `fs`. Takes: the gate, then a file's lock, then the batch's; waits for nothing else. Cannot fail.
 
+use super::quota::Charges;
 use super::sealer::Job;
 use super::shared::Shared;
 use super::state::Event;
@@ -16,9 +17,12 @@ use std::sync::{Arc, RwLockReadGuard};
 /// Room in the byte budget for one write; what `Op::write` does not use goes back.
 pub struct Reservation<'a>(pub(super) Room<'a>);
 
-/// One operation. Dropping it without `commit` leaves what `write` and `punch` did, and nothing else.
+/// One operation. Dropping it without `commit` leaves what `write` and `punch` did, and nothing else; what it charged is given
+/// back.
 pub struct Op<'a> {
-    shared: &'a Shared,
+    pub(super) shared: &'a Shared,
+    /// Before the gate, so that what is given back is given back while it is held.
+    pub(super) charges: Charges<'a>,
     batch: RwLockReadGuard<'a, u64>,
     changes: Vec<(Vec<u8>, Option<Vec<u8>>)>,
     first_touch: Vec<Arc<FileBuffer>>,
@@ -27,7 +31,8 @@ pub struct Op<'a> {
 
 impl<'a> Op<'a> {
     pub(super) fn begin(shared: &'a Shared) -> Op<'a> {
-        Op { shared, batch: shared.gate.shared(), changes: Vec::new(), first_touch: Vec::new(), inodes: 0 }
+        let (batch, charges) = (shared.gate.shared(), Charges::none(&shared.quotas));
+        Op { shared, charges, batch, changes: Vec::new(), first_touch: Vec::new(), inodes: 0 }
     }
 
     /// Sets a key.
@@ -84,8 +89,9 @@ impl<'a> Op<'a> {
     }
 
     /// Makes the operation visible.
-    pub fn commit(self) {
+    pub fn commit(mut self) {
         let shared = self.shared;
+        self.charges.keep();
         shared.inodes.fetch_add(self.inodes, Relaxed);
         let mut batch = shared.batch.held();
         let first = batch.is_empty();

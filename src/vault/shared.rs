@@ -9,6 +9,7 @@ use super::cache::FrameCache;
 use super::pin::Pins;
 use super::place::{Place, Places};
 use super::progress::{Progress, Reached};
+use super::quota::Quotas;
 use super::reserve::Reserve;
 use super::sealer::{Cursor, Job, Sealed};
 use super::segments::Segments;
@@ -116,6 +117,8 @@ pub struct Shared {
     pub shares: Shares,
     pub quota_bytes: Option<u64>,
     pub quota_inodes: Option<u64>,
+    /// Trees, users and groups.
+    pub quotas: Quotas,
 
     /// Number of the batch that is filling; operations hold it shared, a cut alone.
     pub gate: RwLock<u64>,

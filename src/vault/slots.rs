@@ -186,6 +186,14 @@ impl Slots {
         self.store(next)
     }
 
+    /// Changes the whole vault's quotas: `None` leaves one as it is, `Some(None)` takes it away.
+    pub fn limit(&mut self, bytes: Option<Option<u64>>, inodes: Option<Option<u64>>) -> Result<(), SlotFault> {
+        let mut next = self.header.clone();
+        next.quota_bytes = bytes.unwrap_or(next.quota_bytes);
+        next.quota_inodes = inodes.unwrap_or(next.quota_inodes);
+        self.store(next)
+    }
+
     fn refuse_taken(&self, label: &str, but: Option<u32>) -> Result<(), SlotFault> {
         let taken = |slot: &KeySlot| !label.is_empty() && slot.label == label && Some(slot.id) != but;
         if self.header.slots.iter().any(taken) { Err(SlotFault::LabelTaken(label.to_owned())) } else { Ok(()) }

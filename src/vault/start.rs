@@ -10,6 +10,7 @@ use super::log::{Ends, Log};
 use super::open::Parts;
 use super::place::Everywhere;
 use super::progress::Progress;
+use super::quota::Quotas;
 use super::recover::Recovered;
 use super::reserve::Reserve;
 use super::scrub::Scrub;
@@ -66,6 +67,7 @@ pub(super) fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sy
         machine: Mutex::new(Machine::new(world.elapsed())),
         stepper: options.stepped.clone().map(Stepper::new),
         earlier: totals::load(&index, &stats),
+        quotas: Quotas::load(&index).map_err(|e| OpenFault::Damaged(e.to_string()))?,
         stats,
         world,
         backing,

@@ -17,6 +17,7 @@ use strongroom::format::extent::Extent;
 use strongroom::format::holders::{Holder, Holders};
 use strongroom::format::inode::{CookieEntry, Inode, NameEntry};
 use strongroom::format::key;
+use strongroom::format::quota::{Account, Tree, Used};
 use strongroom::format::segment::SegmentInfo;
 use strongroom::fs::{Caller, Fallocate, FileSystem, FsOptions, RenameHow, SetAttr, WriteHow, XattrHow};
 use strongroom::seal::Unlock;
@@ -243,6 +244,26 @@ pub fn damages(healthy: &'static Healthy) -> Vec<Damage> {
             add(&mut all, vec![$want], false, $plant)
         };
     }
+
+    exactly!(vec![Finding::TreeNumber { at: b_at(), stored: 9, expected: 0 }], move |p: &Plant| p
+        .inode(b, |i| i.tree = 9));
+    let (account, stored, counted) = (Account::Tree(1), Used { bytes: 5, inodes: 1 }, Used::default());
+    exactly!(vec![Finding::QuotaCount { account, stored, counted }], move |p: &Plant| {
+        p.put(&[(account.limits_key(), Tree::default().encode()), (account.used_key(), stored.encode())]);
+    });
+    let account = Account::User(0);
+    exactly!(vec![Finding::StrayEntry { key: account.used_key(), why: "quota bytes used" }], move |p: &Plant| p
+        .put(&[(account.used_key(), vec![1])]),);
+    let tree = Tree { root: b, ..Tree::default() };
+    let account = Account::Tree(1);
+    exactly!(
+        vec![Finding::StrayEntry { key: account.limits_key(), why: "quota tree without its directory" }],
+        move |p: &Plant| p.put(&[(account.limits_key(), tree.encode())]),
+    );
+    let ring = |n: u32| (Account::Tree(n).limits_key(), Tree { parent: 3 - n, ..Tree::default() }.encode());
+    let why = "quota tree in trees that are not there";
+    let ends = |n: u32| Finding::StrayEntry { key: Account::Tree(n).limits_key(), why };
+    exactly!(vec![ends(1), ends(2)], move |p: &Plant| p.put(&[ring(1), ring(2)]));
 
     let why = "kind of key";
     exactly!(vec![Finding::StrayEntry { key: b"Zjunk".to_vec(), why }], move |p: &Plant| p

@@ -22,6 +22,7 @@ use strongroom::format::holders::Holders;
 use strongroom::format::inode::{CookieEntry, Inode, NameEntry};
 use strongroom::format::key;
 use strongroom::format::pin::Pin;
+use strongroom::format::quota::{Account, Entry as Quota, state_key};
 use strongroom::format::record::{Commit, Record};
 use strongroom::format::root::Root;
 use strongroom::format::segment::{Covered, LogPosition, SegmentInfo, Start};
@@ -129,6 +130,10 @@ fn inode(bytes: &[u8]) -> bool {
         same(NameEntry::decode(bytes).map(|v| v.encode()), bytes, "name entry"),
         same(CookieEntry::decode(bytes).map(|v| v.encode()), bytes, "cookie entry"),
         same(ScrubMark::decode(bytes).map(|v| v.encode()), bytes, "scrub mark"),
+        same(Quota::decode(&state_key(), bytes).map(encoded), bytes, "quota state"),
+        same(Quota::decode(&Account::Tree(1).limits_key(), bytes).map(encoded), bytes, "quota tree"),
+        same(Quota::decode(&Account::User(1).limits_key(), bytes).map(encoded), bytes, "quota limits"),
+        same(Quota::decode(&Account::Group(1).used_key(), bytes).map(encoded), bytes, "quota use"),
         same(Holders::decode(bytes).map(|v| v.encode()), bytes, "holders"),
     ];
     reads.contains(&true)
@@ -568,4 +573,14 @@ pub fn judge_vault(disk: &MemoryBacking, healthy: bool) -> bool {
     // What it opened to can be written to and closed, or it says why not.
     let _ = vault.close();
     true
+}
+
+/// A quota's entry as it is stored.
+fn encoded(entry: Quota) -> Vec<u8> {
+    match entry {
+        Quota::State(state) => state.encode(),
+        Quota::Tree(_, tree) => tree.encode(),
+        Quota::Limits(_, limits) => limits.encode(),
+        Quota::Used(_, used) => used.encode(),
+    }
 }

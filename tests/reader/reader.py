@@ -244,7 +244,7 @@ def parse_header(text):
     refuse_unless(len(text) <= 65536, "the header is too long")
     header = tomllib.loads(text.decode())
     refuse_unless(header.keys() - {"revision", "quota_bytes", "quota_inodes"} == HEADER, "its keys")
-    refuse_unless(header["format"] in (1, 2, 3) and header["features"] == [], "it needs a newer strongroom")
+    refuse_unless(header["format"] in (1, 2, 3, 4) and header["features"] == [], "it needs a newer strongroom")
     refuse_unless(header.get("revision", 1) > 0 and (header["format"] > 2 or "revision" not in header), "revision")
     header["vault"] = bytes.fromhex(header["vault"])
     header["mac"] = bytes.fromhex(header["mac"])
@@ -477,6 +477,7 @@ class Vault:
                         sound = value == chain_value(chain, links)
                         refuse_unless(sound or new <= self.root["number"], f"the chain breaks at commit {new}")
                         self.apply(records + plain.rest())
+                        self.quotas_add_up(new)
                         number, chain, links, count, records = new, value, [link], 0, b""
                         continue
                     links.append(link)
@@ -506,6 +507,31 @@ class Vault:
                 self.punch(inode, begin, end)
             else:
                 raise Refused(f"record {tag}")
+
+    def quotas_add_up(self, commit):
+        """§5: in every commit, what is used is the sum over the inodes of that commit."""
+        stored, around = {}, {}
+        for key, value in self.keys.items():
+            if key[:1] == b"Q" and key[9:] == b"tr":
+                around[key[1:9]] = struct.unpack("<I", value[44:48])[0].to_bytes(8)
+            elif key[:1] == b"Q" and key[10:] == b"u":
+                stored[key[1:]] = int.from_bytes(value[:16], "little"), struct.unpack("<Q", value[16:])[0]
+        owners = self.keys.get(b"Q" + bytes(8), b"\0")[0]
+        counted = {}
+        for key, value in self.keys.items():
+            if key[:1] != b"I":
+                continue
+            mode, uid, gid, _, _, tree, size = struct.unpack("<6IQ", value[:32])
+            accounts, tree = [], tree.to_bytes(8)
+            while any(tree):
+                accounts.append(tree + b"tu")
+                tree = around[tree]
+            if owners:
+                accounts += [uid.to_bytes(8) + b"uu", gid.to_bytes(8) + b"gu"]
+            for account in accounts:
+                used, inodes = counted.get(account, (0, 0))
+                counted[account] = used + (size if mode >> 12 in (8, 10) else 0), inodes + 1
+        refuse_unless(stored == counted, f"quotas that do not add up in commit {commit}")
 
     def punch(self, inode, begin, end):
         left = []

@@ -15,8 +15,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use strongroom::backing::{Backing, Cuts, Effect, Fault, Kind, MUTATING, MemoryBacking, SYNCS, mix};
 use strongroom::base::choice::{Compression, SuiteId, Verify};
+use strongroom::base::id::ROOT_INO;
 use strongroom::base::world::World as Clock;
 use strongroom::check::check;
+use strongroom::fs::{LimitChange, LimitOf};
 
 /// A run to be cut.
 pub struct World {
@@ -43,6 +45,18 @@ fn manner(dice: &mut Dice) -> Manner {
     }
 }
 
+/// In one world of three everything is counted for quotas, with no limit that refuses: `check` compares the counts with the inodes
+/// after every cut.
+fn count_quotas(seed: u64, place: &Place) -> Result<(), String> {
+    if mix(seed ^ 0x0907a).is_multiple_of(3) {
+        let told = LimitChange { soft_inodes: Some(Some(3)), ..LimitChange::default() };
+        for of in [LimitOf::Tree(ROOT_INO), LimitOf::User(0)] {
+            place.fs.set_limits(of, &told).map_err(|e| format!("{e:?}"))?;
+        }
+    }
+    Ok(())
+}
+
 /// Plays the world of a seed; `plant` hurts disk or vault once the vault is made.
 pub fn play(seed: u64, plant: Plant<'_>) -> Result<World, String> {
     DOING.set(format!("seed {seed}, before any cut"));
@@ -62,6 +76,7 @@ pub fn play(seed: u64, plant: Plant<'_>) -> Result<World, String> {
     }
     plant(&disk, &mut manner);
     let place = Place::open(&disk, &world, &manner).map_err(|e| format!("{e:?}"))?;
+    count_quotas(seed, &place)?;
     let mut player = Player::new(&disk, &world, manner, place, Tree::new());
     let habits = Habits::of(&mut dice);
     for _ in 0..4 + dice.below(24) {
@@ -114,6 +129,7 @@ pub fn play_on_failing_disk(seed: u64) -> Result<World, String> {
     let mut player = Player::new(&disk, &world, manner, place, Tree::new());
     // A root directory that was never durable is made anew at the next opening, with other times.
     player.step(&Step::Fsync)?;
+    count_quotas(seed, player.place())?;
     player.faulty = true;
     let habits = Habits::of(&mut dice);
     let mut failing = false;
