@@ -218,8 +218,8 @@ mod tests {
         text.replacen(from, to, 1).into_bytes()
     }
 
-    /// The codes that the two below had in formats 1 and 2.
-    const OLDER_MACS: [[&str; 2]; 2] = [
+    /// The codes that the two below had in formats 1 to 3.
+    const OLDER_MACS: [[&str; 2]; 3] = [
         [
             "0cbf247427bf51ce83d16508d7079d45c91a0567e448cdec5b9c6d0e627fd3fa",
             "b424dcb4886b17d5150134fd250312f3bf4f1941ca897c91557fc8132b085c9c",
@@ -228,15 +228,19 @@ mod tests {
             "1b29892cd1c10239147060e392e312d47dc5c6b3905755ad5909a45d699f9849",
             "d19ac7143107bff233f5b6ab449194e1f2e44ef61c96a0592372bd243bc6069b",
         ],
+        [
+            "f132f9a747e2b2e7b37888b38d7972af53c9cece210f73267b356dbab57d6e1e",
+            "086e27b4878a595fe7ba44333dd2cde8b98b1386b5775775bb2ff68132fdb01f",
+        ],
     ];
-    const GOLDEN_PASSPHRASE: &str = r#"format = 3
+    const GOLDEN_PASSPHRASE: &str = r#"format = 4
 vault = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
 suite = "aes-256-gcm"
 compression = "auto"
 quota_bytes = 1099511627776
 created = 1800000000
 features = []
-mac = "f132f9a747e2b2e7b37888b38d7972af53c9cece210f73267b356dbab57d6e1e"
+mac = "17d0edfc4994352daeafdedf2bf276bedda59e4a3b3ebefaedd15701f8f4218d"
 
 [[slot]]
 id = 1
@@ -251,14 +255,14 @@ nonce = "303132333435363738393a3b3c3d3e3f4041424344454647"
 commitment = "79f556706a94fd38702aa322f886a9577e0844465d37879b601669bbcbd43d50"
 wrapped = "5c9ef38a4617a59b9174d530b469c25f0c7b2316c3fd29213e63a371c73b105cf6f3e856427add80aaea45aa8139d0e1"
 "#;
-    const GOLDEN_KEY_FILE: &str = r#"format = 3
+    const GOLDEN_KEY_FILE: &str = r#"format = 4
 vault = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
 suite = "aes-256-gcm"
 compression = "auto"
 quota_bytes = 1099511627776
 created = 1800000000
 features = []
-mac = "086e27b4878a595fe7ba44333dd2cde8b98b1386b5775775bb2ff68132fdb01f"
+mac = "dc2709e44e2f230bdc6dae20725344e273fb51218d7650b244d8f4c8b2da3618"
 
 [[slot]]
 id = 1
@@ -295,7 +299,7 @@ wrapped = "e248bfb61634256b10bf1674a535822bcda37ac1de3fd18d646a535985b9cd5384380
         for (format, macs) in (1..).zip(OLDER_MACS) {
             for ((unlock, golden), old_mac) in both.iter().zip(macs) {
                 let at = golden.find("mac = \"").unwrap() + 7;
-                let claimed = edited(golden.as_bytes(), "format = 3", &format!("format = {format}"));
+                let claimed = edited(golden.as_bytes(), "format = 4", &format!("format = {format}"));
                 let fault = open_header(&claimed, unlock).unwrap_err();
                 assert_eq!(fault, HeaderFault::Tampered, "the format is authenticated");
                 let old = edited(&claimed, &golden[at..at + 64], old_mac);
@@ -397,10 +401,10 @@ wrapped = "e248bfb61634256b10bf1674a535822bcda37ac1de3fd18d646a535985b9cd5384380
             open_header(&edited(GOLDEN_KEY_FILE.as_bytes(), from, to), &key_file()).map(|_| ()).unwrap_err()
         };
         assert_eq!(fault("features = []", "features = ['x']"), HeaderFault::UnknownFeature("x".into()));
-        assert_eq!(fault("format = 3", "format = 4"), HeaderFault::UnknownFeature("format 4".into()));
+        assert_eq!(fault("format = 4", "format = 5"), HeaderFault::UnknownFeature("format 5".into()));
         assert!(matches!(fault("\"key-file\"", "\"tpm\""), HeaderFault::UnknownFeature(_)));
         for (from, to) in [
-            ("format = 3", "format = 3\nextra = 1"),
+            ("format = 4", "format = 4\nextra = 1"),
             ("[[slot]]", "[[slot]]\nextra = 1"),
             ("aes-256-gcm", "AES-256-GCM"),
             ("\"auto\"", "\"best\""),

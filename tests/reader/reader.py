@@ -244,7 +244,7 @@ def parse_header(text):
     refuse_unless(len(text) <= 65536, "the header is too long")
     header = tomllib.loads(text.decode())
     refuse_unless(header.keys() - {"revision", "quota_bytes", "quota_inodes"} == HEADER, "its keys")
-    refuse_unless(header["format"] in (1, 2, 3) and header["features"] == [], "it needs a newer strongroom")
+    refuse_unless(header["format"] in (1, 2, 3, 4) and header["features"] == [], "it needs a newer strongroom")
     refuse_unless(header.get("revision", 1) > 0 and (header["format"] > 2 or "revision" not in header), "revision")
     header["vault"] = bytes.fromhex(header["vault"])
     header["mac"] = bytes.fromhex(header["mac"])
