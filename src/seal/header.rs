@@ -5,10 +5,11 @@
 
 use super::derive::derive;
 use super::key::MasterKey;
+use super::keys::VaultKeys;
 use super::recovery::RecoveryKey;
 use super::slot::{Unlock, add_slot, check_cost, unwrap_master};
 use crate::base::choice::{Compression, SuiteId};
-use crate::base::id::VaultId;
+use crate::base::id::{KeyNumber, VaultId};
 use crate::base::world::World;
 use crate::format::FORMAT_VERSION;
 use crate::format::header::{Header, HeaderText};
@@ -90,8 +91,10 @@ impl From<HeaderText> for HeaderFault {
 pub struct UnlockedHeader {
     /// Its values.
     pub header: Header,
-    /// The key.
+    /// The key in force.
     pub master: MasterKey,
+    /// It, and those of before that segments are still under.
+    pub keys: VaultKeys,
     /// The slots that what it was opened with fits; none for a master key.
     pub fitting: Vec<u32>,
 }
@@ -114,6 +117,8 @@ pub fn create_header(
         quota_inodes: new.quota_inodes,
         created_s: world.now().seconds,
         slots: Vec::new(),
+        key: KeyNumber(0),
+        old_keys: Vec::new(),
     };
     add_slot(world, &mut header, &master, unlock, "first", new.argon2)?;
     if let Some(key) = recovery {
@@ -146,7 +151,10 @@ pub fn unlock_header(text: &[u8], unlock: &Unlock) -> Result<UnlockedHeader, Hea
     let (header, mac) = Header::parse(text)?;
     let (master, fitting) = unwrap_master(&header, unlock)?;
     match hmac::verify(&mac_key(&header, &master), &header.canonical(), &mac) {
-        Ok(()) => Ok(UnlockedHeader { header, master, fitting }),
+        Ok(()) => {
+            let keys = VaultKeys::of(&header, &master)?;
+            Ok(UnlockedHeader { header, master, keys, fitting })
+        }
         // A slot vouches for the key it holds; for this one only the header does.
         Err(_) if matches!(unlock, Unlock::Master(_)) => Err(HeaderFault::WrongKey),
         Err(_) => Err(HeaderFault::Tampered),

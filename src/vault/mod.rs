@@ -6,6 +6,7 @@
 //! `checkpoint` keep the index; `read` and `cache` give back. Called by: `fs`, `check`, `cli`.
 //! On failure: `VaultFault` while running, `OpenFault` before.
 
+mod alive;
 mod apply;
 mod batch;
 mod cache;
@@ -25,12 +26,15 @@ mod op;
 mod open;
 mod options;
 mod outcome;
+mod paths;
 mod pin;
 mod place;
 mod progress;
 mod read;
 mod recover;
+mod rekey;
 mod report;
+mod reseal;
 mod reserve;
 mod room;
 mod root;
@@ -61,6 +65,7 @@ pub use open::{Find, LOCK, Locked, lock, open};
 pub use options::{CreateOptions, Gauges, OpenOptions, Usage};
 pub use pin::PinStore;
 pub use place::{EmergencyDir, Reach};
+pub use rekey::{Plan, Rekey, RekeyFault, RekeyReport, under_old_keys};
 pub use root::NAMES as ROOTS;
 pub use scrub::{Hurt, ScrubReport, ScrubState};
 pub use shared::SyncReply;
