@@ -150,6 +150,8 @@ impl Media {
             }
             tell(walk.position_bytes());
         }
+        let missing = walk.missing_key().map(|key| Damage::KeyMissing { segment: segment.id, key });
+        self.damage.extend(missing);
         Ok(walk.position_bytes())
     }
 

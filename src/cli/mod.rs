@@ -18,6 +18,7 @@ mod options;
 mod pins;
 mod print;
 mod recover;
+mod rekey;
 mod scrub;
 mod size;
 mod slots;
@@ -62,6 +63,8 @@ enum Command {
     Recover(recover::Args),
     /// Show and change what opens a vault: its passphrases, key files and recovery keys
     Key(slots::Args),
+    /// Give a vault a new master key, and seal everything in it anew
+    Rekey(rekey::Args),
 }
 
 /// Does what the command line says.
@@ -82,6 +85,7 @@ pub fn run(line: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Scrub(args) => args.json,
         Command::Recover(args) => args.json,
         Command::Key(args) => args.is_json(),
+        Command::Rekey(args) => args.json,
     };
     let run = || match &line.command {
         Command::Init(args) => init::run(args),
@@ -92,6 +96,7 @@ pub fn run(line: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Scrub(args) => scrub::run(args),
         Command::Recover(args) => recover::run(args),
         Command::Key(args) => slots::run(args),
+        Command::Rekey(args) => rekey::run(args),
     };
     // A panic has been printed where it happened; it ends in a code of ours, too. Nothing of what it may have left half
     // done is used again.
@@ -127,7 +132,7 @@ mod tests {
     #[test]
     fn what_does_not_exist_yet_is_not_offered() {
         let names: Vec<_> = Line::command().get_subcommands().map(|c| c.get_name().to_owned()).collect();
-        assert_eq!(names, ["init", "mount", "umount", "status", "check", "scrub", "recover", "key"]);
+        assert_eq!(names, ["init", "mount", "umount", "status", "check", "scrub", "recover", "key", "rekey"]);
     }
 
     #[test]

@@ -148,7 +148,7 @@ impl FileSystem {
         };
         let errors = stats.errors();
         let last = errors.last().map_or(String::new(), |e| format!(", last {} {}", stamp(e.at), e.text));
-        Ok(table(&[
+        let mut rows = vec![
             ("state", vault.state().to_string()),
             ("not yet safe", bytes(vault.pending_bytes())),
             ("used", of(bytes(usage.bytes), usage.quota_bytes.map(bytes))),
@@ -161,7 +161,12 @@ impl FileSystem {
             ("fsyncs", fsync),
             ("errors", format!("{}{last}", errors.len())),
             ("away", if vault.is_away() { "segments lie in the emergency directory" } else { "nothing" }.to_owned()),
-        ]))
+        ];
+        if let Some((segments, left)) = vault.left_to_rekey() {
+            let left = format!("unfinished: {} in {segments} segments are under an old key", bytes(left));
+            rows.push(("rekey", left));
+        }
+        Ok(table(&rows))
     }
 
     fn stats_json(&self) -> Result<String, FsFault> {

@@ -7,6 +7,7 @@
 //! On failure: the vault's fault; nothing was set.
 
 use super::place::Everywhere;
+use super::rekey::under_old_keys;
 use super::{Locked, OpenFault, Vault, VaultFault, apply, root};
 use crate::backing::{Backing, Cache, Open};
 use crate::base::choice::Codec;
@@ -71,6 +72,29 @@ impl Vault {
     /// The length of a segment's file, wherever it lies.
     pub fn segment_len_bytes(&self, id: SegmentId) -> std::io::Result<u64> {
         Everywhere(Arc::clone(&self.shared.places)).open(&path(id), Open::Read, Cache::Buffered)?.len()
+    }
+
+    /// The number of the master key that a segment is under, as the index (`known`) or its first group says, if the header does
+    /// not have it.
+    pub fn missing_key(&self, id: SegmentId, known: KeyNumber) -> Option<KeyNumber> {
+        let s = &self.shared.segments;
+        if s.keys.get(known).is_none() || s.keys.number() == KeyNumber(0) {
+            return Some(known).filter(|key| s.keys.get(*key).is_none());
+        }
+        let everywhere = Everywhere(Arc::clone(&self.shared.places));
+        let file = everywhere.open(&path(id), Open::Read, Cache::Direct).ok()?;
+        let mut walk = Walk::new(file, id, self.suite, s.vault);
+        // What else is wrong with it, its readers find.
+        walk.next(&s.keys).ok()?;
+        walk.missing_key()
+    }
+
+    /// Segments that are under an old key, and their bytes; nothing if no rekey is unfinished. The log goes on under the new
+    /// one meanwhile, so there are never more.
+    pub fn left_to_rekey(&self) -> Option<(u64, u64)> {
+        let s = &self.shared;
+        s.segments.keys.old().next()?;
+        under_old_keys(&*s.backing, s.segments.keys.number()).ok()
     }
 
     /// What the index should say of a segment of which it says nothing: epoch and salt as its first group has them, or

@@ -461,13 +461,13 @@ fn is_blank(file: &dyn crate::backing::BackingFile) -> io::Result<bool> {
     Ok(block[..got].iter().all(|byte| *byte == 0))
 }
 
-/// Segments that are under another key than a header's, and their bytes, as anybody can see without a key.
-pub fn under_old_keys(backing: &dyn Backing, header: &Header) -> io::Result<(u64, u64)> {
+/// Segments that are under another key than the one in force, and their bytes, as anybody can see without a key.
+pub fn under_old_keys(backing: &dyn Backing, current: KeyNumber) -> io::Result<(u64, u64)> {
     let (mut segments, mut bytes) = (0, 0);
     for id in list_segments(backing)? {
         let file = backing.open(&path(id), Open::Read, Cache::Direct)?;
         let first = Shapes::new(Arc::clone(&file), id).next(|_, _| true)?;
-        if first.is_some_and(|group| group.header.key != header.key) {
+        if first.is_some_and(|group| group.header.key != current) {
             (segments, bytes) = (segments + 1, bytes + file.len()?);
         }
     }
