@@ -21,7 +21,7 @@ use strongroom::format::header::Header;
 use strongroom::format::holders::Holders;
 use strongroom::format::inode::{CookieEntry, Inode, NameEntry};
 use strongroom::format::key;
-use strongroom::format::pin::Pin;
+use strongroom::format::pin::{Moved, Pin, parse_moved};
 use strongroom::format::record::{Commit, Record};
 use strongroom::format::root::Root;
 use strongroom::format::segment::{Covered, LogPosition, SegmentInfo, Start};
@@ -84,7 +84,11 @@ fn vault_toml(bytes: &[u8]) -> bool {
 }
 
 fn pin(bytes: &[u8]) -> bool {
-    let read = same(Pin::parse(bytes).map(|(pin, mac)| pin.to_text(&mac).into_bytes()), bytes, "pin");
+    let text = Pin::parse(bytes).and_then(|(pin, mac)| {
+        let moved: String = parse_moved(bytes)?.iter().map(Moved::to_line).collect();
+        Ok((pin.to_text(&mac) + &moved).into_bytes())
+    });
+    let read = same(text, bytes, "pin");
     let (vault, master) = (VaultId([1; 16]), MasterKey::from_secret(strongroom::base::secret::Secret::from([2; 32])));
     assert!(open_pin(bytes, vault, &master).is_err(), "a pin that nobody wrote was believed");
     read
