@@ -166,6 +166,12 @@ fn after_a_rekey_everything_is_there_and_the_old_key_opens_nothing() {
     assert_eq!((key_number(&disk), under_old_keys(&disk, header(&disk).0.key).unwrap()), (1, (0, 0)));
     assert_eq!(old.opens(&disk), 0);
     assert_no_nonce_twice(&before, &frames(&disk));
+    let lives = |all: &HashMap<Nonce, [u8; 16]>| -> HashSet<(u64, [u8; 16])> {
+        all.keys().map(|nonce| (nonce.2, nonce.3)).collect()
+    };
+    let (was, now) = (lives(&before), lives(&frames(&disk)));
+    let salts = |lives: &HashSet<(u64, [u8; 16])>| lives.iter().map(|life| life.1).collect::<HashSet<_>>();
+    assert!(salts(&now).len() == now.len() && salts(&now).is_disjoint(&salts(&was)), "each salt is drawn anew");
     holds_all(&disk, &first());
     assert!(matches!(mounted(&disk, &second()).map(|_| ()), Err(OpenFault::WrongKey)), "its secret was not given");
     // It is an ordinary vault.
@@ -211,6 +217,9 @@ fn cut(disk: &MemoryBacking, coins_at_each: u64) -> Result<[usize; 2], String> {
             };
             if was && cuts.cut() == calls {
                 return Err(at("the old slot opens it after the end"));
+            }
+            if cuts.cut() == calls && old.opens(&after) > 0 {
+                return Err(at("the old key opens something after the end, if the power is cut then"));
             }
             seen[usize::from(!was)] += 1;
             let fs = mounted(&after, &first()).map_err(|fault| at(&fault.to_string()))?;

@@ -173,7 +173,7 @@ impl Locked {
     }
 }
 
-/// Removes what an earlier rekey was making when it was stopped.
+/// Removes what an earlier rekey was making when it was stopped, and the index under the old key, durably.
 fn clear_away(backing: &dyn Backing, index_file: u64) -> io::Result<()> {
     for name in backing.list("segments")?.iter().filter(|name| name.ends_with(".new")) {
         remove_if_there(backing, &format!("segments/{name}"))?;
@@ -183,7 +183,8 @@ fn clear_away(backing: &dyn Backing, index_file: u64) -> io::Result<()> {
             remove_if_there(backing, &name)?;
         }
     }
-    Ok(())
+    backing.sync_dir("segments")?;
+    backing.sync_dir("index")
 }
 
 impl Rekey {
@@ -277,6 +278,7 @@ impl Rekey {
         self.pins.remember(&root);
         self.index.put_away();
         remove_if_there(&*self.backing, &index_path(old_index))?;
+        self.backing.sync_dir("index")?;
         (self.header, self.keys, self.root, self.index) = (next, keys, root, index);
         Ok(())
     }

@@ -146,12 +146,23 @@ pub fn opened(disk: &MemoryBacking, unlock: &Unlock, pins: &[PinStore]) -> Resul
 
 /// Gives the vault a new key, or goes on with that; `first` stays, the other slots go.
 pub fn rekeyed_with(disk: &MemoryBacking, pins: &[PinStore], leave_out: bool) -> Result<RekeyReport, RekeyFault> {
-    let mut rekey = opened(disk, &first(), pins)?;
+    rekeyed_telling(disk, &first(), pins, leave_out, &|_, _| {})
+}
+
+/// The same of any vault, and of how far it is.
+pub fn rekeyed_telling(
+    disk: &MemoryBacking,
+    unlock: &Unlock,
+    pins: &[PinStore],
+    leave_out: bool,
+    tell: &dyn Fn(u64, u64),
+) -> Result<RekeyReport, RekeyFault> {
+    let mut rekey = opened(disk, unlock, pins)?;
     if !rekey.is_unfinished() && rekey.header().key.0 == 0 {
-        let plan = rekey.plan(&[first()], true)?;
+        let plan = rekey.plan(std::slice::from_ref(unlock), true)?;
         rekey.begin(&plan, None, None)?;
     }
-    rekey.run(leave_out, &|_, _| {})
+    rekey.run(leave_out, tell)
 }
 
 pub fn rekeyed(disk: &MemoryBacking) -> Result<RekeyReport, RekeyFault> {
