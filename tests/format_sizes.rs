@@ -11,7 +11,7 @@ use strongroom::base::secret::Passphrase;
 use strongroom::base::world::{RealWorld, World};
 use strongroom::format::frame::Kind;
 use strongroom::fs::{Caller, FileSystem, FsOptions, WriteHow};
-use strongroom::seal::{Unlock, open_header};
+use strongroom::seal::{Unlock, VaultKeys, open_header};
 use strongroom::segment::{Walk, path};
 use strongroom::vault::{self, CreateOptions, OpenOptions};
 
@@ -39,8 +39,8 @@ fn groups(disk: &MemoryBacking, id: SegmentId) -> Vec<Group> {
     let (header, master) = open_header(&text, &unlock()).unwrap();
     let file = disk.open(&path(id), Open::Read, Cache::Direct).unwrap();
     let mut walk = Walk::new(file, id, header.suite, header.vault);
-    let mut all = Vec::new();
-    while let Some(g) = walk.next(&master).unwrap() {
+    let (mut all, keys) = (Vec::new(), VaultKeys::of(&header, &master).unwrap());
+    while let Some(g) = walk.next(&keys).unwrap() {
         assert!(g.checksum_holds);
         let frame = |f: &strongroom::segment::WalkedFrame| {
             Frame(f.entry.kind, f.entry.codec, f.entry.sealed_len_bytes, f.entry.plain_len_bytes)

@@ -380,7 +380,7 @@ fn with_header(name: &str, edit: impl Fn(String) -> String) -> tempfile::TempDir
 /// A header's text with another format in it.
 fn format_of(text: &str, format: u16) -> String {
     let (first, rest) = text.split_once('\n').unwrap();
-    assert!(["format = 1", "format = 2", "format = 3"].contains(&first), "{first}");
+    assert!(["format = 1", "format = 2", "format = 3", "format = 4"].contains(&first), "{first}");
     format!("format = {format}\n{rest}")
 }
 
@@ -392,7 +392,7 @@ fn a_vault_of_an_older_format_becomes_one_of_ours_before_anything_else_is_writte
         let before = header();
         let fs = opened(dir.path()).unwrap();
         assert!(header().starts_with("format = 4\n"), "an older strongroom must refuse what follows");
-        assert_ne!(header(), before, "none of them is of the newest format");
+        assert_eq!(header() == before, name.starts_with("v4"), "it is rewritten once");
         let ino = fs.mknod(&Caller::default(), ROOT_INO, b"new", 0o644, 0).unwrap().ino;
         fs.write(ino, 0, &noise(4, 50_000), WriteHow::default()).unwrap();
         fs.vault().close().unwrap();

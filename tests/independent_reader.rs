@@ -219,6 +219,70 @@ fn another_program_reads_the_vaults_of_older_formats() {
     }
 }
 
+/// What lies in a folder, but locks and what is being made.
+fn copy(from: &Path, to: &Path) {
+    for dir in ["", "segments", "index"] {
+        fs::create_dir(to.join(dir)).unwrap();
+        for entry in fs::read_dir(from.join(dir)).unwrap().map(Result::unwrap) {
+            let name = entry.file_name();
+            if entry.file_type().unwrap().is_file() && !name.to_str().unwrap().ends_with(".new") {
+                fs::copy(entry.path(), to.join(dir).join(name)).unwrap();
+            }
+        }
+    }
+}
+
+#[test]
+fn another_program_reads_a_vault_with_a_new_master_key_in_the_middle_of_it_and_after() {
+    for &suite in SuiteId::ALL {
+        let (dir, middle) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let mut files = make(dir.path(), suite, Compression::Auto);
+        ["key", "paper"]
+            .iter()
+            .for_each(|name| drop(fs::copy(dir.path().join(name), middle.path().join(name)).unwrap()));
+        let backing = || -> Arc<dyn Backing> { Arc::new(DirBacking::open(&dir.path().join("vault")).unwrap()) };
+        let (world, key_file): (Arc<dyn World>, _) =
+            (Arc::new(RealWorld::default()), Unlock::KeyFile(Passphrase(noise(100))));
+        let before = fs::read(dir.path().join("vault/vault.toml")).unwrap();
+        let mut rekey = vault::lock(backing()).unwrap().rekey(&key_file, Arc::clone(&world)).unwrap();
+        let plan = rekey.plan(std::slice::from_ref(&key_file), false).unwrap();
+        rekey.begin(&plan, None, None).unwrap();
+        let halfway = std::cell::Cell::new(0);
+        let report = rekey.run(false, &|done, total| {
+            if done > 0 && done < total && halfway.get() == 0 {
+                copy(&dir.path().join("vault"), &middle.path().join("vault"));
+                halfway.set(done);
+            }
+        });
+        assert!(report.unwrap().finished && halfway.get() > 0);
+        drop(rekey);
+        // What is written from now on stands beside what was sealed anew.
+        let vault = vault::open(backing(), &key_file, &OpenOptions::default(), world).unwrap();
+        let fs = FileSystem::new(vault, FsOptions { uid: 1000, gid: 100, ..FsOptions::default() }).unwrap();
+        let (caller, how) = (Caller { uid: 1000, gid: 100, umask: 0o027 }, WriteHow::default());
+        let new = fs.mknod(&caller, ROOT_INO, b"written-after", 0o666, 0).unwrap().ino;
+        fs.write(new, 0, &words(70_000), how).unwrap();
+        fs.vault().close().unwrap();
+        drop(fs);
+        let reads = |dir: &Path, files: &[(&str, Vec<u8>)]| {
+            for (path, body) in files {
+                let got = reader(dir, ["--key-file", "key"], Some(path));
+                assert!(got.stdout == *body, "{suite}: {path}: {}", String::from_utf8_lossy(&got.stderr));
+            }
+            refuses(&reader(dir, ["--recovery-key-file", "paper"], None), "wrong key");
+        };
+        reads(middle.path(), &files);
+        files.push(("/written-after", words(70_000)));
+        reads(dir.path(), &files);
+        // In the middle the old key is needed, and after it a header that has it is refused.
+        let header = middle.path().join("vault/vault.toml");
+        fs::write(&header, fs::read(dir.path().join("vault/vault.toml")).unwrap()).unwrap();
+        refuses(&reader(middle.path(), ["--key-file", "key"], None), "under key 0, which is not there");
+        fs::write(dir.path().join("vault/vault.toml"), before).unwrap();
+        refuses(&reader(dir.path(), ["--key-file", "key"], None), "of before a rekey");
+    }
+}
+
 #[test]
 fn an_older_header_put_back_is_refused_by_another_program_too() {
     let dir = tempfile::tempdir().unwrap();

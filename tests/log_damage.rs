@@ -12,7 +12,7 @@ use strongroom::base::secret::Passphrase;
 use strongroom::base::world::{RealWorld, World};
 use strongroom::format::frame::Kind;
 use strongroom::format::key;
-use strongroom::seal::{Unlock, open_header};
+use strongroom::seal::{Unlock, VaultKeys, open_header};
 use strongroom::segment::{Body, Walk, WalkedGroup, path};
 use strongroom::vault::{CreateOptions, OpenFault, OpenOptions, Vault, create, open};
 
@@ -140,7 +140,8 @@ fn walk(disk: &MemoryBacking, id: SegmentId, mut each: impl FnMut(&mut Walk, &Wa
     let (header, master) = open_header(&text, &unlock()).unwrap();
     let file = disk.open(&path(id), Open::Read, Cache::Direct).unwrap();
     let mut walk = Walk::new(file, id, header.suite, header.vault);
-    while let Some(group) = walk.next(&master).unwrap() {
+    let keys = VaultKeys::of(&header, &master).unwrap();
+    while let Some(group) = walk.next(&keys).unwrap() {
         each(&mut walk, &group);
     }
 }

@@ -18,7 +18,7 @@ use std::time::Duration;
 use strongroom::backing::{Backing, Cache, MemoryBacking, Open, read_file};
 use strongroom::base::id::{Generation, Slot};
 use strongroom::base::world::{RealWorld, Time, World};
-use strongroom::seal::open_header;
+use strongroom::seal::{VaultKeys, open_header};
 use strongroom::segment::{Walk, parse_file_name, path};
 use strongroom::vault::{EmergencyDir, HEADER, OpenFault, OpenOptions, PinStore, Vault, lock};
 
@@ -372,7 +372,8 @@ fn frames(disk: &MemoryBacking) -> HashMap<Nonce, [u8; 16]> {
     for id in disk.list("segments").unwrap().iter().filter_map(|name| parse_file_name(name)) {
         let file = disk.open(&path(id), Open::Read, Cache::Direct).unwrap();
         let mut walk = Walk::new(file, id, header.suite, header.vault);
-        while let Some(group) = walk.next(&master).unwrap() {
+        let keys = VaultKeys::of(&header, &master).unwrap();
+        while let Some(group) = walk.next(&keys).unwrap() {
             for frame in &group.frames {
                 let nonce = (group.header.epoch.0, id.0, group.header.salt, frame.entry.slot);
                 assert!(all.insert(nonce, walk.tag(frame)).is_none(), "a nonce twice in one history: {nonce:?}");

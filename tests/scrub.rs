@@ -15,7 +15,7 @@ use strongroom::base::world::{RealWorld, World};
 use strongroom::check::{Damage, Finding, Media, check, scrub_media};
 use strongroom::format::frame::Kind;
 use strongroom::fs::{Caller, FileSystem, FsOptions, WriteHow};
-use strongroom::seal::{Unlock, open_header};
+use strongroom::seal::{Unlock, VaultKeys, open_header};
 use strongroom::segment::{Walk, path};
 use strongroom::vault::{self, CreateOptions, OpenOptions, ScrubReport, ScrubState, Vault};
 
@@ -81,7 +81,12 @@ fn keyless(disk: &MemoryBacking) -> Media {
 
 fn keyed(disk: &MemoryBacking) -> Media {
     let (header, master) = open_header(&read_file(disk, "vault.toml", 1 << 16).unwrap(), &unlock()).unwrap();
-    scrub_media(&(Arc::new(disk.clone()) as Arc<dyn Backing>), Some((&header, &master)), &|_, _| {}).unwrap()
+    scrub_media(
+        &(Arc::new(disk.clone()) as Arc<dyn Backing>),
+        Some((&header, &VaultKeys::of(&header, &master).unwrap())),
+        &|_, _| {},
+    )
+    .unwrap()
 }
 
 /// Byte positions in segment 1 of: a group's header, directory, table, and a frame of each kind.
@@ -89,8 +94,8 @@ fn places(disk: &MemoryBacking) -> Vec<(&'static str, u64)> {
     let (header, master) = open_header(&read_file(disk, "vault.toml", 1 << 16).unwrap(), &unlock()).unwrap();
     let file = disk.open(&path(SegmentId(1)), Open::Read, Cache::Direct).unwrap();
     let mut walk = Walk::new(file, SegmentId(1), header.suite, header.vault);
-    let mut all = Vec::new();
-    while let Some(group) = walk.next(&master).unwrap() {
+    let (mut all, keys) = (Vec::new(), VaultKeys::of(&header, &master).unwrap());
+    while let Some(group) = walk.next(&keys).unwrap() {
         let at = group.position_bytes;
         all.push(("header", at + 30));
         all.push(("directory", at + group.header.directory().start as u64));

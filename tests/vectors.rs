@@ -10,12 +10,14 @@
 use serde_json::Value;
 use std::path::Path;
 use strongroom::base::choice::{Codec, SuiteId};
-use strongroom::base::id::{Epoch, Ino, SegmentId, Slot, VaultId};
+use strongroom::base::id::{Epoch, Ino, KeyNumber, SegmentId, Slot, VaultId};
 use strongroom::base::secret::{Passphrase, Secret};
 use strongroom::format::frame::{Address, Kind};
+use strongroom::format::pin::parse_moved;
 use strongroom::format::root::{HeaderMark, Root};
 use strongroom::seal::{
-    Chain, HeaderFault, MasterKey, RecoveryKey, Unlock, decompress, open_header, open_pin, unlock_header, write_header,
+    Chain, HeaderFault, MasterKey, RecoveryKey, Unlock, decompress, open_header, open_pin, says_moved, unlock_header,
+    write_header,
 };
 
 fn vectors(name: &str) -> Value {
@@ -72,6 +74,12 @@ fn headers_open_for_what_their_slots_were_made_for_and_for_nothing_else() {
         match (unlock_header(header, &unlock), case["refused"].as_str()) {
             (Ok(opened), None) => {
                 assert_eq!(opened.master.secret()[..], array::<32>(&case["master"]), "{what}");
+                for key in case["keys"].as_array().into_iter().flatten() {
+                    let got = opened.keys.get(KeyNumber(number(&key[0]) as u16)).expect("a key of that number");
+                    assert_eq!(got.secret()[..], array::<32>(&key[1]), "{what}");
+                }
+                let named = case["keys"].as_array().map_or(1, Vec::len);
+                assert_eq!(opened.keys.old().count() + 1, named, "{what}");
                 let again = write_header(&opened.header, &opened.master).unwrap();
                 assert_eq!(open_header(&again, &unlock).unwrap().0, opened.header, "{what}: written by us");
             }
@@ -194,6 +202,16 @@ fn pins_hold_for_their_vault_and_key_and_in_one_spelling() {
             }
             Err(_) => assert!(!case["refused"].is_null(), "{}", case["what"]),
         }
+    }
+    for case in vectors["moved"].as_array().expect("an array of what stands behind a pin") {
+        let (line, key) = (text(&case["text"]).as_bytes(), KeyNumber(number(&case["key"]) as u16));
+        assert!(open_pin(line, vault, &master).is_ok(), "{}: the pin before it holds", case["what"]);
+        let moved = parse_moved(line).unwrap_or_default();
+        let says = moved.iter().any(|moved| says_moved(moved, vault, key, &master));
+        assert_eq!(says, case["refused"].is_null(), "{}", case["what"]);
+        let other = MasterKey::from_secret(Secret::from([9; 32]));
+        assert!(!moved.iter().any(|moved| says_moved(moved, vault, key, &other)), "said with that key alone");
+        assert!(!moved.iter().any(|moved| says_moved(moved, VaultId([9; 16]), key, &master)), "of that vault alone");
     }
 }
 

@@ -30,6 +30,8 @@ number! {
     Generation(u64);
     /// The number of a commit; the first is 1.
     CommitSeq(u64);
+    /// The number of a master key of a vault; the first is 0, and each `rekey` takes the next.
+    KeyNumber(u16);
 }
 
 /// The root directory's inode number (FUSE fixes it).

@@ -3,7 +3,7 @@
 //! Promise: each damage names the file and the bytes, in one sentence, and what to do about it; a kind, once given, never
 //! changes (`docs/cli.md` lists them, a test compares). Called by: `media`, `cli::scrub`, tests. Cannot fail.
 
-use crate::base::id::SegmentId;
+use crate::base::id::{KeyNumber, SegmentId};
 use crate::segment::path;
 use std::fmt;
 
@@ -49,12 +49,19 @@ pub enum Damage {
         /// Byte position of the frame.
         position_bytes: u64,
     },
+    /// A segment is under a master key that the header does not have.
+    KeyMissing {
+        /// The segment.
+        segment: SegmentId,
+        /// The number of the key.
+        key: KeyNumber,
+    },
 }
 
 impl Damage {
     /// Every kind there is.
-    pub const KINDS: [&'static str; 5] =
-        ["file-damaged", "groups-missing", "blocks-rotten", "table-rotten", "log-rotten"];
+    pub const KINDS: [&'static str; 6] =
+        ["file-damaged", "groups-missing", "blocks-rotten", "table-rotten", "log-rotten", "key-missing"];
 
     /// What kind it is: a stable name.
     #[must_use]
@@ -65,6 +72,7 @@ impl Damage {
             Damage::BlocksRotten { .. } => 2,
             Damage::TableRotten { .. } => 3,
             Damage::LogRotten { .. } => 4,
+            Damage::KeyMissing { .. } => 5,
         }]
     }
 
@@ -76,7 +84,8 @@ impl Damage {
             Damage::GroupsMissing { segment, .. }
             | Damage::BlocksRotten { segment, .. }
             | Damage::TableRotten { segment, .. }
-            | Damage::LogRotten { segment, .. } => path(*segment),
+            | Damage::LogRotten { segment, .. }
+            | Damage::KeyMissing { segment, .. } => path(*segment),
         }
     }
 
@@ -84,7 +93,7 @@ impl Damage {
     #[must_use]
     pub fn bytes(&self) -> Option<(u64, Option<u64>)> {
         match self {
-            Damage::File { .. } => None,
+            Damage::File { .. } | Damage::KeyMissing { .. } => None,
             Damage::GroupsMissing { from_bytes, to_bytes, .. } => Some((*from_bytes, *to_bytes)),
             Damage::BlocksRotten { from_bytes, to_bytes, .. } => Some((*from_bytes, Some(*to_bytes))),
             Damage::TableRotten { position_bytes, .. } | Damage::LogRotten { position_bytes, .. } => {
@@ -103,6 +112,9 @@ impl Damage {
                 "the index still has what it said, as long as it is whole: copy the files elsewhere, and put the segment back \
                  from a copy of the vault if there is one"
                     .to_owned()
+            }
+            Damage::KeyMissing { .. } => {
+                "put back the vault.toml that has the key, or the segment from a newer copy of the vault".to_owned()
             }
             Damage::BlocksRotten { .. } | Damage::TableRotten { .. } => {
                 format!("no file is hurt by it unless one is named below (strongroom check --read-data {vault})")
@@ -131,6 +143,7 @@ impl fmt::Display for Damage {
             Damage::LogRotten { position_bytes, .. } => {
                 write!(f, "{file}: the frame of the log at byte {position_bytes} does not open")
             }
+            Damage::KeyMissing { key, .. } => write!(f, "{file} is under key {key}, which the header does not have"),
         }
     }
 }

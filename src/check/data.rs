@@ -7,7 +7,7 @@
 use super::finding::{Finding, Place};
 use super::nodes::REGULAR;
 use super::survey::Survey;
-use crate::base::id::{Ino, SegmentId};
+use crate::base::id::{Ino, KeyNumber, SegmentId};
 use crate::base::limits::{CHUNK_BYTES, UNIT_RAW_BYTES};
 use crate::buffer::FileBuffer;
 use crate::format::extent::{Extent, Origin, Run};
@@ -236,7 +236,7 @@ impl Survey<'_> {
                 // Not a file that anyone could bring back: the files are told.
                 broken.insert(segment, 0);
             } else if need.end_bytes > 0
-                && let Some(readable) = s.segment_file(segment, need.end_bytes)
+                && let Some(readable) = s.segment_file(segment, info.key, need.end_bytes)
             {
                 broken.insert(segment, readable);
             }
@@ -250,8 +250,13 @@ impl Survey<'_> {
     }
 
     /// Looks at a segment's file; gives how far it can be read if that is not far enough.
-    fn segment_file(&mut self, segment: SegmentId, needed_bytes: u64) -> Option<u64> {
+    fn segment_file(&mut self, segment: SegmentId, key: KeyNumber, needed_bytes: u64) -> Option<u64> {
         match self.vault.segment_len_bytes(segment) {
+            Ok(_) if let Some(key) = self.vault.missing_key(segment, key) => {
+                let why = format!("it is under key {key}, which the header does not have");
+                self.found(Finding::SegmentMissing { segment, why });
+                Some(0)
+            }
             Ok(len_bytes) if len_bytes >= needed_bytes => None,
             Ok(len_bytes) => {
                 self.found(Finding::SegmentShort { segment, len_bytes, needed_bytes });

@@ -14,7 +14,7 @@ use crate::format::FORMAT_VERSION_OLDEST;
 use crate::format::frame::Kind;
 use crate::format::group::{HEADER_BYTES, Header as GroupHeader};
 use crate::format::root::{MAGIC, ROOT_BYTES, ROOT_VERSION, ROOT_VERSION_1};
-use crate::seal::{Header, MasterKey, read_header};
+use crate::seal::{Header, VaultKeys, read_header};
 use crate::segment::{Body, Shapes, Unreadable, Walk, parse_file_name, path};
 use crate::vault::{HEADER, HEADER_COPY, ROOTS};
 use std::io;
@@ -54,7 +54,7 @@ struct Segment {
 /// Reads everything; `key` opens the log. `progress` is told bytes read of bytes in all.
 pub fn scrub_media(
     backing: &Arc<dyn Backing>,
-    key: Option<(&Header, &MasterKey)>,
+    key: Option<(&Header, &VaultKeys)>,
     progress: &dyn Fn(u64, u64),
 ) -> io::Result<Media> {
     let mut media = Media::default();
@@ -74,7 +74,7 @@ pub fn scrub_media(
         let tell = |position: u64| progress(done + position.min(len), total);
         let end = match key {
             None => media.shapes(&mut segment, &tell)?,
-            Some((header, master)) => media.walk(&mut segment, header, master, &tell)?,
+            Some((header, keys)) => media.walk(&mut segment, header, keys, &tell)?,
         };
         media.end_of_segment(segment, end, len)?;
         media.segments += 1;
@@ -126,12 +126,12 @@ impl Media {
         &mut self,
         segment: &mut Segment,
         header: &Header,
-        master: &MasterKey,
+        keys: &VaultKeys,
         tell: &dyn Fn(u64),
     ) -> io::Result<u64> {
         let mut walk = Walk::new(Arc::clone(&segment.file), segment.id, header.suite, header.vault);
         let mut plain = Vec::new();
-        while let Some(group) = walk.next(master).map_err(io_error)? {
+        while let Some(group) = walk.next(keys).map_err(io_error)? {
             segment.gap(group.gap_before.map(|gap| (gap.from_bytes, gap.to_bytes)));
             self.group(segment, &group.header, group.position_bytes, &group.body);
             for frame in group.frames.iter().filter(|f| f.entry.kind != Kind::Data) {
@@ -150,6 +150,8 @@ impl Media {
             }
             tell(walk.position_bytes());
         }
+        let missing = walk.missing_key().map(|key| Damage::KeyMissing { segment: segment.id, key });
+        self.damage.extend(missing);
         Ok(walk.position_bytes())
     }
 

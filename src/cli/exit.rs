@@ -49,7 +49,8 @@ exits! {
     Mended = 18, "`check --repair`: damage was found, and all of it was mended";
     EmergencyNeeded = 19, "the vault needs the emergency directory that it was last used with";
     Away = 20, "closed, and everything is safe, but part of it is in the emergency directory";
-    SlotRefused = 21, "`key`: the key slots cannot be changed like that";
+    SlotRefused = 21, "`key`, `rekey`: the key slots cannot be changed like that";
+    Unfinished = 22, "`rekey`: part of the vault is still under an old key";
 }
 
 impl Exit {
@@ -104,10 +105,10 @@ impl Failure {
             OpenFault::Header(short @ HeaderFault::KeyFileTooShort { .. }) => {
                 Failure::new(Exit::NoKey, format!("{at}: {short}"))
             }
-            OpenFault::Header(_) | OpenFault::Damaged(_) | OpenFault::RootsLost => {
+            OpenFault::Header(_) | OpenFault::Damaged(_) | OpenFault::RootsLost | OpenFault::KeyMissing { .. } => {
                 Failure::new(Exit::Damaged, format!("{at}: {fault}"))
             }
-            OpenFault::RolledBack { .. } | OpenFault::HeaderPutBack { .. } => {
+            OpenFault::RolledBack { .. } | OpenFault::HeaderPutBack { .. } | OpenFault::OlderKey { .. } => {
                 Failure::new(Exit::RolledBack, format!("{at}: {fault}"))
             }
             OpenFault::EmergencyNeeded { .. } => Failure::new(Exit::EmergencyNeeded, format!("{at}: {fault}")),
@@ -135,7 +136,7 @@ mod tests {
     #[test]
     fn codes_are_frozen() {
         let codes: Vec<u8> = Exit::ALL.iter().map(|e| *e as u8).collect();
-        assert_eq!(codes, (0..=21).collect::<Vec<u8>>(), "a script somewhere relies on these");
+        assert_eq!(codes, (0..=22).collect::<Vec<u8>>(), "a script somewhere relies on these");
         assert_eq!(Exit::WrongKey as u8, 3);
         assert_eq!(Exit::from_u8(11), Some(Exit::Busy));
         assert_eq!(Exit::from_u8(99), None);

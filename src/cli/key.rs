@@ -73,6 +73,20 @@ pub struct NewSource {
     pub new_recovery_key: bool,
 }
 
+/// The options that say what else opens the vault.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct AlsoSource {
+    /// Keep the slot of the passphrase in this file, too; repeatable
+    #[arg(long, value_name = "FILE")]
+    pub also_password_file: Vec<PathBuf>,
+    /// Keep the slot of this key file, too; repeatable
+    #[arg(long, value_name = "FILE")]
+    pub also_key_file: Vec<PathBuf>,
+    /// Keep the slot of the recovery key in this file, too; repeatable
+    #[arg(long, value_name = "FILE")]
+    pub also_recovery_key_file: Vec<PathBuf>,
+}
+
 impl Source {
     /// Whether nothing was said.
     pub fn is_unsaid(&self) -> bool {
@@ -98,6 +112,17 @@ pub fn read_new(source: &NewSource, world: &dyn World) -> Result<Unlock, Failure
     }
     let files = [(&source.new_key_file, Kind::KeyFile), (&source.new_password_file, Kind::Passphrase)];
     read_from(&files, source.new_password_fd, &NEW_CREDENTIALS, true)
+}
+
+/// Reads what else opens the vault.
+pub fn read_also(source: &AlsoSource) -> Result<Vec<Unlock>, Failure> {
+    let files = |paths: &[PathBuf], kind: Kind| {
+        paths.iter().map(|path| of_kind(kind, from_path(path)?, path)).collect::<Result<Vec<_>, _>>()
+    };
+    let mut all = files(&source.also_password_file, Kind::Passphrase)?;
+    all.extend(files(&source.also_key_file, Kind::KeyFile)?);
+    all.extend(files(&source.also_recovery_key_file, Kind::Recovery)?);
+    Ok(all)
 }
 
 fn read_from(

@@ -19,6 +19,7 @@ mod pins;
 mod print;
 mod quota;
 mod recover;
+mod rekey;
 mod scrub;
 mod size;
 mod slots;
@@ -65,6 +66,8 @@ enum Command {
     Key(slots::Args),
     /// Set, show and check quotas of directories, users and groups
     Quota(quota::Args),
+    /// Give a vault a new master key, and seal everything in it anew
+    Rekey(rekey::Args),
 }
 
 /// Does what the command line says.
@@ -86,6 +89,7 @@ pub fn run(line: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Recover(args) => args.json,
         Command::Key(args) => args.is_json(),
         Command::Quota(args) => args.is_json(),
+        Command::Rekey(args) => args.json,
     };
     let run = || match &line.command {
         Command::Init(args) => init::run(args),
@@ -97,6 +101,7 @@ pub fn run(line: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Recover(args) => recover::run(args),
         Command::Key(args) => slots::run(args),
         Command::Quota(args) => quota::run(args),
+        Command::Rekey(args) => rekey::run(args),
     };
     // A panic has been printed where it happened; it ends in a code of ours, too. Nothing of what it may have left half
     // done is used again.
@@ -132,7 +137,7 @@ mod tests {
     #[test]
     fn what_does_not_exist_yet_is_not_offered() {
         let names: Vec<_> = Line::command().get_subcommands().map(|c| c.get_name().to_owned()).collect();
-        assert_eq!(names, ["init", "mount", "umount", "status", "check", "scrub", "recover", "key", "quota"]);
+        assert_eq!(names, ["init", "mount", "umount", "status", "check", "scrub", "recover", "key", "quota", "rekey"]);
     }
 
     #[test]

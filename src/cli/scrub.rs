@@ -63,8 +63,7 @@ fn of_vault(args: &Args, path: &Path) -> Result<Exit, Failure> {
     };
     let unlock = derive::master_key(path, locked.headers(), unlock)?;
     let opened = locked.headers().open(&unlock).map_err(|fault| Failure::open(path, &fault.into()))?;
-    let media =
-        look(args, &locked, |backing, tell| scrub_media(backing, Some((&opened.header, &opened.master)), tell))?;
+    let media = look(args, &locked, |backing, tell| scrub_media(backing, Some((&opened.header, &opened.keys)), tell))?;
     let world: Arc<dyn World> = Arc::new(RealWorld::default());
     let progress = Progress::new("reading");
     // What was read above of files that no checksum names is what their frames' tags and the index say now.

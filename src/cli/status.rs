@@ -10,7 +10,7 @@ use crate::backing::{Backing, DirBacking};
 use crate::base::lock::Held;
 use crate::base::world::Time;
 use crate::seal::Header;
-use crate::vault::{HEADER, HeaderTexts, OpenFault};
+use crate::vault::{self, HEADER, HeaderTexts, OpenFault};
 use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::AsRawFd;
@@ -90,6 +90,11 @@ fn of_vault(path: &Path, json: bool) -> Result<Exit, Failure> {
     let in_use = is_locked(path)?;
     let mountpoint = mounts::strongrooms()?.into_iter().find(|m| m.source == path).map(|m| m.mountpoint);
     let created = print::utc(Time { seconds: header.created_s, nanos: 0 });
+    let unfinished = !header.old_keys.is_empty();
+    let left = match unfinished {
+        true => vault::under_old_keys(&backing, header.key).map_err(|e| Failure::io(path, &e))?,
+        false => (0, 0),
+    };
     if json {
         print::json(&serde_json::json!({
             "ok": true,
@@ -99,6 +104,9 @@ fn of_vault(path: &Path, json: bool) -> Result<Exit, Failure> {
             "compression": header.compression.to_string(),
             "created": created,
             "key_slots": header.slots.len(),
+            "key": header.key.0,
+            "rekey_unfinished": unfinished,
+            "rekey_left_bytes": left.1,
             "quota_bytes": header.quota_bytes,
             "quota_inodes": header.quota_inodes,
             "segments": segments,
@@ -128,6 +136,11 @@ fn of_vault(path: &Path, json: bool) -> Result<Exit, Failure> {
         ("on disk", size::show(bytes)),
     ];
     rows.iter().try_for_each(|(name, value)| print::answer(&format!("{name:<16} {value}")))?;
+    if unfinished {
+        let (segments, bytes) = (left.0, size::show(left.1));
+        let left = format!("unfinished: {bytes} in {segments} segments are under an old key; strongroom rekey goes on");
+        print::answer(&format!("{:<16} {left}", "rekey"))?;
+    }
     Ok(Exit::Ok)
 }
 

@@ -8,7 +8,7 @@
 use super::frame::Kind;
 use super::wire::{Malformed, Reader, Write, malformed};
 use crate::base::choice::Codec;
-use crate::base::id::{Epoch, Ino, SegmentId, Slot};
+use crate::base::id::{Epoch, Ino, KeyNumber, SegmentId, Slot};
 use crate::base::limits::{BLOCK_BYTES, GROUP_BYTES_MAX, TAG_BYTES};
 use std::ops::Range;
 
@@ -16,18 +16,26 @@ use std::ops::Range;
 pub const HEADER_BYTES: usize = 64;
 /// First bytes of a group.
 pub const MAGIC: [u8; 4] = *b"SRG1";
-/// The version that is written: with a table of the blocks' checksums.
+/// The version that is written under a vault's first master key: with a table of the blocks' checksums.
 pub const GROUP_VERSION: u16 = 2;
+/// The version that is written under every later one: it names the key.
+pub const GROUP_VERSION_KEYED: u16 = 3;
 /// The version before: one checksum over the whole body, which a punched hole breaks.
 pub const GROUP_VERSION_1: u16 = 1;
+/// Flag of a group that `rekey` sealed anew: a checkpoint covered what it holds then, so the chain of its commits need not hold.
+pub const SEALED_ANEW: u16 = 1;
+/// Flag of a group sealed anew that has no table, for it was of version 1 before.
+pub const NO_TABLE: u16 = 2;
 /// Bytes of one entry of the table.
 pub const TABLE_ENTRY_BYTES: usize = 4;
 
 /// The clear header of a group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Header {
-    /// `GROUP_VERSION` or `GROUP_VERSION_1`.
+    /// `GROUP_VERSION`, `GROUP_VERSION_1` or `GROUP_VERSION_KEYED`.
     pub version: u16,
+    /// `SEALED_ANEW`, perhaps with `NO_TABLE`; 0 in other versions than `GROUP_VERSION_KEYED`.
+    pub flags: u16,
     /// The segment it belongs to; a recycled file's old groups name another.
     pub segment: SegmentId,
     /// The lease it was written under.
@@ -42,6 +50,8 @@ pub struct Header {
     pub body_crc: u32,
     /// The segment's salt, again in each group: one bad sector must not cost a segment.
     pub salt: [u8; 16],
+    /// The master key that the segment's key is derived from; 0 in other versions than `GROUP_VERSION_KEYED`, where it never is.
+    pub key: KeyNumber,
 }
 
 impl Header {
@@ -51,6 +61,7 @@ impl Header {
         let mut b = [0; HEADER_BYTES];
         b[0..4].copy_from_slice(&MAGIC);
         b[4..6].copy_from_slice(&self.version.to_le_bytes());
+        b[6..8].copy_from_slice(&self.flags.to_le_bytes());
         b[8..16].copy_from_slice(&self.segment.0.to_le_bytes());
         b[16..24].copy_from_slice(&self.epoch.0.to_le_bytes());
         b[24..28].copy_from_slice(&self.group.to_le_bytes());
@@ -58,6 +69,7 @@ impl Header {
         b[32..36].copy_from_slice(&self.directory_len_bytes.to_le_bytes());
         b[36..40].copy_from_slice(&self.body_crc.to_le_bytes());
         b[40..56].copy_from_slice(&self.salt);
+        b[56..58].copy_from_slice(&self.key.0.to_le_bytes());
         let crc = crc32fast::hash(&b[..60]);
         b[60..64].copy_from_slice(&crc.to_le_bytes());
         b
@@ -71,14 +83,17 @@ impl Header {
             return malformed("group magic");
         }
         let version = r.u16("group version")?;
-        if version != GROUP_VERSION && version != GROUP_VERSION_1 {
+        let keyed = version == GROUP_VERSION_KEYED;
+        if !keyed && version != GROUP_VERSION && version != GROUP_VERSION_1 {
             return malformed("group version");
         }
-        if r.u16("group reserved")? != 0 {
-            return malformed("group reserved");
+        let flags = r.u16("group flags")?;
+        if flags != 0 && !(keyed && (flags == SEALED_ANEW || flags == SEALED_ANEW | NO_TABLE)) {
+            return malformed("group flags");
         }
         let header = Header {
             version,
+            flags,
             segment: SegmentId(r.u64("group segment")?),
             epoch: Epoch(r.u64("group epoch")?),
             group: r.u32("group number")?,
@@ -86,8 +101,12 @@ impl Header {
             directory_len_bytes: r.u32("group directory length")?,
             body_crc: r.u32("group body checksum")?,
             salt: r.array("group salt")?,
+            key: KeyNumber(r.u16("group key")?),
         };
-        if r.u32("group reserved")? != 0 {
+        if (header.key != KeyNumber(0)) != keyed {
+            return malformed("group key");
+        }
+        if r.u16("group reserved")? != 0 {
             return malformed("group reserved");
         }
         if r.u32("group header checksum")? != crc32fast::hash(&head[..60]) {
@@ -107,8 +126,20 @@ impl Header {
         (self.len_bytes as usize).div_ceil(BLOCK_BYTES)
     }
 
+    /// Whether there is a table of the blocks' checksums, and not one checksum over the whole body.
+    #[must_use]
+    pub fn has_table(&self) -> bool {
+        self.version != GROUP_VERSION_1 && self.flags & NO_TABLE == 0
+    }
+
+    /// Whether `rekey` sealed it anew.
+    #[must_use]
+    pub fn is_sealed_anew(&self) -> bool {
+        self.flags & SEALED_ANEW != 0
+    }
+
     fn table_len_bytes(&self) -> usize {
-        if self.version == GROUP_VERSION_1 { 0 } else { self.blocks() * TABLE_ENTRY_BYTES }
+        if self.has_table() { self.blocks() * TABLE_ENTRY_BYTES } else { 0 }
     }
 
     /// Where the table begins in the group, and the directory ends.
@@ -123,10 +154,11 @@ impl Header {
         self.table_start() - self.directory_len_bytes as usize..self.table_start()
     }
 
-    /// What the directory's encryption binds beside its address: the header's fields that it follows from.
+    /// What stands in the directory's address in the place of inode and offset: flags and length, so that the header fits its
+    /// directory or that does not open.
     #[must_use]
-    pub fn bound(&self) -> (u32, u32) {
-        (self.group, self.len_bytes)
+    pub fn bound(&self) -> (Ino, u64) {
+        (Ino(u64::from(self.flags)), u64::from(self.len_bytes))
     }
 }
 
@@ -252,6 +284,7 @@ mod tests {
     fn header() -> Header {
         Header {
             version: GROUP_VERSION,
+            flags: 0,
             segment: SegmentId(7),
             epoch: Epoch(2),
             group: 3,
@@ -259,6 +292,7 @@ mod tests {
             directory_len_bytes: 40,
             body_crc: 0x0102_0304,
             salt: *b"0123456789abcdef",
+            key: KeyNumber(0),
         }
     }
 
@@ -282,9 +316,32 @@ mod tests {
         assert_eq!(bytes[..8], *b"SRG1\x01\0\0\0", "old vaults must open for ever");
         assert_eq!(Header::decode(&bytes), Ok(header));
         assert_eq!((header.directory(), header.table_start()), (460..500, 500));
-        for version in [0, 3] {
+        for version in [0, 4] {
             let bytes = Header { version, ..header }.encode();
             assert_eq!(Header::decode(&bytes), malformed("group version"));
+        }
+    }
+
+    #[test]
+    fn golden_group_header_that_names_its_key() {
+        let header = Header { version: GROUP_VERSION_KEYED, flags: SEALED_ANEW, key: KeyNumber(258), ..header() };
+        let bytes = header.encode();
+        assert_eq!(bytes[..8], *b"SRG1\x03\0\x01\0", "on-disk bytes changed: bump FORMAT_VERSION");
+        assert_eq!(bytes[40..60], *b"0123456789abcdef\x02\x01\0\0");
+        assert_eq!(Header::decode(&bytes), Ok(header));
+        assert_eq!((header.directory(), header.bound()), (456..496, (Ino(1), 500)));
+        let bare = Header { flags: SEALED_ANEW | NO_TABLE, ..header };
+        assert_eq!(Header::decode(&bare.encode()), Ok(bare));
+        assert_eq!((bare.directory(), bare.table_start()), (460..500, 500), "as in version 1");
+        for (wrong, what) in [
+            (Header { key: KeyNumber(0), ..header }, "group key"),
+            (Header { version: GROUP_VERSION, ..header }, "group flags"),
+            (Header { version: GROUP_VERSION, flags: 0, ..header }, "group key"),
+            (Header { version: GROUP_VERSION_1, flags: 0, ..header }, "group key"),
+            (Header { flags: NO_TABLE, ..header }, "group flags"),
+            (Header { flags: 4, ..header }, "group flags"),
+        ] {
+            assert_eq!(Header::decode(&wrong.encode()), malformed(what), "{wrong:?}");
         }
     }
 

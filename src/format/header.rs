@@ -7,7 +7,7 @@
 use super::wire::Write;
 use super::{FORMAT_VERSION, FORMAT_VERSION_OLDEST};
 use crate::base::choice::{Compression, SuiteId};
-use crate::base::id::VaultId;
+use crate::base::id::{KeyNumber, VaultId};
 use serde::{Deserialize, Serialize};
 
 /// Longest text that is read.
@@ -16,6 +16,10 @@ pub const HEADER_BYTES_MAX: usize = 64 << 10;
 pub const SLOTS_MAX: usize = 32;
 /// The first format in which a header may have a revision.
 pub const REVISION_FORMAT: u16 = 3;
+/// The first format in which a header may name a master key, and old ones.
+pub const KEYS_FORMAT: u16 = 4;
+/// Most old master keys that a header keeps.
+pub const OLD_KEYS_MAX: usize = 8;
 /// Longest label of a slot.
 pub const LABEL_BYTES_MAX: usize = 255;
 
@@ -79,6 +83,17 @@ pub struct KeySlot {
     pub wrapped: [u8; 48],
 }
 
+/// A master key of before, wrapped under the one in force: segments are still under it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OldKey {
+    /// Its number; less than that of the one in force.
+    pub number: KeyNumber,
+    /// Nonce of the wrap.
+    pub nonce: [u8; 24],
+    /// The wrapped key and its tag.
+    pub wrapped: [u8; 48],
+}
+
 /// The values of a `vault.toml`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Header {
@@ -100,6 +115,10 @@ pub struct Header {
     pub created_s: i64,
     /// Its key slots, at least one.
     pub slots: Vec<KeySlot>,
+    /// The number of the master key that is in them; 0 before `KEYS_FORMAT`.
+    pub key: KeyNumber,
+    /// Those of before that segments are still under, by number; none before `KEYS_FORMAT`.
+    pub old_keys: Vec<OldKey>,
 }
 
 /// What is looked at first: a text of the future may have fields that mean nothing here.
@@ -116,6 +135,8 @@ struct Text {
     format: u16,
     #[serde(skip_serializing_if = "Option::is_none")]
     revision: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    key: Option<u16>,
     vault: String,
     suite: String,
     compression: String,
@@ -127,6 +148,16 @@ struct Text {
     features: Vec<String>,
     mac: String,
     slot: Vec<SlotText>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    old_key: Vec<OldKeyText>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct OldKeyText {
+    number: u16,
+    nonce: String,
+    wrapped: String,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -203,6 +234,19 @@ impl Header {
         if text.revision.is_some_and(|revision| revision == 0 || text.format < REVISION_FORMAT) {
             return malformed("'revision' is a number from 1 on, and there is none in older formats");
         }
+        if text.key.is_some_and(|key| key == 0 || text.format < KEYS_FORMAT || text.revision.is_none()) {
+            return malformed(
+                "'key' is a number from 1 on, of a header that has a revision, and there is none in older formats",
+            );
+        }
+        let key = KeyNumber(text.key.unwrap_or(0));
+        let old_keys = text.old_key.into_iter().map(OldKey::parse).collect::<Result<Vec<_>, _>>()?;
+        let in_order = old_keys.iter().zip(old_keys.iter().skip(1)).all(|(a, b)| a.number < b.number);
+        if old_keys.len() > OLD_KEYS_MAX || !in_order || old_keys.last().is_some_and(|last| last.number >= key) {
+            return malformed(format!(
+                "old keys are at most {OLD_KEYS_MAX}, in ascending order, and each has a number below that of the key in force"
+            ));
+        }
         let header = Header {
             format: text.format,
             revision: text.revision.unwrap_or(0),
@@ -213,6 +257,8 @@ impl Header {
             quota_inodes: text.quota_inodes,
             created_s: text.created,
             slots,
+            key,
+            old_keys,
         };
         Ok((header, unhex(&text.mac, "mac")?))
     }
@@ -222,6 +268,7 @@ impl Header {
         let text = Text {
             format: self.format,
             revision: (self.revision > 0).then_some(self.revision),
+            key: (self.key.0 > 0).then_some(self.key.0),
             vault: hex(&self.vault.0),
             suite: self.suite.to_string(),
             compression: self.compression.to_string(),
@@ -231,6 +278,7 @@ impl Header {
             features: Vec::new(),
             mac: hex(mac),
             slot: self.slots.iter().map(KeySlot::to_text).collect(),
+            old_key: self.old_keys.iter().map(OldKey::to_text).collect(),
         };
         let text = toml::to_string(&text).map_err(|e| HeaderText::Malformed(e.to_string()))?.into_bytes();
         // What could not be read back must not be written.
@@ -272,6 +320,16 @@ impl Header {
         // Nothing where there is none: so the code of a header that was never changed is that of older formats' bytes.
         if self.revision > 0 {
             b.extend_from_slice(&self.revision.to_le_bytes());
+        }
+        if self.key.0 > 0 {
+            b.extend_from_slice(b"KEYS");
+            b.extend_from_slice(&self.key.0.to_le_bytes());
+            b.extend_from_slice(&(self.old_keys.len() as u16).to_le_bytes());
+            for old in &self.old_keys {
+                b.extend_from_slice(&old.number.0.to_le_bytes());
+                b.extend_from_slice(&old.nonce);
+                b.extend_from_slice(&old.wrapped);
+            }
         }
         b
     }
@@ -350,6 +408,17 @@ impl KeySlot {
             commitment: hex(&self.commitment),
             wrapped: hex(&self.wrapped),
         }
+    }
+}
+
+impl OldKey {
+    fn parse(text: OldKeyText) -> Result<OldKey, HeaderText> {
+        let number = KeyNumber(text.number);
+        Ok(OldKey { number, nonce: unhex(&text.nonce, "nonce")?, wrapped: unhex(&text.wrapped, "wrapped")? })
+    }
+
+    fn to_text(&self) -> OldKeyText {
+        OldKeyText { number: self.number.0, nonce: hex(&self.nonce), wrapped: hex(&self.wrapped) }
     }
 }
 

@@ -4,7 +4,7 @@
 
 use super::record::Counters;
 use super::wire::{Malformed, Reader, malformed};
-use crate::base::id::{CommitSeq, Epoch, SegmentId};
+use crate::base::id::{CommitSeq, Epoch, KeyNumber, SegmentId};
 
 /// A place in the log: everything before it has been taken in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,6 +108,8 @@ pub struct SegmentInfo {
     pub epoch: Epoch,
     /// Its salt.
     pub salt: [u8; 16],
+    /// The master key that its own key is derived from.
+    pub key: KeyNumber,
     /// Sealed bytes of data ever put there.
     pub data_bytes: u64,
     /// Sealed bytes of data that an extent still needs.
@@ -115,27 +117,35 @@ pub struct SegmentInfo {
 }
 
 impl SegmentInfo {
-    /// The stored value.
+    /// A segment in which nothing is counted.
+    #[must_use]
+    pub fn empty(epoch: Epoch, salt: [u8; 16], key: KeyNumber) -> SegmentInfo {
+        SegmentInfo { epoch, salt, key, data_bytes: 0, live_bytes: 0 }
+    }
+
+    /// The stored value; the number of the first key is left out.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        let mut b = Vec::with_capacity(40);
+        let mut b = Vec::with_capacity(42);
         b.extend_from_slice(&self.epoch.0.to_le_bytes());
         b.extend_from_slice(&self.salt);
         b.extend_from_slice(&self.data_bytes.to_le_bytes());
         b.extend_from_slice(&self.live_bytes.to_le_bytes());
+        if self.key != KeyNumber(0) {
+            b.extend_from_slice(&self.key.0.to_le_bytes());
+        }
         b
     }
     /// Reads a value.
     pub fn decode(bytes: &[u8]) -> Result<SegmentInfo, Malformed> {
         let mut r = Reader::new(bytes);
-        let s = SegmentInfo {
-            epoch: Epoch(r.u64("segment epoch")?),
-            salt: r.array("segment salt")?,
-            data_bytes: r.u64("segment data")?,
-            live_bytes: r.u64("segment live")?,
-        };
+        let (epoch, salt) = (Epoch(r.u64("segment epoch")?), r.array("segment salt")?);
+        let (data_bytes, live_bytes) = (r.u64("segment data")?, r.u64("segment live")?);
+        let key = if r.is_empty() { KeyNumber(0) } else { KeyNumber(r.u16("segment key")?) };
         r.end("segment tail")?;
-        Ok(s)
+        let info = SegmentInfo { epoch, salt, key, data_bytes, live_bytes };
+        // One spelling: the first key is not named.
+        if info.encode().len() == bytes.len() { Ok(info) } else { malformed("segment key") }
     }
 }
 
@@ -145,9 +155,14 @@ mod tests {
 
     #[test]
     fn golden_segment_info_and_position() {
-        let s = SegmentInfo { epoch: Epoch(1), salt: *b"0123456789abcdef", data_bytes: 2, live_bytes: 3 };
+        let none = SegmentInfo::empty(Epoch(1), *b"0123456789abcdef", KeyNumber(0));
+        let s = SegmentInfo { data_bytes: 2, live_bytes: 3, ..none };
         assert_eq!(s.encode(), b"\x01\0\0\0\0\0\0\x000123456789abcdef\x02\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0");
         assert_eq!(SegmentInfo::decode(&s.encode()), Ok(s));
+        let keyed = SegmentInfo { key: KeyNumber(258), ..s };
+        assert_eq!(keyed.encode(), [&s.encode()[..], b"\x02\x01"].concat());
+        assert_eq!(SegmentInfo::decode(&keyed.encode()), Ok(keyed));
+        assert_eq!(SegmentInfo::decode(&[&s.encode()[..], b"\0\0"].concat()), malformed("segment key"));
         let p = LogPosition { seq: CommitSeq(9), chain: [7; 32] };
         let mut want = b"\x09\0\0\0\0\0\0\0".to_vec();
         want.extend_from_slice(&[7; 32]);

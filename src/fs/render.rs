@@ -170,7 +170,7 @@ impl FileSystem {
         };
         let errors = stats.errors();
         let last = errors.last().map_or(String::new(), |e| format!(", last {} {}", stamp(e.at), e.text));
-        let shown = table(&[
+        let mut rows = vec![
             ("state", vault.state().to_string()),
             ("not yet safe", bytes(vault.pending_bytes())),
             ("used", of(bytes(usage.bytes), usage.quota_bytes.map(bytes))),
@@ -183,9 +183,13 @@ impl FileSystem {
             ("fsyncs", fsync),
             ("errors", format!("{}{last}", errors.len())),
             ("away", if vault.is_away() { "segments lie in the emergency directory" } else { "nothing" }.to_owned()),
-        ]);
+        ];
+        if let Some((segments, left)) = vault.left_to_rekey() {
+            let left = format!("unfinished: {} in {segments} segments are under an old key", bytes(left));
+            rows.push(("rekey", left));
+        }
         let warnings: Vec<_> = self.quota_warnings().into_iter().map(|warning| ("quota       ", warning)).collect();
-        Ok(shown + &table(&warnings))
+        Ok(table(&rows) + &table(&warnings))
     }
 
     fn stats_json(&self) -> Result<String, FsFault> {

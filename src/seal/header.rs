@@ -5,10 +5,11 @@
 
 use super::derive::derive;
 use super::key::MasterKey;
+use super::keys::VaultKeys;
 use super::recovery::RecoveryKey;
 use super::slot::{Unlock, add_slot, check_cost, unwrap_master};
 use crate::base::choice::{Compression, SuiteId};
-use crate::base::id::VaultId;
+use crate::base::id::{KeyNumber, VaultId};
 use crate::base::world::World;
 use crate::format::FORMAT_VERSION;
 use crate::format::header::{Header, HeaderText};
@@ -90,8 +91,10 @@ impl From<HeaderText> for HeaderFault {
 pub struct UnlockedHeader {
     /// Its values.
     pub header: Header,
-    /// The key.
+    /// The key in force.
     pub master: MasterKey,
+    /// It, and those of before that segments are still under.
+    pub keys: VaultKeys,
     /// The slots that what it was opened with fits; none for a master key.
     pub fitting: Vec<u32>,
 }
@@ -114,6 +117,8 @@ pub fn create_header(
         quota_inodes: new.quota_inodes,
         created_s: world.now().seconds,
         slots: Vec::new(),
+        key: KeyNumber(0),
+        old_keys: Vec::new(),
     };
     add_slot(world, &mut header, &master, unlock, "first", new.argon2)?;
     if let Some(key) = recovery {
@@ -146,7 +151,10 @@ pub fn unlock_header(text: &[u8], unlock: &Unlock) -> Result<UnlockedHeader, Hea
     let (header, mac) = Header::parse(text)?;
     let (master, fitting) = unwrap_master(&header, unlock)?;
     match hmac::verify(&mac_key(&header, &master), &header.canonical(), &mac) {
-        Ok(()) => Ok(UnlockedHeader { header, master, fitting }),
+        Ok(()) => {
+            let keys = VaultKeys::of(&header, &master)?;
+            Ok(UnlockedHeader { header, master, keys, fitting })
+        }
         // A slot vouches for the key it holds; for this one only the header does.
         Err(_) if matches!(unlock, Unlock::Master(_)) => Err(HeaderFault::WrongKey),
         Err(_) => Err(HeaderFault::Tampered),
@@ -275,6 +283,29 @@ commitment = "789e0fbd661cb3ce5537d89d54b83a4380cd4892d74393ef75c045965b48f461"
 wrapped = "e248bfb61634256b10bf1674a535822bcda37ac1de3fd18d646a535985b9cd53843808097275aece43d3b1a971dd2be9"
 "#;
 
+    const GOLDEN_ABOVE: &str = r#"format = 4
+revision = 2
+key = 258
+vault = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
+suite = "aes-256-gcm"
+compression = "auto"
+quota_bytes = 1099511627776
+created = 1800000000
+features = []
+mac = "d16049ceaecba23407e073671a7034e347e949f1d74348abda179584fa676694"
+
+"#;
+    const GOLDEN_OLD_KEYS: &str = r#"
+number = 0
+nonce = "28292a2b2c2d2e2f303132333435363738393a3b3c3d3e3f"
+wrapped = "9e77434430fbcd4ff2f3ab8f8e357fe308dc02af3daaab8b6f6addf76d5deb30aab2026a8efe90bede5f0a4312d8cfb5"
+
+[[old_key]]
+number = 257
+nonce = "404142434445464748494a4b4c4d4e4f5051525354555657"
+wrapped = "5e079f73b37a23aacac9607f6ed4ee9e3e58aefb9b788df919754eb61c810980962c93f12830bea5f89a322a5dc6b186"
+"#;
+
     #[test]
     fn golden_headers() {
         for (unlock, golden) in [(passphrase("correct horse"), GOLDEN_PASSPHRASE), (key_file(), GOLDEN_KEY_FILE)] {
@@ -291,6 +322,30 @@ wrapped = "e248bfb61634256b10bf1674a535822bcda37ac1de3fd18d646a535985b9cd5384380
             );
             assert_eq!(header.created_s, 1_800_000_000);
         }
+    }
+
+    #[test]
+    fn golden_header_with_old_keys() {
+        let (mut header, first) = open_header(GOLDEN_KEY_FILE.as_bytes(), &key_file()).unwrap();
+        let (world, second) = (world(), MasterKey(crate::base::secret::Secret::from([0xB7; 32])));
+        (header.revision, header.key) = (2, KeyNumber(258));
+        super::super::replace_slot(&world, &mut header, &second, 1, &key_file(), "first", None).unwrap();
+        let wrapped = |number| crate::seal::wrap_old_key(&world, &header, &second, KeyNumber(number), &first);
+        header.old_keys = vec![wrapped(0), wrapped(257)];
+        let text = String::from_utf8(write_header(&header, &second).unwrap()).unwrap();
+        let (above, behind) = text.split_once("[[slot]]").unwrap();
+        let old = behind.split_once("[[old_key]]").expect("old keys stand behind the slots").1;
+        assert_eq!(above, GOLDEN_ABOVE, "header changed: bump FORMAT_VERSION and add a vault to tests/vaults/");
+        assert_eq!(old, GOLDEN_OLD_KEYS, "header changed: bump FORMAT_VERSION and add a vault to tests/vaults/");
+        let canonical = header.canonical();
+        assert_eq!(canonical[209..223], *b"\x02\0\0\0\0\0\0\0KEYS\x02\x01", "behind a header of one slot");
+        assert_eq!(canonical.len(), 209 + 8 + 8 + 2 * 74);
+        let opened = unlock_header(text.as_bytes(), &key_file()).unwrap();
+        assert_eq!(*opened.master.0, [0xB7; 32]);
+        for number in [0, 257] {
+            assert_eq!(*opened.keys.get(KeyNumber(number)).unwrap().0, *first.0);
+        }
+        assert!(opened.keys.get(KeyNumber(1)).is_none() && opened.keys.number() == KeyNumber(258));
     }
 
     #[test]

@@ -97,6 +97,13 @@ impl SegmentKey {
         buf.extend_from_slice(&tag);
     }
 
+    /// The same where there is room for the tag already: encrypts all but the last bytes of `buf` and puts the tag there.
+    pub fn seal_in_place(&self, at: &Address, buf: &mut [u8]) {
+        debug_assert_eq!((at.vault, at.epoch, at.segment), (self.vault, self.epoch, self.segment));
+        let (body, tag) = buf.split_at_mut(buf.len() - TAG_BYTES);
+        tag.copy_from_slice(&self.suite.seal(at.nonce(), &at.aad(), body));
+    }
+
     /// Decrypts ciphertext and tag in place; when `Forged`, what is left there is of no use.
     pub fn open<'a>(&self, at: &Address, sealed: &'a mut [u8]) -> Result<&'a [u8], Forged> {
         let body_len = sealed.len().checked_sub(TAG_BYTES).ok_or(Forged)?;
@@ -200,6 +207,8 @@ mod tests {
             assert_eq!(&buf[..6], b"before");
             assert_eq!(&buf[6..], want, "sealed bytes changed: bump FORMAT_VERSION and add a vault to tests/vaults/");
             assert_eq!(key(suite).open(&address(), &mut buf[6..]), Ok(&b"hello"[..]));
+            key(suite).seal_in_place(&address(), &mut buf[6..]);
+            assert_eq!(&buf[6..], want);
         }
     }
 

@@ -10,6 +10,7 @@ mod codec;
 mod derive;
 mod header;
 mod key;
+mod keys;
 mod pin;
 mod recovery;
 mod slot;
@@ -22,12 +23,13 @@ pub use header::{
     write_header,
 };
 pub use key::{MasterKey, PageKey, SegmentKey};
-pub use pin::{open_pin, write_pin};
+pub use keys::{VaultKeys, wrap_old_key};
+pub use pin::{moved_lines, open_pin, says_moved, write_pin, write_pins};
 pub use recovery::RecoveryKey;
-pub use slot::{Unlock, add_slot, replace_slot};
+pub use slot::{Unlock, add_slot, fitting_slots, replace_slot};
 pub use suite::preferred_suite;
 
-pub use crate::format::header::{Header, KeySlot, LABEL_BYTES_MAX, SLOTS_MAX, SlotKind};
+pub use crate::format::header::{Header, KeySlot, LABEL_BYTES_MAX, OLD_KEYS_MAX, SLOTS_MAX, SlotKind};
 pub use crate::format::recovery::Typo;
 pub use crate::format::root::HeaderMark;
 

@@ -5,10 +5,46 @@
 //! On failure: `Forged`.
 
 use super::derive::derive;
-use super::{Forged, MasterKey};
-use crate::base::id::VaultId;
-use crate::format::pin::Pin;
+use super::{Forged, MasterKey, VaultKeys};
+use crate::base::id::{KeyNumber, VaultId};
+use crate::format::pin::{MOVED_MAX, Moved, Pin};
 use aws_lc_rs::hmac;
+
+/// The text of a pin, and behind it the lines that say which master keys the vault has moved on from: those that are `known`,
+/// and one for each old key that the header has.
+#[must_use]
+pub fn write_pins(pin: &Pin, keys: &VaultKeys, known: &[Moved]) -> Vec<u8> {
+    let lines: String = moved_lines(pin.vault, keys, known).iter().map(Moved::to_line).collect();
+    [write_pin(pin, keys.current()), lines.into_bytes()].concat()
+}
+
+/// Those lines: the newest ones, if there are too many.
+#[must_use]
+pub fn moved_lines(vault: VaultId, keys: &VaultKeys, known: &[Moved]) -> Vec<Moved> {
+    let mut moved: Vec<Moved> = known.iter().filter(|line| line.key < keys.number()).cloned().collect();
+    for (number, key) in keys.old() {
+        moved.retain(|line| line.key != number);
+        moved.push(moved_on(vault, number, key));
+    }
+    moved.sort_by_key(|line| line.key);
+    moved.split_off(moved.len().saturating_sub(MOVED_MAX))
+}
+
+/// Whether a line says, with the key itself, that the vault has moved on from the key of this number.
+#[must_use]
+pub fn says_moved(line: &Moved, vault: VaultId, number: KeyNumber, key: &MasterKey) -> bool {
+    let lines = Moved::lines(vault, number);
+    line.key == number && hmac::verify(&moved_key(vault, key), lines.as_bytes(), &line.mac).is_ok()
+}
+
+fn moved_on(vault: VaultId, number: KeyNumber, key: &MasterKey) -> Moved {
+    let mac = hmac::sign(&moved_key(vault, key), Moved::lines(vault, number).as_bytes());
+    Moved { key: number, mac: mac.as_ref().try_into().expect("HMAC-SHA256 gives 32 bytes") }
+}
+
+fn moved_key(vault: VaultId, key: &MasterKey) -> hmac::Key {
+    hmac::Key::new(hmac::HMAC_SHA256, &derive(&key.0[..], &vault.0, &[b"strongroom pin moved 1"])[..])
+}
 
 /// The text of a pin.
 #[must_use]

@@ -146,6 +146,11 @@ pub(super) fn unwrap_master(header: &Header, unlock: &Unlock) -> Result<(MasterK
     }
 }
 
+/// The numbers of the slots that a secret fits.
+pub fn fitting_slots(header: &Header, unlock: &Unlock) -> Result<Vec<u32>, HeaderFault> {
+    unwrap_master(header, unlock).map(|(_, fitting)| fitting)
+}
+
 fn is_for(kind: SlotKind, unlock: &Unlock) -> bool {
     match kind {
         SlotKind::Passphrase { .. } => matches!(unlock, Unlock::Passphrase(_)),

@@ -4,9 +4,10 @@
 //! new for each segment, and a segment is never resumed. Called by: `vault` (sealer, log, read, recover), `check`.
 
 use crate::base::choice::{Codec, SuiteId};
-use crate::base::id::{Epoch, Ino, SegmentId, Slot, VaultId};
+use crate::base::id::{Epoch, Ino, KeyNumber, SegmentId, Slot, VaultId};
 use crate::format::frame::{Address, DIRECTORY_SLOTS, Kind, WRITER_SLOTS};
-use crate::seal::{MasterKey, SegmentKey};
+use crate::format::segment::SegmentInfo;
+use crate::seal::{SegmentKey, VaultKeys};
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 /// A segment's key and identity.
@@ -19,6 +20,8 @@ pub struct SegmentContext {
     pub id: SegmentId,
     /// Its salt.
     pub salt: [u8; 16],
+    /// The number of the master key that its own is derived from.
+    pub key_number: KeyNumber,
     /// Its key.
     pub key: SegmentKey,
     data_slots: AtomicU32,
@@ -26,17 +29,25 @@ pub struct SegmentContext {
 }
 
 impl SegmentContext {
-    /// Derives the key. For writing, `salt` must be fresh.
+    /// Derives the key; `None` if the header does not have the master key that it is derived from. For writing, the salt must
+    /// be fresh and the key the one in force.
     pub fn new(
-        master: &MasterKey,
+        keys: &VaultKeys,
         suite: SuiteId,
         vault: VaultId,
-        epoch: Epoch,
         id: SegmentId,
-        salt: [u8; 16],
-    ) -> SegmentContext {
-        let key = master.segment(suite, vault, epoch, id, &salt);
-        SegmentContext { vault, epoch, id, salt, key, data_slots: 0.into(), writer_slots: WRITER_SLOTS.into() }
+        info: &SegmentInfo,
+    ) -> Option<SegmentContext> {
+        let SegmentInfo { epoch, salt, key: key_number, .. } = *info;
+        let key = keys.get(key_number)?.segment(suite, vault, epoch, id, &salt);
+        let (data_slots, writer_slots) = (0.into(), WRITER_SLOTS.into());
+        Some(SegmentContext { vault, epoch, id, salt, key_number, key, data_slots, writer_slots })
+    }
+
+    /// What the index says of it while nothing in it is counted.
+    #[must_use]
+    pub fn info(&self) -> SegmentInfo {
+        SegmentInfo::empty(self.epoch, self.salt, self.key_number)
     }
 
     /// `count` consecutive slots for a worker; the first of them.

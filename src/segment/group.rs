@@ -6,11 +6,12 @@
 use super::SegmentContext;
 use crate::backing::AlignedBuf;
 use crate::base::choice::Codec;
-use crate::base::id::{Ino, Slot};
+use crate::base::id::{KeyNumber, Slot};
 use crate::base::limits::{GROUP_BYTES_MAX, TAG_BYTES};
 use crate::format::frame::{DIRECTORY_SLOTS, Kind};
 use crate::format::group::{
-    Entry, GROUP_VERSION, HEADER_BYTES, Header, block_crc, crc_seed, encode_directory, table_crc, table_len_bytes,
+    Entry, GROUP_VERSION, GROUP_VERSION_KEYED, HEADER_BYTES, Header, block_crc, crc_seed, encode_directory, table_crc,
+    table_len_bytes,
 };
 
 /// Most bytes of a directory entry (format.md §3).
@@ -86,21 +87,22 @@ impl GroupBuilder {
         let mut directory = encode_directory(&self.entries);
         let table_start = self.buf.len() + directory.len() + TAG_BYTES;
         let len_bytes = (table_start + table_len_bytes(table_start)) as u32;
-        let slot = Slot(DIRECTORY_SLOTS + group);
-        // The offset binds the group's length.
-        let at = context.address(slot, Kind::Directory, Codec::Raw, directory.len(), Ino(0), u64::from(len_bytes));
-        context.key.seal(&at, &mut directory, 0);
-        self.buf.extend_from_slice(&directory);
         let mut header = Header {
-            version: GROUP_VERSION,
+            version: if context.key_number == KeyNumber(0) { GROUP_VERSION } else { GROUP_VERSION_KEYED },
+            flags: 0,
             segment: context.id,
             epoch: context.epoch,
             group,
             len_bytes,
-            directory_len_bytes: directory.len() as u32,
+            directory_len_bytes: (directory.len() + TAG_BYTES) as u32,
             body_crc: 0,
             salt: context.salt,
+            key: context.key_number,
         };
+        let (slot, (ino, offset)) = (Slot(DIRECTORY_SLOTS + group), header.bound());
+        let at = context.address(slot, Kind::Directory, Codec::Raw, directory.len(), ino, offset);
+        context.key.seal(&at, &mut directory, 0);
+        self.buf.extend_from_slice(&directory);
         for block in 0..header.blocks() {
             let crc = block_crc(&self.buf, block, table_start, self.seed);
             self.buf.extend_from_slice(&crc.to_le_bytes());

@@ -6,12 +6,14 @@
 mod context;
 mod group;
 mod read;
+mod reseal;
 mod shape;
 mod walk;
 
 pub use context::SegmentContext;
 pub use group::{GroupBuilder, SealedFrames};
 pub use read::{FrameAt, blocks_of, open_frames};
+pub use reseal::{is_same, seal_anew};
 pub use shape::{Body, Gap, Shape, Shapes};
 pub use walk::{Walk, WalkedFrame, WalkedGroup};
 

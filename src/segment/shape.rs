@@ -7,11 +7,9 @@
 //! Called by: `walk`, and by whoever has no key. On failure: the disk's error; damage is told, or is the end.
 
 use crate::backing::{AlignedBuf, BackingFile};
-use crate::base::id::{Epoch, SegmentId};
+use crate::base::id::{Epoch, KeyNumber, SegmentId};
 use crate::base::limits::{BLOCK_BYTES, GROUP_BYTES_MAX};
-use crate::format::group::{
-    GROUP_VERSION_1, HEADER_BYTES, Header, MAGIC, TABLE_ENTRY_BYTES, block_crc, crc_seed, table_crc,
-};
+use crate::format::group::{HEADER_BYTES, Header, MAGIC, TABLE_ENTRY_BYTES, block_crc, crc_seed, table_crc};
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
@@ -32,7 +30,7 @@ pub struct Gap {
 pub enum Body {
     /// Everything holds.
     Holds,
-    /// Version 1: somewhere, something does not; it may be a hole that was punched.
+    /// No table: somewhere, something does not; it may be a hole that was punched.
     Unknown,
     /// Which blocks do not hold.
     Blocks {
@@ -76,8 +74,8 @@ pub struct Shape {
 pub struct Shapes {
     file: Arc<dyn BackingFile>,
     id: SegmentId,
-    /// The lease and salt that a group must have, known from the first one.
-    life: Option<(Epoch, [u8; 16])>,
+    /// The lease, salt and key that a group must have, known from the first one.
+    life: Option<(Epoch, [u8; 16], KeyNumber)>,
     position: u64,
     next_group: u32,
     /// The group that `next` gave last.
@@ -159,7 +157,7 @@ impl Shapes {
             return Ok(None);
         }
         let Ok(header) = Header::decode(&self.buf) else { return Ok(None) };
-        let life = (header.epoch, header.salt);
+        let life = (header.epoch, header.salt, header.key);
         if header.segment != self.id || header.group != group || self.life.is_some_and(|known| known != life) {
             return Ok(None);
         }
@@ -183,7 +181,7 @@ impl Shapes {
 /// Compares a group with its checksums.
 fn body(header: &Header, group: &[u8]) -> Body {
     let (seed, table_start) = (crc_seed(&header.salt), header.table_start());
-    if header.version == GROUP_VERSION_1 {
+    if !header.has_table() {
         let holds = table_crc(&group[HEADER_BYTES..header.len_bytes as usize], seed) == header.body_crc;
         return if holds { Body::Holds } else { Body::Unknown };
     }

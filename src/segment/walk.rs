@@ -9,11 +9,12 @@ use super::shape::{Body, Gap, Shape, Shapes};
 use super::{SegmentContext, Unreadable};
 use crate::backing::BackingFile;
 use crate::base::choice::{Codec, SuiteId};
-use crate::base::id::{Ino, SegmentId, Slot, VaultId};
+use crate::base::id::{KeyNumber, SegmentId, Slot, VaultId};
 use crate::base::limits::TAG_BYTES;
 use crate::format::frame::{DIRECTORY_SLOTS, Kind};
 use crate::format::group::{Entry, HEADER_BYTES, Header, decode_directory};
-use crate::seal::{MasterKey, decompress};
+use crate::format::segment::SegmentInfo;
+use crate::seal::{VaultKeys, decompress};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -28,7 +29,7 @@ pub struct WalkedFrame {
 }
 
 impl WalkedFrame {
-    fn bytes(&self) -> Range<usize> {
+    pub(super) fn bytes(&self) -> Range<usize> {
         self.start..self.start + self.entry.sealed_len_bytes as usize
     }
 }
@@ -64,19 +65,27 @@ pub struct Walk {
     suite: SuiteId,
     vault: VaultId,
     context: Option<Arc<SegmentContext>>,
+    missing_key: Option<KeyNumber>,
 }
 
 impl Walk {
     /// Begins at the segment's first group.
     #[must_use]
     pub fn new(file: Arc<dyn BackingFile>, id: SegmentId, suite: SuiteId, vault: VaultId) -> Walk {
-        Walk { shapes: Shapes::new(file, id), id, suite, vault, context: None }
+        Walk { shapes: Shapes::new(file, id), id, suite, vault, context: None, missing_key: None }
     }
 
     /// The segment's key, known once a group was found.
     #[must_use]
     pub fn context(&self) -> Option<&Arc<SegmentContext>> {
         self.context.as_ref()
+    }
+
+    /// The number of a master key that a group names and the header does not have: such a group counts as none, and so may
+    /// what follows. Anybody can write a header that names one: who relies on where the segment ends must ask.
+    #[must_use]
+    pub fn missing_key(&self) -> Option<KeyNumber> {
+        self.missing_key
     }
 
     /// Where the next group would begin.
@@ -86,13 +95,16 @@ impl Walk {
     }
 
     /// The next group, or `None` where the segment ends.
-    pub fn next(&mut self, master: &MasterKey) -> Result<Option<WalkedGroup>, Unreadable> {
+    pub fn next(&mut self, keys: &VaultKeys) -> Result<Option<WalkedGroup>, Unreadable> {
         let (id, suite, vault, known) = (self.id, self.suite, self.vault, &mut self.context);
-        let mut entries = Vec::new();
+        let (mut entries, missing_key) = (Vec::new(), &mut self.missing_key);
         let shape = self.shapes.next(|header, group| {
-            let context = known
-                .clone()
-                .unwrap_or_else(|| Arc::new(SegmentContext::new(master, suite, vault, header.epoch, id, header.salt)));
+            let info = SegmentInfo::empty(header.epoch, header.salt, header.key);
+            let new = || SegmentContext::new(keys, suite, vault, id, &info).map(Arc::new);
+            let Some(context) = known.clone().or_else(new) else {
+                missing_key.get_or_insert(header.key);
+                return false;
+            };
             let Some(found) = open_directory(&context, header, group) else { return false };
             entries = found;
             *known = Some(context);
@@ -119,13 +131,20 @@ impl Walk {
 
     /// Opens a frame of the group that `next` gave last; each frame once.
     pub fn open(&mut self, frame: &WalkedFrame, out: &mut Vec<u8>) -> Result<(), Unreadable> {
+        let e = frame.entry;
+        let damaged = |what| Unreadable::Damaged { position_bytes: frame.position_bytes, what };
+        let body = self.open_body(frame)?;
+        decompress(e.codec, body, e.plain_len_bytes as usize, out).map_err(|_| damaged("the frame's compression"))
+    }
+
+    /// The same, left compressed as it was sealed.
+    pub fn open_body(&mut self, frame: &WalkedFrame) -> Result<&[u8], Unreadable> {
         let e = &frame.entry;
         let damaged = |what| Unreadable::Damaged { position_bytes: frame.position_bytes, what };
         let context = self.context.as_ref().ok_or(damaged("the segment"))?;
         let at = context.address(e.slot, e.kind, e.codec, e.plain_len_bytes as usize, e.ino, e.offset_bytes);
         let sealed = &mut self.shapes.bytes_mut()[frame.bytes()];
-        let plain = context.key.open(&at, sealed).map_err(|_| damaged("the frame's tag"))?;
-        decompress(e.codec, plain, e.plain_len_bytes as usize, out).map_err(|_| damaged("the frame's compression"))
+        context.key.open(&at, sealed).map_err(|_| damaged("the frame's tag"))
     }
 }
 
@@ -133,7 +152,8 @@ impl Walk {
 fn open_directory(context: &SegmentContext, header: &Header, group: &mut [u8]) -> Option<Vec<Entry>> {
     let directory = header.directory();
     let (slot, plain_len) = (Slot(DIRECTORY_SLOTS + header.group), directory.len() - TAG_BYTES);
-    let at = context.address(slot, Kind::Directory, Codec::Raw, plain_len, Ino(0), u64::from(header.len_bytes));
+    let (ino, offset) = header.bound();
+    let at = context.address(slot, Kind::Directory, Codec::Raw, plain_len, ino, offset);
     let frames_len = directory.start - HEADER_BYTES;
     let plain = context.key.open(&at, &mut group[directory]).ok()?;
     decode_directory(plain, frames_len).ok()

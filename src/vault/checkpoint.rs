@@ -226,8 +226,8 @@ pub fn store(
     let mut root = shared.root.held();
     root.generation = Generation(root.generation.0 + 1);
     (root.covered, root.clean) = (position, clean);
-    let (master, vault) = (&shared.segments.master, shared.segments.vault);
-    root::write(&*shared.backing, &root, master, vault, &*shared.world)?;
+    let (keys, vault) = (&shared.segments.keys, shared.segments.vault);
+    root::write(&*shared.backing, &root, keys, vault, &*shared.world)?;
     // Not under the lock, which whoever looks at the numbers takes: pins lie on another filesystem, and it may be slow.
     let written = root.clone();
     drop(root);

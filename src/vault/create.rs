@@ -9,7 +9,7 @@ use crate::base::id::{Epoch, Generation, VaultId};
 use crate::base::world::World;
 use crate::format::root::Root;
 use crate::format::segment::LogPosition;
-use crate::seal::{NewVault, Unlock, create_header, header_mark, open_header, preferred_suite};
+use crate::seal::{NewVault, Unlock, VaultKeys, create_header, header_mark, open_header, preferred_suite};
 use std::sync::Arc;
 
 /// What a directory may hold and still count as empty: a fresh filesystem's own.
@@ -48,7 +48,7 @@ pub fn create(
         header: Some(header_mark(&values, &master)),
         emergency: String::new(),
     };
-    root::write(&**backing, &first, &master, new.vault, &**world)?;
+    root::write(&**backing, &first, &VaultKeys::first(master.clone()), new.vault, &**world)?;
     backing.sync_dir("segments")?;
     backing.sync_dir("index")?;
     backing.sync_dir("")?;

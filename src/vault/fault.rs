@@ -3,7 +3,7 @@
 //! Promise: the evidence stays inside (which segment, which error), and no variant carries names, plaintext or keys.
 //! Called by: everything in `vault`, `fs`, `check`.
 
-use crate::base::id::{Generation, Ino, SegmentId};
+use crate::base::id::{Generation, Ino, KeyNumber, SegmentId};
 use crate::format::Malformed;
 use crate::index::IndexFault;
 use crate::seal::HeaderFault;
@@ -116,6 +116,20 @@ pub enum OpenFault {
         /// The one that was found.
         to: Generation,
     },
+    /// The header is of before a rekey that the vault, or what is remembered of it, knows of.
+    OlderKey {
+        /// The number of the header's key.
+        header: KeyNumber,
+        /// The generation of its roots, if one holds under that key.
+        found: Option<Generation>,
+    },
+    /// A segment is under a master key that the header does not have.
+    KeyMissing {
+        /// The segment.
+        segment: SegmentId,
+        /// The number of the key.
+        key: KeyNumber,
+    },
     /// The header is older than the one that the root names, or of another history.
     HeaderPutBack {
         /// The revision that the root names.
@@ -147,6 +161,24 @@ impl fmt::Display for OpenFault {
             ),
             OpenFault::RootsLost => f.write_str(
                 "neither root.a nor root.b holds; strongroom check --repair on the vault makes them anew from its log",
+            ),
+            OpenFault::OlderKey { header, found } => {
+                write!(
+                    f,
+                    "vault.toml is of before a rekey (its key is number {header}): who kept the old key could read what is \
+                     written now; put the newer vault.toml back"
+                )?;
+                match found {
+                    Some(found) => write!(
+                        f,
+                        ", or if this older copy of the vault is meant to take its place, say --accept-rollback={found}"
+                    ),
+                    None => Ok(()),
+                }
+            }
+            OpenFault::KeyMissing { segment, key } => write!(
+                f,
+                "segment {segment} is under key {key}, which vault.toml does not have: is it an older one, put back?"
             ),
             OpenFault::HeaderPutBack { known, found } => write!(
                 f,

@@ -8,7 +8,9 @@
 
 use crate::backing::{Backing, Cache, Open, replace_file};
 use crate::format::header::HEADER_BYTES_MAX;
-use crate::seal::{Header, HeaderFault, MasterKey, Unlock, UnlockedHeader, open_header, read_header, unlock_header};
+use crate::seal::{
+    Header, HeaderFault, MasterKey, Unlock, UnlockedHeader, VaultKeys, open_header, read_header, unlock_header,
+};
 use std::io;
 
 /// The header's name.
@@ -40,6 +42,8 @@ pub struct OpenedHeader {
     pub header: Header,
     /// The key that it was opened with.
     pub master: MasterKey,
+    /// It, and those of before that segments are still under.
+    pub keys: VaultKeys,
     /// The slots that what it was opened with fits; none for a master key.
     pub fitting: Vec<u32>,
     /// Which of the two it was.
@@ -90,8 +94,8 @@ impl HeaderTexts {
     /// Unlocks and authenticates the one that holds; of two the newer, and `vault.toml` if they are of one revision.
     pub fn open(&self, unlock: &Unlock) -> Result<OpenedHeader, HeaderFault> {
         let open = |from, text: &[u8]| {
-            let UnlockedHeader { header, master, fitting } = unlock_header(text, unlock)?;
-            Ok(OpenedHeader { header, master, fitting, from })
+            let UnlockedHeader { header, master, keys, fitting } = unlock_header(text, unlock)?;
+            Ok(OpenedHeader { header, master, keys, fitting, from })
         };
         let opened = self.first(open)?;
         // The other one may be whole, too: then only what fits no slot of it kept it from being opened. It is asked with
@@ -101,6 +105,13 @@ impl HeaderTexts {
         else {
             return Ok(opened);
         };
+        let claimed = read_header(text).map_or(opened.header.key, |claims| claims.key);
+        if claimed > opened.header.key
+            && let Ok(newer) = open(other, text)
+        {
+            // A crash came in the middle of a rekey, or one file was put back: the newer key's has the newer state.
+            return Ok(newer);
+        }
         let revision = |(header, _): (Header, MasterKey)| header.revision;
         match open_header(text, &Unlock::Master(opened.master.clone())).map(revision) {
             Ok(newer) if newer > opened.header.revision || newer == opened.header.revision && other == 0 => {
@@ -135,9 +146,16 @@ impl HeaderTexts {
 
     /// Puts the file right that does not hold what the opened one does. What cannot be mended now is the next mount's to
     /// mend: it is said, and does not keep a vault closed that opened.
-    pub fn mend(&self, backing: &dyn Backing, opened: &OpenedHeader) {
+    ///
+    /// One of a newer master key is another's whole vault: it goes only if a root holds under the key of the opened one
+    /// (`root_holds`), which says that the step to the newer key was never done.
+    pub fn mend(&self, backing: &dyn Backing, opened: &OpenedHeader, root_holds: bool) {
         let other = 1 - opened.from;
         if self.texts[other] == self.texts[opened.from] {
+            return;
+        }
+        let newer = |text: &Vec<u8>| read_header(text).is_ok_and(|claims| claims.key > opened.header.key);
+        if !root_holds && self.texts[other].as_ref().is_some_and(newer) {
             return;
         }
         let Some(text) = &self.texts[opened.from] else { return };
@@ -208,7 +226,7 @@ mod tests {
     fn opened(disk: &MemoryBacking) -> Result<u8, HeaderFault> {
         let texts = texts(disk);
         let opened = texts.open(&key(7))?;
-        texts.mend(disk, &opened);
+        texts.mend(disk, &opened, true);
         let both = NAMES.map(|name| read_file(disk, name, 1 << 16).unwrap());
         assert_eq!(both[0], both[1]);
         Ok(opened.header.vault.0[0])
@@ -264,7 +282,7 @@ mod tests {
             let opened = texts(&disk).open(&second).unwrap();
             assert_eq!((opened.header.revision, opened.fitting.as_slice()), (2, &[2][..]));
             assert_eq!(texts(&disk).open(&Unlock::Master(master.clone())).unwrap().header.revision, 2);
-            texts(&disk).mend(&disk, &opened);
+            texts(&disk).mend(&disk, &opened, true);
             assert!(NAMES.iter().all(|name| read_file(&disk, name, 1 << 16).unwrap() == newest));
         }
         // One that does not hold does not count, whatever revision it claims.

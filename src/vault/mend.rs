@@ -7,10 +7,11 @@
 //! On failure: the vault's fault; nothing was set.
 
 use super::place::Everywhere;
+use super::rekey::under_old_keys;
 use super::{Locked, OpenFault, Vault, VaultFault, apply, root};
 use crate::backing::{Backing, Cache, Open};
 use crate::base::choice::Codec;
-use crate::base::id::{Epoch, SegmentId, Slot};
+use crate::base::id::{Epoch, KeyNumber, SegmentId, Slot};
 use crate::base::limits::{CHUNK_BYTES, TAG_BYTES};
 use crate::base::lock::Shared as _;
 use crate::format::extent::{Extent, Run};
@@ -73,19 +74,39 @@ impl Vault {
         Everywhere(Arc::clone(&self.shared.places)).open(&path(id), Open::Read, Cache::Buffered)?.len()
     }
 
+    /// The number of the master key that a segment is under, as the index (`known`) or its first group says, if the header does
+    /// not have it.
+    pub fn missing_key(&self, id: SegmentId, known: KeyNumber) -> Option<KeyNumber> {
+        let s = &self.shared.segments;
+        if s.keys.get(known).is_none() || s.keys.number() == KeyNumber(0) {
+            return Some(known).filter(|key| s.keys.get(*key).is_none());
+        }
+        let everywhere = Everywhere(Arc::clone(&self.shared.places));
+        let file = everywhere.open(&path(id), Open::Read, Cache::Direct).ok()?;
+        let mut walk = Walk::new(file, id, self.suite, s.vault);
+        // What else is wrong with it, its readers find.
+        walk.next(&s.keys).ok()?;
+        walk.missing_key()
+    }
+
+    /// Segments that are under an old key, and their bytes; nothing if no rekey is unfinished. The log goes on under the new
+    /// one meanwhile, so there are never more.
+    pub fn left_to_rekey(&self) -> Option<(u64, u64)> {
+        let s = &self.shared;
+        s.segments.keys.old().next()?;
+        under_old_keys(&*s.backing, s.segments.keys.number()).ok()
+    }
+
     /// What the index should say of a segment of which it says nothing: epoch and salt as its first group has them, or
     /// zeros if that cannot be read (then nothing in it can). Nothing is counted in it.
     pub fn segment_as_found(&self, id: SegmentId) -> SegmentInfo {
         let s = &self.shared.segments;
-        let nothing = SegmentInfo { epoch: Epoch(0), salt: [0; 16], data_bytes: 0, live_bytes: 0 };
+        let nothing = SegmentInfo::empty(Epoch(0), [0; 16], KeyNumber(0));
         let everywhere = Everywhere(Arc::clone(&self.shared.places));
         let Ok(file) = everywhere.open(&path(id), Open::Read, Cache::Direct) else { return nothing };
         let mut walk = Walk::new(file, id, self.suite, s.vault);
-        let found = walk.next(&s.master).is_ok();
-        match walk.context().filter(|_| found) {
-            Some(context) => SegmentInfo { epoch: context.epoch, salt: context.salt, ..nothing },
-            None => nothing,
-        }
+        let found = walk.next(&s.keys).is_ok();
+        walk.context().filter(|_| found).map_or(nothing, |context| context.info())
     }
 }
 
@@ -93,7 +114,7 @@ impl Locked {
     /// The files kept twice of which this one is missing or does not hold; opening the vault restores them.
     pub fn spoiled_copies(&self, unlock: &Unlock) -> Result<Vec<&'static str>, OpenFault> {
         let opened = self.headers().open(unlock)?;
-        let roots = root::spoiled(&**self.backing(), &opened.master, opened.header.vault);
+        let roots = root::spoiled(&**self.backing(), &opened.keys, opened.header.vault);
         Ok(roots.into_iter().chain(self.headers().spoiled(&opened)).collect())
     }
 }

@@ -6,6 +6,7 @@
 //! `checkpoint` keep the index; `read` and `cache` give back. Called by: `fs`, `check`, `cli`.
 //! On failure: `VaultFault` while running, `OpenFault` before.
 
+mod alive;
 mod apply;
 mod batch;
 mod cache;
@@ -25,6 +26,7 @@ mod op;
 mod open;
 mod options;
 mod outcome;
+mod paths;
 mod pin;
 mod place;
 mod pressure;
@@ -32,7 +34,9 @@ mod progress;
 mod quota;
 mod read;
 mod recover;
+mod rekey;
 mod report;
+mod reseal;
 mod reserve;
 mod room;
 mod root;
@@ -64,6 +68,7 @@ pub use options::{CreateOptions, Gauges, OpenOptions, Usage};
 pub use pin::PinStore;
 pub use place::{EmergencyDir, Reach};
 pub use quota::{AccountReport, Admit, OverQuota};
+pub use rekey::{Plan, Rekey, RekeyFault, RekeyReport, under_old_keys};
 pub use root::NAMES as ROOTS;
 pub use scrub::{Hurt, ScrubReport, ScrubState};
 pub use shared::SyncReply;

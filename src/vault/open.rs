@@ -12,17 +12,17 @@ use super::shared::Shares;
 use super::start::start;
 use super::writer::is_full;
 use super::{HeaderTexts, OpenFault, OpenOptions, Vault, apply, header_file, root};
-use crate::backing::{Backing, ShadowBacking, read_file};
+use crate::backing::{Backing, Cache, Open, ShadowBacking, read_file};
 use crate::base::id::{Epoch, Generation, SegmentId, VaultId};
 use crate::base::limits::BUDGET_BYTES_MIN;
 use crate::base::world::World;
 use crate::format::record::Counters;
 use crate::format::root::Root;
-use crate::format::segment::{Covered, LogPosition};
+use crate::format::segment::{Covered, LogPosition, SegmentInfo};
 use crate::format::{FORMAT_VERSION, key};
 use crate::index::{Index, IndexFault, RedbTable};
-use crate::seal::{Header, MasterKey, Unlock, header_mark, write_header};
-use crate::segment::path;
+use crate::seal::{Header, MasterKey, Unlock, VaultKeys, header_mark, write_header};
+use crate::segment::{Walk, path};
 use std::io;
 use std::sync::Arc;
 
@@ -113,11 +113,12 @@ impl Locked {
         options.without_emergency |= self.emergency.1;
         options.leave_away |= self.looking;
         let opened = self.headers.open(unlock)?;
-        self.headers.mend(&*self.backing, &opened);
         let vault = opened.header.vault;
+        let root_holds = root::read_or_say(&*self.backing, &opened.keys, vault)?.is_some();
+        self.headers.mend(&*self.backing, &opened, root_holds);
         if options.emergency.is_none()
             && !options.without_emergency
-            && let Some(path) = needed(&*self.backing, &opened.master, vault)?
+            && let Some(path) = needed(&*self.backing, &opened.keys, vault)?
         {
             options.emergency = self.find.and_then(|find| find(&path));
         }
@@ -126,8 +127,8 @@ impl Locked {
         }
         let remembered = self.remembered.and_in(options.emergency.as_ref(), vault);
         let remembered = if self.looking { remembered.read_only() } else { remembered };
-        let pins = Pins::read(remembered, &opened.master, vault);
-        bring_up(self.backing, self.lock, pins, opened.header, opened.master, &options, world)
+        let pins = Pins::read(remembered, &opened.keys, vault);
+        bring_up(self.backing, self.lock, pins, opened.header, opened.keys, &options, world)
     }
 }
 
@@ -137,8 +138,8 @@ fn first_line(text: &[u8]) -> String {
 }
 
 /// The path of the emergency directory that a vault may need: it was armed, and the vault was not closed with all at home.
-fn needed(backing: &dyn Backing, master: &MasterKey, vault: VaultId) -> io::Result<Option<String>> {
-    let root = root::read(backing, master, vault)?;
+fn needed(backing: &dyn Backing, keys: &VaultKeys, vault: VaultId) -> io::Result<Option<String>> {
+    let root = root::read(backing, keys, vault)?;
     Ok(root.filter(|r| !r.clean && !r.emergency.is_empty()).map(|r| r.emergency))
 }
 
@@ -148,22 +149,22 @@ fn bring_up(
     lock: Box<dyn Send + Sync>,
     pins: Pins,
     mut header: Header,
-    master: MasterKey,
+    keys: VaultKeys,
     options: &OpenOptions,
     world: Arc<dyn World>,
 ) -> Result<Arc<Vault>, OpenFault> {
     let vault = header.vault;
-    let held = root::read(&*backing, &master, vault)?;
+    let held = root::read_or_say(&*backing, &keys, vault)?;
     let anew = held.is_none();
     let mut root = match held {
         Some(root) => root,
-        None if options.rebuild_roots => root::rebuild(&*backing, &master, header.suite, vault)?,
+        None if options.rebuild_roots => root::rebuild(&*backing, &keys, header.suite, vault)?,
         None => return Err(OpenFault::RootsLost),
     };
     if !anew {
         pins.judge(&root)?;
     }
-    judge_header(&root, &header, &master)?;
+    judge_header(&root, &header, keys.current())?;
     pins.raise(&mut root);
     let places = Arc::new(Places::new(Arc::clone(&backing), options.emergency.clone(), vault));
     let emergency = emergency_in_force(&root, &places, options)?;
@@ -171,9 +172,10 @@ fn bring_up(
     test_write(&*backing, &places, options)?;
     let shares = Shares::of(options.budget_bytes.max(BUDGET_BYTES_MIN));
     let old_index = root.index_file;
-    let opened = open_index(&backing, &master, &header, &mut root, &world, shares.index_cache_bytes, options)?;
+    let opened = open_index(&backing, keys.current(), &header, &mut root, &world, shares.index_cache_bytes, options)?;
     let OpenedIndex { index, from, lost: index_lost, spared } = opened;
-    let found = recover(&everywhere, &master, header.suite, vault, &index, &from).inspect_err(|_| {
+    keys_learnt(&index, &everywhere, &header, &keys)?;
+    let found = recover(&everywhere, &keys, header.suite, vault, &index, &from).inspect_err(|_| {
         // Nothing is in it, and it must not be taken for the newest by whoever has lost the roots.
         if old_index != root.index_file {
             let _ = backing.remove(&index_path(root.index_file));
@@ -186,7 +188,7 @@ fn bring_up(
     if anew {
         pins.judge_log(found.position.seq)?;
     }
-    upgrade(&*backing, &mut header, &master)?;
+    upgrade(&*backing, &mut header, keys.current())?;
     let mut found = found;
     if !root.clean && !root.emergency.is_empty() && options.without_emergency {
         // What was left behind may come back one day: its numbers must never be those of what is written from now on.
@@ -198,8 +200,8 @@ fn bring_up(
     let was_clean = root.clean;
     root.clean = false;
     root.emergency = emergency;
-    root.header = Some(header_mark(&header, &master));
-    root::write(&*backing, &root, &master, vault, &*world)?;
+    root.header = Some(header_mark(&header, keys.current()));
+    root::write(&*backing, &root, &keys, vault, &*world)?;
     pins.remember(&root);
     for id in &found.empty_segments {
         // Where it was seen empty, and nowhere else.
@@ -223,7 +225,7 @@ fn bring_up(
         places,
         world,
         header,
-        master,
+        keys,
         root,
         pins,
         index,
@@ -265,7 +267,7 @@ pub(super) struct Parts {
     pub places: Arc<Places>,
     pub world: Arc<dyn World>,
     pub header: Header,
-    pub master: MasterKey,
+    pub keys: VaultKeys,
     pub root: Root,
     pub pins: Pins,
     pub index: Index,
@@ -310,7 +312,7 @@ fn test_write(backing: &dyn Backing, places: &Places, options: &OpenOptions) -> 
     }
 }
 
-fn index_path(number: u64) -> String {
+pub(super) fn index_path(number: u64) -> String {
     format!("index/{number:016x}")
 }
 
@@ -383,13 +385,52 @@ fn index_fault(e: IndexFault) -> OpenFault {
 }
 
 /// Why an index does not say where to go on.
-enum NotCovered {
+pub(super) enum NotCovered {
     Nothing,
     Doubt(String),
 }
 
+/// Where a rekey was stopped between giving a segment that it sealed anew its name and telling the index: the index learns it.
+pub(super) fn keys_learnt(
+    index: &Index,
+    backing: &Arc<dyn Backing>,
+    header: &Header,
+    keys: &VaultKeys,
+) -> Result<(), OpenFault> {
+    if keys.old().next().is_none() {
+        return Ok(());
+    }
+    let mut next = vec![key::SEGMENT];
+    loop {
+        let page = index.scan(&[key::SEGMENT], &next, 512).map_err(index_fault)?;
+        let Some((last, _)) = page.last() else { return Ok(()) };
+        next = [&last[..], &[0]].concat();
+        let mut learnt = Vec::new();
+        for (k, value) in &page {
+            let (Ok((_, id, _)), Ok(known)) = (key::split(k), SegmentInfo::decode(value)) else { continue };
+            if known.key == keys.number() {
+                continue;
+            }
+            let file = match backing.open(&path(SegmentId(id)), Open::Read, Cache::Direct) {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+                other => other?,
+            };
+            let mut walk = Walk::new(file, SegmentId(id), header.suite, header.vault);
+            // What is damaged is for its readers to find.
+            if walk.next(keys).is_err() {
+                continue;
+            }
+            if let Some(found) = walk.context().map(|context| context.info()).filter(|info| info.key == keys.number()) {
+                let SegmentInfo { data_bytes, live_bytes, .. } = known;
+                learnt.push((k.clone(), Some(SegmentInfo { data_bytes, live_bytes, ..found }.encode())));
+            }
+        }
+        index.change(learnt);
+    }
+}
+
 /// What the index says it covers; `None` if the root knows of a newer checkpoint.
-fn covered(index: &Index, root: &Root) -> Result<Option<From>, NotCovered> {
+pub(super) fn covered(index: &Index, root: &Root) -> Result<Option<From>, NotCovered> {
     let value = index.get(&key::total("log")).map_err(|e| NotCovered::Doubt(e.to_string()))?;
     let Some(value) = value else {
         // With a checkpoint of the root's it should say so.

@@ -10,9 +10,9 @@ use super::OpenFault;
 use super::place::EmergencyDir;
 use crate::backing::{Backing, read_file, replace_file};
 use crate::base::id::{CommitSeq, Generation, VaultId};
-use crate::format::pin::{PIN_BYTES_MAX, Pin};
+use crate::format::pin::{Moved, PIN_BYTES_MAX, Pin, parse_moved};
 use crate::format::root::Root;
-use crate::seal::{MasterKey, open_pin, write_pin};
+use crate::seal::{VaultKeys, moved_lines, open_pin, says_moved, write_pins};
 use std::fmt;
 use std::io;
 use std::sync::Arc;
@@ -79,46 +79,79 @@ impl Remembered {
     }
 }
 
+/// A place, and what of it is to stay.
+struct Kept {
+    store: PinStore,
+    /// Whether the last write failed.
+    failed: AtomicBool,
+    /// Its lines about keys of before: only who had such a key could make one, so they are carried along.
+    moved: Vec<Moved>,
+}
+
 /// The pins of an open vault.
 pub struct Pins {
-    stores: Vec<(PinStore, AtomicBool)>,
-    master: MasterKey,
+    stores: Vec<Kept>,
+    keys: VaultKeys,
     vault: VaultId,
     accepted: Option<Generation>,
+    /// Whether one says that the vault has moved on from the key that it is being opened with.
+    moved_on: bool,
     /// What they held when the vault was opened.
     held: Vec<Pin>,
 }
 
 impl Pins {
     /// Reads all pins; those that do not hold are said.
-    pub fn read(remembered: Remembered, master: &MasterKey, vault: VaultId) -> Pins {
-        let read = |store: &PinStore| match read_file(&*store.backing, &store.name(vault), PIN_BYTES_MAX) {
+    pub fn read(remembered: Remembered, keys: &VaultKeys, vault: VaultId) -> Pins {
+        let mut moved_on = false;
+        let mut read = |store: &PinStore| match read_file(&*store.backing, &store.name(vault), PIN_BYTES_MAX) {
             Ok(text) => {
-                let pin = open_pin(&text, vault, master).ok();
-                if pin.is_none() {
+                // A rekey that is not finished, or was finished elsewhere: what was remembered under an old key still counts.
+                let known = std::iter::once(keys.current()).chain(keys.old().map(|(_, key)| key));
+                let pin = known.filter_map(|key| open_pin(&text, vault, key).ok()).next();
+                let moved = parse_moved(&text).unwrap_or_default();
+                let behind = moved.iter().any(|line| says_moved(line, vault, keys.number(), keys.current()));
+                moved_on |= behind;
+                if pin.is_none() && !behind {
                     log::warn!(
                         "the pin in {} does not hold: whether the vault is an older copy is not known",
                         store.shown
                     );
                 }
-                pin
+                (pin, moved)
             }
             Err(e) => {
                 // The first use of this vault here, unless it cannot be told.
                 if e.kind() != io::ErrorKind::NotFound {
                     log::warn!("the pin in {} cannot be read: {e}", store.shown);
                 }
-                None
+                (None, Vec::new())
             }
         };
         let Remembered { pins, accepted } = remembered;
-        let held = pins.iter().filter_map(read).collect();
-        let stores = pins.into_iter().map(|store| (store, AtomicBool::new(false))).collect();
-        Pins { stores, master: master.clone(), vault, accepted, held }
+        let (mut stores, mut held) = (Vec::new(), Vec::new());
+        for store in pins {
+            let (pin, moved) = read(&store);
+            held.extend(pin);
+            stores.push(Kept { store, failed: AtomicBool::new(false), moved });
+        }
+        Pins { stores, keys: keys.clone(), vault, accepted, moved_on, held }
+    }
+
+    /// From now on what is remembered is written under these keys.
+    pub fn go_on_under(&mut self, keys: &VaultKeys) {
+        for kept in &mut self.stores {
+            // While their keys are at hand.
+            kept.moved = moved_lines(self.vault, &self.keys, &kept.moved);
+        }
+        self.keys = keys.clone();
     }
 
     /// Refuses a root that is behind a pin, or of another history, unless it was accepted.
     pub fn judge(&self, root: &Root) -> Result<(), OpenFault> {
+        if self.moved_on && self.accepted != Some(root.generation) {
+            return Err(OpenFault::OlderKey { header: self.keys.number(), found: Some(root.generation) });
+        }
         // One root was written under each number: the same number with anything else in it is another vault's life.
         let (commit, epoch) = (root.covered.seq, root.epoch);
         let same = |pin: &Pin| pin.epoch == epoch && pin.commit == commit;
@@ -137,6 +170,9 @@ impl Pins {
 
     /// For a root made anew: refuses a log that ends before what was once covered. Its generation counts as 0.
     pub fn judge_log(&self, newest: CommitSeq) -> Result<(), OpenFault> {
+        if self.moved_on && self.accepted != Some(Generation(0)) {
+            return Err(OpenFault::OlderKey { header: self.keys.number(), found: Some(Generation(0)) });
+        }
         match self.held.iter().filter(|pin| pin.commit > newest).max_by_key(|pin| pin.generation) {
             Some(pin) => self.accept(pin, Generation(0)),
             None => Ok(()),
@@ -154,8 +190,8 @@ impl Pins {
     /// Remembers a root that is durable now. A pin that cannot be written stays behind, which is said once and harms nobody.
     pub fn remember(&self, root: &Root) {
         let pin = Pin { vault: self.vault, generation: root.generation, epoch: root.epoch, commit: root.covered.seq };
-        let text = write_pin(&pin, &self.master);
-        for (store, failed) in self.stores.iter().filter(|(store, _)| !store.sealed) {
+        for Kept { store, failed, moved } in self.stores.iter().filter(|kept| !kept.store.sealed) {
+            let text = write_pins(&pin, &self.keys, moved);
             match replace_file(&*store.backing, "", &store.name(self.vault), &text) {
                 Ok(()) => failed.store(false, Relaxed),
                 Err(e) => {
@@ -172,9 +208,9 @@ impl Pins {
         if self.stores.is_empty() {
             return "none".to_owned();
         }
-        let one = |(store, failed): &(PinStore, AtomicBool)| match failed.load(Relaxed) {
-            true => format!("{} (not written)", store.shown),
-            false => store.shown.clone(),
+        let one = |kept: &Kept| match kept.failed.load(Relaxed) {
+            true => format!("{} (not written)", kept.store.shown),
+            false => kept.store.shown.clone(),
         };
         self.stores.iter().map(one).collect::<Vec<_>>().join(", ")
     }
@@ -187,8 +223,13 @@ mod tests {
     use crate::base::id::Epoch;
     use crate::base::secret::Secret;
     use crate::format::segment::LogPosition;
+    use crate::seal::MasterKey;
 
     const VAULT: VaultId = VaultId([3; 16]);
+
+    fn keys() -> VaultKeys {
+        VaultKeys::first(MasterKey::from_secret(Secret::from([4; 32])))
+    }
 
     fn root(generation: u64, epoch: u64, commit: u64) -> Root {
         let covered = LogPosition { seq: CommitSeq(commit), chain: [1; 32] };
@@ -199,7 +240,7 @@ mod tests {
     fn pins(places: &[&MemoryBacking], accept: Option<u64>) -> Pins {
         let store = |place: &&MemoryBacking| PinStore::among_others(Arc::new((*place).clone()), "a place");
         let (pins, accepted) = (places.iter().map(store).collect(), accept.map(Generation));
-        Pins::read(Remembered { pins, accepted }, &MasterKey::from_secret(Secret::from([4; 32])), VAULT)
+        Pins::read(Remembered { pins, accepted }, &keys(), VAULT)
     }
 
     fn judged(pins: &Pins, mut root: Root) -> Result<(u64, u64), (u64, u64)> {
@@ -289,7 +330,7 @@ mod tests {
         assert_eq!(judged(&pins(&[&place], None), root(11, 3, 41)), Err((12, 11)));
         let pins = vec![PinStore::alone(Arc::new(place.clone()), "x")];
         let looking = Remembered { pins, accepted: None }.read_only();
-        Pins::read(looking, &MasterKey::from_secret(Secret::from([4; 32])), VAULT).remember(&root(20, 9, 99));
+        Pins::read(looking, &keys(), VAULT).remember(&root(20, 9, 99));
         assert_eq!(place.list("").unwrap(), [format!("{VAULT}.pin")], "only looked at");
     }
 

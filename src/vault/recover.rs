@@ -12,7 +12,7 @@ use super::shared::DeadRange;
 use super::{OpenFault, VaultFault};
 use crate::backing::{AlignedBuf, Backing, Cache, Open};
 use crate::base::choice::SuiteId;
-use crate::base::id::{CommitSeq, Epoch, SegmentId, VaultId};
+use crate::base::id::{CommitSeq, Epoch, KeyNumber, SegmentId, VaultId};
 use crate::base::limits::BLOCK_BYTES;
 use crate::format::frame::Kind;
 use crate::format::inode::NameEntry;
@@ -21,7 +21,7 @@ use crate::format::record::{Commit, Counters, Record};
 use crate::format::segment::{LogPosition, SegmentInfo, Start};
 use crate::format::wire::Reader;
 use crate::index::Index;
-use crate::seal::{Chain, MasterKey};
+use crate::seal::{Chain, VaultKeys};
 use crate::segment::{Unreadable, Walk, WalkedFrame, WalkedGroup, parse_file_name, path};
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -101,12 +101,14 @@ struct Since {
     frames: u32,
     /// Whether the checksums of every group hold.
     whole: bool,
+    /// Whether a group among them was sealed anew, which changes tags and not the commits that chain them.
+    sealed_anew: bool,
     /// Frames of records that could not be opened.
     lost: u64,
 }
 
 impl Since {
-    const BREAK: Since = Since { frames: 0, whole: true, lost: 0 };
+    const BREAK: Since = Since { frames: 0, whole: true, sealed_anew: false, lost: 0 };
 }
 
 /// A commit that is damaged, and not taken in.
@@ -146,7 +148,7 @@ pub fn list_segments(backing: &dyn Backing) -> std::io::Result<Vec<SegmentId>> {
 /// Walks the log's tail and applies what holds to the index's overlay.
 pub fn recover(
     backing: &Arc<dyn Backing>,
-    master: &MasterKey,
+    keys: &VaultKeys,
     suite: SuiteId,
     vault: VaultId,
     index: &Index,
@@ -158,16 +160,15 @@ pub fn recover(
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
             file => {
                 let mut walk = Walk::new(file?, id, suite, vault);
-                walk.next(master).map_err(|e| VaultFault::Index(e.to_string().into()))?;
-                walk.context().map(|context| (context.epoch, context.salt))
+                walk.next(keys).map_err(|e| VaultFault::Index(e.to_string().into()))?;
+                walk.context().map(|context| context.info())
             }
         };
         // Lost: what lay in it cannot be read, the rest of the vault can.
-        let (epoch, salt) = life.unwrap_or_else(|| {
+        Ok(life.unwrap_or_else(|| {
             log::error!("segment {id} is named, but is missing or holds no group that can be read");
-            (Epoch(0), [0; 16])
-        });
-        Ok(SegmentInfo { epoch, salt, data_bytes: 0, live_bytes: 0 })
+            SegmentInfo::empty(Epoch(0), [0; 16], KeyNumber(0))
+        }))
     };
     let mut tail = Tail {
         index,
@@ -202,7 +203,7 @@ pub fn recover(
         backing.open(&path(*id), Open::Read, Cache::Direct)?.sync_data()?;
     }
     let mut before = None;
-    for (&id, last) in walked.iter().zip(last_commits(backing, master, suite, vault, walked)?) {
+    for (&id, last) in walked.iter().zip(last_commits(backing, keys, suite, vault, walked)?) {
         tail.last = last;
         if before.replace(id).is_some_and(|before| before.0 + 1 != id.0) {
             // If a segment is lost, what follows need not be of the commit that was begun.
@@ -210,11 +211,15 @@ pub fn recover(
         }
         let file = backing.open(&path(id), Open::Read, Cache::Direct)?;
         let mut walk = Walk::new(file, id, suite, vault);
-        while let Some(group) = walk.next(master).map_err(unreadable)? {
+        while let Some(group) = walk.next(keys).map_err(unreadable)? {
             let context = Arc::clone(walk.context().expect("a walk that gave a group knows its segment"));
-            let info = SegmentInfo { epoch: context.epoch, salt: context.salt, data_bytes: 0, live_bytes: 0 };
-            tail.segments.borrow_mut().insert(id, info);
+            tail.segments.borrow_mut().insert(id, context.info());
             tail.group(&mut walk, &group)?;
+        }
+        if let Some(key) = walk.missing_key() {
+            // It would be taken for the end of the log, and what follows be dropped, though another header may open it: so
+            // not even whoever was asked to mend passes over it.
+            return Err(OpenFault::KeyMissing { segment: id, key });
         }
         if walk.position_bytes() == 0 && never_begun(&**backing, index, id)? {
             empty_segments.push(id);
@@ -259,9 +264,9 @@ fn newest_segment(index: &Index, from: &From, present: &[SegmentId]) -> Result<S
 }
 
 /// For each segment the newest commit that can count in it: none beyond what a later segment says it continues.
-fn last_commits(
+pub(super) fn last_commits(
     backing: &Arc<dyn Backing>,
-    master: &MasterKey,
+    keys: &VaultKeys,
     suite: SuiteId,
     vault: VaultId,
     segments: &[SegmentId],
@@ -271,7 +276,7 @@ fn last_commits(
         let mut walk =
             Walk::new(backing.open(&path(segments[i]), Open::Read, Cache::Direct)?, segments[i], suite, vault);
         let mut plain = Vec::new();
-        let group = walk.next(master).map_err(unreadable)?;
+        let group = walk.next(keys).map_err(unreadable)?;
         let start = group.and_then(|g| g.frames.first().copied()).filter(|f| f.entry.kind == Kind::Start);
         let start = start.and_then(|f| walk.open(&f, &mut plain).ok()).and_then(|()| Start::decode(&plain).ok());
         last[i - 1] = last[i].min(start.map_or(CommitSeq(u64::MAX), |s| s.after.seq));
@@ -309,6 +314,7 @@ impl Tail<'_> {
             self.begin_lease(None, group)?;
         }
         self.since.whole &= group.checksum_holds;
+        self.since.sealed_anew |= group.header.is_sealed_anew();
         for frame in &group.frames {
             // Before it is opened, which overwrites it.
             let tag = walk.tag(frame);
@@ -322,6 +328,8 @@ impl Tail<'_> {
                 }
                 Kind::Commit => {
                     self.commit(walk, frame, tag)?;
+                    // It is a link of the next one's chain.
+                    self.since.sealed_anew |= group.header.is_sealed_anew();
                     continue;
                 }
                 Kind::Data | Kind::Directory => {}
@@ -356,7 +364,7 @@ impl Tail<'_> {
         self.drop_pending();
         self.astray = false;
         // The reset is about what came before this group.
-        self.since.whole = group.checksum_holds;
+        (self.since.whole, self.since.sealed_anew) = (group.checksum_holds, group.header.is_sealed_anew());
         match after {
             Some(after) if after == self.position => self.joined = true,
             // Its beginning is older than the checkpoint: the commit covered is still to come.
@@ -364,7 +372,7 @@ impl Tail<'_> {
             // The frame that says it is lost, and perhaps commits are. The rest of its group is no more whole for that.
             None => {
                 self.break_off(1);
-                self.since.whole = group.checksum_holds;
+                (self.since.whole, self.since.sealed_anew) = (group.checksum_holds, group.header.is_sealed_anew());
             }
             Some(_) if self.salvage => {
                 log::error!("segment {} belongs to another history: it is passed over", group.header.segment);
@@ -466,7 +474,8 @@ impl Tail<'_> {
         let complete = commit.frames == self.since.frames && self.since.lost == 0;
         let continues = commits == 1 && self.missing == 0;
         // Where a group does not hold, a tag may be what rotted: the chain of the next commit goes on from this one's value.
-        let chained = !self.since.whole || commit.chain == self.chain.value();
+        // And whoever sealed a segment anew had a checkpoint that covers it: the chain has done its work.
+        let chained = !self.since.whole || self.since.sealed_anew || commit.chain == self.chain.value();
         let mut records = std::mem::take(&mut self.records);
         records.extend_from_slice(commit.records);
         let before = (self.position, self.counters);

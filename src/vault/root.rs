@@ -5,20 +5,22 @@
 //! Called by: `create`, `open`, `checkpoint`. On failure: the disk's error; where no root holds, `read` gives none, and
 //! `rebuild` is for whoever was asked to mend.
 
+use super::OpenFault;
 use super::recover::list_segments;
 use crate::backing::{Backing, Cache, Open, read_file};
 use crate::base::choice::SuiteId;
-use crate::base::id::{Epoch, Generation, VaultId};
+use crate::base::id::{Epoch, Generation, KeyNumber, VaultId};
 use crate::base::world::World;
 use crate::format::root::{
     MAGIC, PLAIN_BYTES, PLAIN_BYTES_1, ROOT_BYTES, ROOT_VERSION, ROOT_VERSION_1, ROOT_VERSION_2, Root,
 };
 use crate::format::segment::LogPosition;
-use crate::seal::MasterKey;
+use crate::seal::VaultKeys;
 use crate::segment::{Unreadable, Walk, parse_file_name, path};
 use std::io;
 use std::ops::Range;
 
+const KEY: Range<usize> = 6..8;
 const NONCE: Range<usize> = 8..32;
 const SEALED_AT: usize = 32;
 const TAG_BYTES: usize = 16;
@@ -27,10 +29,11 @@ const TAG_BYTES: usize = 16;
 pub const NAMES: [&str; 2] = ["root.a", "root.b"];
 
 /// The bytes of a root file.
-fn seal(root: &Root, master: &MasterKey, vault: VaultId, world: &dyn World) -> Vec<u8> {
+fn seal(root: &Root, keys: &VaultKeys, vault: VaultId, world: &dyn World) -> Vec<u8> {
     let mut b = vec![0; ROOT_BYTES];
     b[..4].copy_from_slice(&MAGIC);
     b[4..6].copy_from_slice(&ROOT_VERSION.to_le_bytes());
+    b[KEY].copy_from_slice(&keys.number().0.to_le_bytes());
     let mut nonce = [0; 24];
     world.fill(&mut nonce);
     b[NONCE].copy_from_slice(&nonce);
@@ -38,13 +41,14 @@ fn seal(root: &Root, master: &MasterKey, vault: VaultId, world: &dyn World) -> V
     b[sealed.clone()].copy_from_slice(&root.encode());
     let (bound, rest) = b.split_at_mut(NONCE.start);
     let in_rest = sealed.start - NONCE.start..sealed.end - NONCE.start;
-    let tag = master.pages(vault, "root", &[0; 16]).seal(bound, &nonce, &mut rest[in_rest]);
+    let tag = keys.current().pages(vault, "root", &[0; 16]).seal(bound, &nonce, &mut rest[in_rest]);
     b[sealed.end..].copy_from_slice(&tag);
     b
 }
 
-fn open(b: &[u8], master: &MasterKey, vault: VaultId) -> Option<Root> {
-    if b.len() != ROOT_BYTES || b[..4] != MAGIC {
+fn open(b: &[u8], keys: &VaultKeys, vault: VaultId) -> Option<Root> {
+    // Only the key in force: one under an older key is of before a rekey, or made by someone who kept that key.
+    if claimed_key(b) != Some(keys.number()) {
         return None;
     }
     type Decode = fn(&[u8]) -> Result<Root, crate::format::Malformed>;
@@ -57,14 +61,26 @@ fn open(b: &[u8], master: &MasterKey, vault: VaultId) -> Option<Root> {
     let (plain, tag) = b[SEALED_AT..].split_at(len);
     let mut plain = plain.to_vec();
     let (nonce, tag) = (b[NONCE].try_into().ok()?, tag[..TAG_BYTES].try_into().ok()?);
-    master.pages(vault, "root", &[0; 16]).open(&b[..NONCE.start], nonce, &mut plain, tag).ok()?;
+    keys.current().pages(vault, "root", &[0; 16]).open(&b[..NONCE.start], nonce, &mut plain, tag).ok()?;
     decode(&plain).ok()
 }
 
+/// The number of the master key that a root file says it is under, if it has the shape of one. Anybody can have written it.
+fn claimed_key(b: &[u8]) -> Option<KeyNumber> {
+    (b.len() == ROOT_BYTES && b[..4] == MAGIC).then(|| KeyNumber(u16::from_le_bytes([b[KEY.start], b[KEY.start + 1]])))
+}
+
+/// The greatest number of a master key that a root file claims, if it is above what a header has: then the header, and whatever
+/// opens it, is of before a rekey. To be asked only where no root holds.
+fn newer_key(backing: &dyn Backing, keys: &VaultKeys) -> Option<KeyNumber> {
+    let claims = NAMES.iter().filter_map(|name| claimed_key(&read_file(backing, name, ROOT_BYTES).ok()?));
+    claims.max().filter(|claimed| *claimed > keys.number())
+}
+
 /// What the two files hold; an error only where the disk could not say.
-fn both(backing: &dyn Backing, master: &MasterKey, vault: VaultId) -> [io::Result<Option<Root>>; 2] {
+fn both(backing: &dyn Backing, keys: &VaultKeys, vault: VaultId) -> [io::Result<Option<Root>>; 2] {
     NAMES.map(|name| match read_file(backing, name, ROOT_BYTES) {
-        Ok(bytes) => Ok(open(&bytes, master, vault)),
+        Ok(bytes) => Ok(open(&bytes, keys, vault)),
         Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData) => Ok(None),
         Err(e) => Err(e),
     })
@@ -74,12 +90,31 @@ fn both(backing: &dyn Backing, master: &MasterKey, vault: VaultId) -> [io::Resul
 pub fn write(
     backing: &dyn Backing,
     root: &Root,
-    master: &MasterKey,
+    keys: &VaultKeys,
     vault: VaultId,
     world: &dyn World,
 ) -> io::Result<()> {
-    let image = seal(root, master, vault, world);
-    let held = both(backing, master, vault).map(|copy| copy.ok().flatten().map(|root| root.generation));
+    let image = seal(root, keys, vault, world);
+    let order = make_ready(backing, keys, vault)?;
+    order.iter().try_for_each(|name| write_copy(backing, name, &image))
+}
+
+/// Writes a root under other keys into one file, synced, while the other goes on holding the one that is in force under those
+/// of now: so that the header can change from the one to the other in one step, and finds its root on either side of it.
+pub fn stage(
+    backing: &dyn Backing,
+    (now, vault): (&VaultKeys, VaultId),
+    root: &Root,
+    next: &VaultKeys,
+    world: &dyn World,
+) -> io::Result<()> {
+    let [first, _] = make_ready(backing, now, vault)?;
+    write_copy(backing, first, &seal(root, next, vault, world))
+}
+
+/// The order in which the files are to be written; the one to be written last holds the root in force, durably.
+fn make_ready(backing: &dyn Backing, keys: &VaultKeys, vault: VaultId) -> io::Result<[&'static str; 2]> {
+    let held = both(backing, keys, vault).map(|copy| copy.ok().flatten().map(|root| root.generation));
     // A power cut spoils the file that it meets: that must not be the only one in force.
     let order = if held[0] > held[1] { [NAMES[1], NAMES[0]] } else { NAMES };
     // Nor must it be in force by the grace of the page cache: after a sync that failed, of this process or one before, what a
@@ -89,7 +124,7 @@ pub fn write(
         let bytes = read_file(backing, order[1], ROOT_BYTES)?;
         write_copy(backing, order[1], &bytes)?;
     }
-    order.iter().try_for_each(|name| write_copy(backing, name, &image))
+    Ok(order)
 }
 
 fn write_copy(backing: &dyn Backing, name: &str, image: &[u8]) -> io::Result<()> {
@@ -108,9 +143,9 @@ fn write_copy(backing: &dyn Backing, name: &str, image: &[u8]) -> io::Result<()>
 
 /// The newest root that holds. A file that the disk does not give is as good as lost while the other holds: a root in force
 /// was in both before anything relied on it.
-pub fn read(backing: &dyn Backing, master: &MasterKey, vault: VaultId) -> io::Result<Option<Root>> {
+pub fn read(backing: &dyn Backing, keys: &VaultKeys, vault: VaultId) -> io::Result<Option<Root>> {
     let (mut newest, mut unread): (Option<Root>, _) = (None, None);
-    for copy in both(backing, master, vault) {
+    for copy in both(backing, keys, vault) {
         match copy {
             Ok(root) => newest = newest.into_iter().chain(root).max_by_key(|r| r.generation),
             Err(e) => unread = Some(e),
@@ -122,9 +157,17 @@ pub fn read(backing: &dyn Backing, master: &MasterKey, vault: VaultId) -> io::Re
     }
 }
 
+/// The same; where none holds, a header of before a rekey is said to be one.
+pub fn read_or_say(backing: &dyn Backing, keys: &VaultKeys, vault: VaultId) -> Result<Option<Root>, OpenFault> {
+    match read(backing, keys, vault)? {
+        None if newer_key(backing, keys).is_some() => Err(OpenFault::OlderKey { header: keys.number(), found: None }),
+        found => Ok(found),
+    }
+}
+
 /// The files that are missing or do not hold, while the other does: the next `write` mends them.
-pub fn spoiled(backing: &dyn Backing, master: &MasterKey, vault: VaultId) -> Vec<&'static str> {
-    let held = both(backing, master, vault).map(|copy| copy.is_ok_and(|root| root.is_some()));
+pub fn spoiled(backing: &dyn Backing, keys: &VaultKeys, vault: VaultId) -> Vec<&'static str> {
+    let held = both(backing, keys, vault).map(|copy| copy.is_ok_and(|root| root.is_some()));
     let any = held.contains(&true);
     NAMES.into_iter().zip(held).filter(|(_, holds)| any && !holds).map(|(name, _)| name).collect()
 }
@@ -134,12 +177,12 @@ pub fn spoiled(backing: &dyn Backing, master: &MasterKey, vault: VaultId) -> Vec
 ///
 /// It vouches for no commit: how far the log goes is for its own chain to say, and commits that are missing at its very end
 /// cannot be told from commits that never were. The lease is above every one that a group was written under.
-pub fn rebuild(backing: &dyn Backing, master: &MasterKey, suite: SuiteId, vault: VaultId) -> io::Result<Root> {
+pub fn rebuild(backing: &dyn Backing, keys: &VaultKeys, suite: SuiteId, vault: VaultId) -> io::Result<Root> {
     let mut epoch = Epoch(0);
     for id in list_segments(backing)? {
         let mut walk = Walk::new(backing.open(&path(id), Open::Read, Cache::Direct)?, id, suite, vault);
         // By its directory, which only the key could make: anyone can write a large number into a header.
-        match walk.next(master) {
+        match walk.next(keys) {
             Ok(Some(group)) => epoch = epoch.max(group.header.epoch),
             Ok(None) | Err(Unreadable::Damaged { .. }) => {}
             Err(Unreadable::Io(e)) => return Err(e),
@@ -157,11 +200,12 @@ mod tests {
     use crate::backing::{Fate, MemoryBacking};
     use crate::base::secret::Secret;
     use crate::base::world::RealWorld;
+    use crate::seal::MasterKey;
 
     const VAULT: VaultId = VaultId([7; 16]);
 
-    fn master() -> MasterKey {
-        MasterKey::from_secret(Secret::from([5; 32]))
+    fn keys() -> VaultKeys {
+        VaultKeys::first(MasterKey::from_secret(Secret::from([5; 32])))
     }
 
     fn root(generation: u64) -> Root {
@@ -178,11 +222,11 @@ mod tests {
     }
 
     fn put(disk: &MemoryBacking, generation: u64) {
-        write(disk, &root(generation), &master(), VAULT, &RealWorld::default()).unwrap();
+        write(disk, &root(generation), &keys(), VAULT, &RealWorld::default()).unwrap();
     }
 
     fn newest(disk: &MemoryBacking) -> Option<u64> {
-        read(disk, &master(), VAULT).unwrap().map(|r| r.generation.0)
+        read(disk, &keys(), VAULT).unwrap().map(|r| r.generation.0)
     }
 
     fn overwrite(disk: &MemoryBacking, name: &str, bytes: &[u8]) {
@@ -205,7 +249,7 @@ mod tests {
                 let disk = MemoryBacking::default();
                 (1..=3).for_each(|generation| put(&disk, generation));
                 damage(&disk, name);
-                assert_eq!(read(&disk, &master(), VAULT).unwrap(), Some(root(3)), "{name}");
+                assert_eq!(read(&disk, &keys(), VAULT).unwrap(), Some(root(3)), "{name}");
                 put(&disk, 4);
                 for lost in NAMES {
                     let disk = disk.crash(|_, _| false);
@@ -251,7 +295,7 @@ mod tests {
             overwrite(&disk, bad, b"");
             // The first write that is tried fails: the good copy must not have been touched.
             disk.fail_next_writes(1);
-            assert!(write(&disk, &root(2), &master(), VAULT, &RealWorld::default()).is_err());
+            assert!(write(&disk, &root(2), &keys(), VAULT, &RealWorld::default()).is_err());
             disk.remove(bad).unwrap();
             assert_eq!(newest(&disk), Some(1), "{good} was put at risk first");
         }
@@ -267,18 +311,18 @@ mod tests {
         let old = root(5).encode();
         // Version 1: the segment to replay from before the index file, and no path.
         let mut plain = [&old[..56], &9u64.to_le_bytes(), &old[56..65]].concat();
-        let tag = master().pages(VAULT, "root", &[0; 16]).seal(&b[..8], &[0; 24], &mut plain);
+        let tag = keys().current().pages(VAULT, "root", &[0; 16]).seal(&b[..8], &[0; 24], &mut plain);
         b[32..105].copy_from_slice(&plain);
         b[105..121].copy_from_slice(&tag);
         overwrite(&disk, NAMES[1], &b);
-        assert_eq!(read(&disk, &master(), VAULT).unwrap(), Some(Root { emergency: String::new(), ..root(5) }));
+        assert_eq!(read(&disk, &keys(), VAULT).unwrap(), Some(Root { emergency: String::new(), ..root(5) }));
         b[4] = 2;
         let mut plain = [&old[..65], &old[105..], &[0; 40]].concat();
-        let tag = master().pages(VAULT, "root", &[0; 16]).seal(&b[..8], &[0; 24], &mut plain);
+        let tag = keys().current().pages(VAULT, "root", &[0; 16]).seal(&b[..8], &[0; 24], &mut plain);
         b[32..4080].copy_from_slice(&plain);
         b[4080..].copy_from_slice(&tag);
         overwrite(&disk, NAMES[1], &b);
-        assert_eq!(read(&disk, &master(), VAULT).unwrap(), Some(root(5)));
+        assert_eq!(read(&disk, &keys(), VAULT).unwrap(), Some(root(5)));
         put(&disk, 6);
         for name in NAMES {
             assert_eq!(read_file(&disk, name, ROOT_BYTES).unwrap()[4..6], [3, 0]);
@@ -290,13 +334,13 @@ mod tests {
         let disk = MemoryBacking::default();
         put(&disk, 1);
         let image = read_file(&disk, NAMES[0], ROOT_BYTES).unwrap();
-        assert!(open(&image, &master(), VAULT).is_some());
-        assert!(open(&image, &master(), VaultId([8; 16])).is_none());
-        assert!(open(&image, &MasterKey::from_secret(Secret::from([6; 32])), VAULT).is_none());
+        assert!(open(&image, &keys(), VAULT).is_some());
+        assert!(open(&image, &keys(), VaultId([8; 16])).is_none());
+        assert!(open(&image, &VaultKeys::first(MasterKey::from_secret(Secret::from([6; 32]))), VAULT).is_none());
         for (at, byte) in [(0, b'X'), (4, 4), (4, 2), (4, 1), (6, 1), (8, image[8] ^ 1), (4095, image[4095] ^ 1)] {
             let mut b = image.clone();
             b[at] = byte;
-            assert!(open(&b, &master(), VAULT).is_none(), "byte {at}");
+            assert!(open(&b, &keys(), VAULT).is_none(), "byte {at}");
         }
     }
 }

@@ -7,19 +7,19 @@
 //! On failure: damage is a finding and a line in the error list; an index that cannot be read ends the pass, and is told.
 
 use super::op::Op;
+use super::paths;
 use super::shared::Shared;
 use super::{VaultFault, segment_info};
 use crate::backing::AlignedBuf;
-use crate::base::id::{Ino, ROOT_INO, SegmentId};
+use crate::base::id::{Ino, SegmentId};
 use crate::base::limits::{CHUNK_BYTES, HISTORY_LINES_MAX};
 use crate::base::lock::Held;
 use crate::base::world::Time;
 use crate::format::extent::{Extent, Origin};
-use crate::format::inode::{Inode, NameEntry};
 use crate::format::key;
 use crate::format::setting::{SCRUB, ScrubMark};
 use crate::segment::{FrameAt, blocks_of, open_frames};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -31,8 +31,6 @@ const SCAN: usize = 64;
 const MARK_EVERY: Duration = Duration::from_secs(30);
 /// Longest sleep between two looks at whether the pass is to stop.
 const NAP: Duration = Duration::from_millis(500);
-/// Longest chain of directories that is followed for a path.
-const DEPTH_MAX: usize = 4096;
 
 /// How a scrub is doing.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -382,10 +380,9 @@ impl Scrub {
         if inos.is_empty() {
             return None;
         }
-        let homes = homes(shared, &inos).ok()?;
+        let paths = paths::of(&shared.index, &inos).ok()?;
         for h in hurt.iter_mut().filter(|h| h.path.is_none()) {
-            let Some((parent, name)) = homes.get(&h.ino) else { continue };
-            h.path = directory(shared, *parent).map(|path| [&path[..], b"/", &name[..]].concat());
+            h.path = paths.get(&h.ino).cloned();
         }
         Some(hurt)
     }
@@ -423,60 +420,6 @@ fn unreadable(shared: &Shared, buf: &mut AlignedBuf, id: SegmentId, frames: &[Fr
         }
     }
     bad
-}
-
-/// A directory and a name in it for each of some inodes, found by looking through all names.
-fn homes(shared: &Shared, wanted: &BTreeSet<Ino>) -> Result<BTreeMap<Ino, (Ino, Vec<u8>)>, VaultFault> {
-    let mut homes = BTreeMap::new();
-    each(shared, &[key::NAME], |parent, name, entry| {
-        if wanted.contains(&entry.ino) {
-            homes.entry(entry.ino).or_insert_with(|| (parent, name.to_vec()));
-        }
-        homes.len() == wanted.len()
-    })?;
-    Ok(homes)
-}
-
-/// The path of a directory, without a `/` at its end.
-fn directory(shared: &Shared, mut at: Ino) -> Option<Vec<u8>> {
-    let mut parts = Vec::new();
-    while at != ROOT_INO {
-        let parent = Inode::decode(&shared.index.get(&key::inode(at)).ok()??).ok()?.parent;
-        let mut found = None;
-        each(shared, &key::prefix(key::NAME, parent.0), |_, name, entry| {
-            if entry.ino == at {
-                found = Some(name.to_vec());
-            }
-            found.is_some()
-        })
-        .ok()?;
-        parts.push(found?);
-        if parts.len() > DEPTH_MAX {
-            return None;
-        }
-        at = parent;
-    }
-    Some(parts.iter().rev().flat_map(|part| [b"/", &part[..]].concat()).collect())
-}
-
-/// Hands names over, in pages, until it is told that this is enough.
-fn each(
-    shared: &Shared,
-    prefix: &[u8],
-    mut look: impl FnMut(Ino, &[u8], &NameEntry) -> bool,
-) -> Result<(), VaultFault> {
-    let mut next = prefix.to_vec();
-    loop {
-        let found = shared.index.scan(prefix, &next, SCAN)?;
-        let Some((last, _)) = found.last() else { return Ok(()) };
-        next = [&last[..], &[0]].concat();
-        for (k, v) in &found {
-            let (_, parent, name) = key::split(k)?;
-            if look(Ino(parent), name, &NameEntry::decode(v)?) {
-                return Ok(());
-            }
-        }
-    }
 }
 
 impl ScrubReport {

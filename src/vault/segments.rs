@@ -10,7 +10,7 @@ use crate::base::choice::SuiteId;
 use crate::base::id::{SegmentId, VaultId};
 use crate::base::lock::Held;
 use crate::format::segment::SegmentInfo;
-use crate::seal::MasterKey;
+use crate::seal::VaultKeys;
 use crate::segment::{SegmentContext, path};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -30,7 +30,7 @@ pub struct OpenSegment {
 pub struct Segments {
     /// Both places as one: a segment is read wherever it lies.
     pub everywhere: Arc<dyn Backing>,
-    pub master: MasterKey,
+    pub keys: VaultKeys,
     pub suite: SuiteId,
     pub vault: VaultId,
     open: Mutex<HashMap<SegmentId, Arc<OpenSegment>>>,
@@ -40,15 +40,14 @@ pub struct Segments {
 
 impl Segments {
     /// An empty table.
-    pub fn new(everywhere: Arc<dyn Backing>, master: MasterKey, suite: SuiteId, vault: VaultId) -> Self {
-        Segments { everywhere, master, suite, vault, open: Mutex::default(), written: Mutex::default() }
+    pub fn new(everywhere: Arc<dyn Backing>, keys: VaultKeys, suite: SuiteId, vault: VaultId) -> Self {
+        Segments { everywhere, keys, suite, vault, open: Mutex::default(), written: Mutex::default() }
     }
 
     /// Takes in a segment that was just begun.
     pub fn begin(&self, segment: &Arc<OpenSegment>) {
         let c = &segment.context;
-        let info = SegmentInfo { epoch: c.epoch, salt: c.salt, data_bytes: 0, live_bytes: 0 };
-        self.written.held().insert(c.id, info);
+        self.written.held().insert(c.id, c.info());
         self.add(segment);
     }
 
@@ -72,7 +71,9 @@ impl Segments {
             return Ok(segment);
         }
         let info = info()?;
-        let context = SegmentContext::new(&self.master, self.suite, self.vault, info.epoch, id, info.salt);
+        let context = SegmentContext::new(&self.keys, self.suite, self.vault, id, &info).ok_or_else(|| {
+            VaultFault::Index(format!("segment {id} is under key {}, which the header does not have", info.key).into())
+        })?;
         let file = self.everywhere.open(&path(id), Open::Read, Cache::Direct)?;
         let segment = Arc::new(OpenSegment { context: Arc::new(context), file });
         self.add(&segment);

@@ -19,7 +19,7 @@ use crate::format::FORMAT_VERSION;
 use crate::format::header::REVISION_FORMAT;
 use crate::format::root::Root;
 use crate::seal::{
-    Header, HeaderFault, KeySlot, MasterKey, SlotKind, Unlock, add_slot, header_mark, replace_slot, unlock_header,
+    Header, HeaderFault, KeySlot, SlotKind, Unlock, VaultKeys, add_slot, header_mark, replace_slot, unlock_header,
     write_header,
 };
 use std::fmt;
@@ -88,7 +88,7 @@ pub struct Slots {
     backing: Arc<dyn Backing>,
     _lock: Box<dyn Send + Sync>,
     header: Header,
-    master: MasterKey,
+    keys: VaultKeys,
     fitting: Vec<u32>,
     /// The root in force. Only while an import mends a vault that has none may it be missing.
     root: Option<Root>,
@@ -101,14 +101,14 @@ impl Locked {
     pub fn slots(self, unlock: &Unlock, world: Arc<dyn World>) -> Result<Slots, OpenFault> {
         let opened = self.headers.open(unlock)?;
         let vault = opened.header.vault;
-        let mut root = root::read(&*self.backing, &opened.master, vault)?.ok_or(OpenFault::RootsLost)?;
-        let pins = Pins::read(self.remembered, &opened.master, vault);
+        let mut root = root::read_or_say(&*self.backing, &opened.keys, vault)?.ok_or(OpenFault::RootsLost)?;
+        let pins = Pins::read(self.remembered, &opened.keys, vault);
         pins.judge(&root)?;
         judge_header(&root, &opened.header, &opened.master)?;
         pins.raise(&mut root);
-        self.headers.mend(&*self.backing, &opened);
-        let header_file::OpenedHeader { header, master, fitting, .. } = opened;
-        Ok(Slots { backing: self.backing, _lock: self.lock, header, master, fitting, root: Some(root), pins, world })
+        self.headers.mend(&*self.backing, &opened, true);
+        let header_file::OpenedHeader { header, keys, fitting, .. } = opened;
+        Ok(Slots { backing: self.backing, _lock: self.lock, header, keys, fitting, root: Some(root), pins, world })
     }
 }
 
@@ -148,7 +148,7 @@ impl Slots {
     pub fn add(&mut self, unlock: &Unlock, label: &str, argon2: Option<(u32, u32, u32)>) -> Result<u32, SlotFault> {
         self.refuse_taken(label, None)?;
         let mut next = self.header.clone();
-        let id = add_slot(&*self.world, &mut next, &self.master, unlock, label, argon2).map_err(unfit)?;
+        let id = add_slot(&*self.world, &mut next, self.keys.current(), unlock, label, argon2).map_err(unfit)?;
         self.store(next)?;
         Ok(id)
     }
@@ -169,7 +169,7 @@ impl Slots {
             self.refuse_taken(&label, Some(id))?;
         }
         let mut next = self.header.clone();
-        replace_slot(&*self.world, &mut next, &self.master, id, unlock, &label, argon2).map_err(unfit)?;
+        replace_slot(&*self.world, &mut next, self.keys.current(), id, unlock, &label, argon2).map_err(unfit)?;
         self.store(next)
     }
 
@@ -203,12 +203,12 @@ impl Slots {
     fn store(&mut self, mut next: Header) -> Result<(), SlotFault> {
         let revised = next.format >= REVISION_FORMAT;
         next.revision += u64::from(revised);
-        let text = write_header(&next, &self.master).map_err(unfit)?;
+        let text = write_header(&next, self.keys.current()).map_err(unfit)?;
         header_file::store(&*self.backing, &text)?;
         if let Some(root) = self.root.as_mut().filter(|_| revised) {
             root.generation = Generation(root.generation.0 + 1);
-            root.header = Some(header_mark(&next, &self.master));
-            root::write(&*self.backing, root, &self.master, next.vault, &*self.world)?;
+            root.header = Some(header_mark(&next, self.keys.current()));
+            root::write(&*self.backing, root, &self.keys, next.vault, &*self.world)?;
             self.pins.remember(root);
         }
         self.header = next;
@@ -234,7 +234,7 @@ impl Import {
     ) -> Result<Import, SlotFault> {
         let opened = unlock_header(text, unlock).map_err(|fault| SlotFault::Open(fault.into()))?;
         let vault = opened.header.vault;
-        let (mut header, master) = (opened.header, opened.master);
+        let (mut header, master, keys) = (opened.header, opened.master, opened.keys);
         let lock = match backing.lock(LOCK) {
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                 return Err(OpenFault::InUse { holder: String::new() }.into());
@@ -245,16 +245,16 @@ impl Import {
         let before = texts.as_ref().and_then(|texts| texts.shown().ok());
         let known =
             texts.and_then(|texts| texts.open(&Unlock::Master(master.clone())).ok()).map(|opened| opened.header);
-        let mut root = root::read(&*backing, &master, vault)?;
+        let mut root = root::read_or_say(&*backing, &keys, vault)?;
         // Its own word for its vault's id is worth nothing: something of the vault must open with its key.
         let is_ours = || -> io::Result<bool> {
             // Where roots and header are lost, the log's first directories say so.
-            Ok(root::rebuild(&*backing, &master, header.suite, vault)?.epoch.0 > 0)
+            Ok(root::rebuild(&*backing, &keys, header.suite, vault)?.epoch.0 > 0)
         };
         if root.is_none() && known.is_none() && !is_ours()? {
             return Err(SlotFault::OtherVault { theirs: vault });
         }
-        let pins = Pins::read(Remembered { pins, accepted }, &master, vault);
+        let pins = Pins::read(Remembered { pins, accepted }, &keys, vault);
         if let Some(root) = &mut root {
             pins.judge(root)?;
             pins.raise(root);
@@ -267,7 +267,7 @@ impl Import {
         if header.format < REVISION_FORMAT {
             header.revision = 0;
         }
-        let slots = Slots { backing, _lock: lock, header, master, fitting: opened.fitting, root, pins, world };
+        let slots = Slots { backing, _lock: lock, header, keys, fitting: opened.fitting, root, pins, world };
         Ok(Import { slots, before })
     }
 

@@ -26,6 +26,7 @@ use crate::backing::Backing;
 use crate::base::id::SegmentId;
 use crate::base::limits::{CHUNK_BYTES, MEMORY_PARTS};
 use crate::buffer::{Budget, Pool};
+use crate::format::segment::SegmentInfo;
 use crate::segment::SegmentContext;
 use crossbeam_channel::{Receiver, Sender};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -39,15 +40,16 @@ fn queue<T>(stepped: bool, most: usize) -> (Sender<T>, Receiver<T>) {
 
 /// Starts it.
 pub(super) fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sync>) -> Result<Arc<Vault>, OpenFault> {
-    let Parts { backing, places, world, header, master, root, pins, index, index_lost, .. } = parts;
+    let Parts { backing, places, world, header, keys, root, pins, index, index_lost, .. } = parts;
     let Parts { shares, found, allocated, was_clean, .. } = parts;
     let (suite, vault, epoch) = (header.suite, header.vault, root.epoch);
     let fresh = {
-        let (master, world) = (master.clone(), Arc::clone(&world));
+        let (keys, world) = (keys.clone(), Arc::clone(&world));
         move |id| {
             let mut salt = [0; 16];
             world.fill(&mut salt);
-            SegmentContext::new(&master, suite, vault, epoch, id, salt)
+            let info = SegmentInfo::empty(epoch, salt, keys.number());
+            SegmentContext::new(&keys, suite, vault, id, &info).expect("the key in force is there")
         }
     };
     let first = SegmentId(found.newest_segment.0 + 1);
@@ -62,7 +64,7 @@ pub(super) fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sy
     let everywhere: Arc<dyn Backing> = Arc::new(Everywhere(Arc::clone(&places)));
     let stats = stats::Stats::default();
     let shared = Arc::new(Shared {
-        segments: Segments::new(everywhere, master, suite, vault),
+        segments: Segments::new(everywhere, keys, suite, vault),
         reserve: Reserve::take(&*backing, !options.read_only),
         machine: Mutex::new(Machine::new(world.elapsed())),
         stepper: options.stepped.clone().map(Stepper::new),

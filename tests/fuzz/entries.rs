@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 use strongroom::backing::{Backing, BackingFile, Cache, MemoryBacking, Open};
 use strongroom::base::choice::Codec;
-use strongroom::base::id::{Epoch, Ino, SegmentId, VaultId};
+use strongroom::base::id::{Epoch, Ino, KeyNumber, SegmentId, VaultId};
 use strongroom::base::limits::{BLOCK_BYTES, GROUP_BYTES_MAX};
 use strongroom::base::secret::Passphrase;
 use strongroom::base::world::{RealWorld, World};
@@ -21,7 +21,7 @@ use strongroom::format::header::Header;
 use strongroom::format::holders::Holders;
 use strongroom::format::inode::{CookieEntry, Inode, NameEntry};
 use strongroom::format::key;
-use strongroom::format::pin::Pin;
+use strongroom::format::pin::{Moved, Pin, parse_moved};
 use strongroom::format::quota::{Account, Entry as Quota, state_key};
 use strongroom::format::record::{Commit, Record};
 use strongroom::format::root::Root;
@@ -29,7 +29,7 @@ use strongroom::format::segment::{Covered, LogPosition, SegmentInfo, Start};
 use strongroom::format::setting::ScrubMark;
 use strongroom::format::wire::{Reader, Write as _};
 use strongroom::index::{Changes, IndexFault, RedbTable, Table};
-use strongroom::seal::{MasterKey, Unlock, decompress, open_header, open_pin, read_header};
+use strongroom::seal::{MasterKey, Unlock, VaultKeys, decompress, open_header, open_pin, read_header};
 use strongroom::segment::{Shapes, Unreadable, Walk, parse_file_name, path};
 use strongroom::vault::{CreateOptions, OpenOptions, Vault, create, open};
 
@@ -85,7 +85,11 @@ fn vault_toml(bytes: &[u8]) -> bool {
 }
 
 fn pin(bytes: &[u8]) -> bool {
-    let read = same(Pin::parse(bytes).map(|(pin, mac)| pin.to_text(&mac).into_bytes()), bytes, "pin");
+    let text = Pin::parse(bytes).and_then(|(pin, mac)| {
+        let moved: String = parse_moved(bytes)?.iter().map(Moved::to_line).collect();
+        Ok((pin.to_text(&mac) + &moved).into_bytes())
+    });
+    let read = same(text, bytes, "pin");
     let (vault, master) = (VaultId([1; 16]), MasterKey::from_secret(strongroom::base::secret::Secret::from([2; 32])));
     assert!(open_pin(bytes, vault, &master).is_err(), "a pin that nobody wrote was believed");
     read
@@ -281,9 +285,14 @@ fn shapes(bytes: &[u8]) -> bool {
     let disk = MemoryBacking::default();
     let file = disk.open("s", Open::Create, Cache::Buffered).expect("a disk in memory does not fail");
     for g in bytes.chunks_exact(8).take(64) {
-        let version = if g[0] & 1 == 0 { group::GROUP_VERSION } else { group::GROUP_VERSION_1 };
+        let (version, flags, key) = match g[6] & 7 {
+            flags @ (0 | 1 | 3) => (group::GROUP_VERSION_KEYED, u16::from(flags), KeyNumber(u16::from(g[4] & 1) + 1)),
+            _ if g[0] & 1 == 0 => (group::GROUP_VERSION, 0, KeyNumber(0)),
+            _ => (group::GROUP_VERSION_1, 0, KeyNumber(0)),
+        };
         let header = group::Header {
             version,
+            flags,
             segment: SegmentId(u64::from(g[0] >> 1 & 1)),
             epoch: Epoch(u64::from(g[0] >> 2 & 1)),
             group: if g[1] == 255 { u32::MAX } else { u32::from(g[1]) },
@@ -291,6 +300,7 @@ fn shapes(bytes: &[u8]) -> bool {
             directory_len_bytes: u32::from(g[4]) | u32::from(g[5]) << 8,
             body_crc: u32::from(g[6]),
             salt: [g[0] >> 3 & 1; 16],
+            key,
         };
         let at = u64::from(g[7]) * BLOCK_BYTES as u64;
         file.write_all_at(&header.encode(), at).expect("a disk in memory does not fail");
@@ -414,8 +424,8 @@ fn frames(disk: &MemoryBacking, base: &Base) -> Vec<(Sealed, Vec<u8>)> {
         let Some(id) = parse_file_name(&name) else { continue };
         let Ok(file) = disk.open(&path(id), Open::Read, Cache::Buffered) else { continue };
         let mut walk = Walk::new(Arc::clone(&file), id, base.header.suite, base.header.vault);
-        let mut end = 0;
-        while let Some(group) = walk.next(&base.master).expect("a disk in memory does not fail") {
+        let (mut end, keys) = (0, VaultKeys::first(base.master.clone()));
+        while let Some(group) = walk.next(&keys).expect("a disk in memory does not fail") {
             assert!(group.position_bytes >= end && walk.position_bytes() > group.position_bytes, "it goes on");
             end = walk.position_bytes();
             for frame in &group.frames {

@@ -74,6 +74,14 @@ def pin_key(master, vault):
     return hkdf(master, vault, b"strongroom pin 1")
 
 
+def moved_key(master, vault):
+    return hkdf(master, vault, b"strongroom pin moved 1")
+
+
+def old_key_wrap(master, vault):
+    return hkdf(master, vault, b"strongroom old key wrap 1")
+
+
 def rotated(x, n):
     return ((x << n) | (x >> (32 - n))) & 0xFFFFFFFF
 
@@ -229,7 +237,25 @@ def canonical(header):
         out += slot["nonce"] + slot["commitment"] + slot["wrapped"]
     if "revision" in header:
         out += struct.pack("<Q", header["revision"])
+    if "key" in header:
+        old_keys = header.get("old_key", [])
+        out += b"KEYS" + struct.pack("<HH", header["key"], len(old_keys))
+        for old in old_keys:
+            out += struct.pack("<H", old["number"]) + old["nonce"] + old["wrapped"]
     return out
+
+
+def old_key_address(header, number):
+    return b"strongroom old key 1" + header["vault"] + bytes([SUITES[header["suite"]]]) + struct.pack("<H", number)
+
+
+def master_keys(header, master):
+    """All master keys of a header, by number; the one in force is the one that its slots gave."""
+    keys = {header.get("key", 0): master}
+    wrap = old_key_wrap(master, header["vault"])
+    for old in header.get("old_key", []):
+        keys[old["number"]] = xchacha_open(wrap, old["nonce"], old_key_address(header, old["number"]), old["wrapped"])
+    return keys
 
 
 def header_mac(header, master):
@@ -243,9 +269,17 @@ SLOT = {"id", "kind", "label", "created", "salt", "nonce", "commitment", "wrappe
 def parse_header(text):
     refuse_unless(len(text) <= 65536, "the header is too long")
     header = tomllib.loads(text.decode())
-    refuse_unless(header.keys() - {"revision", "quota_bytes", "quota_inodes"} == HEADER, "its keys")
+    refuse_unless(header.keys() - {"revision", "quota_bytes", "quota_inodes", "key", "old_key"} == HEADER, "its keys")
     refuse_unless(header["format"] in (1, 2, 3, 4) and header["features"] == [], "it needs a newer strongroom")
     refuse_unless(header.get("revision", 1) > 0 and (header["format"] > 2 or "revision" not in header), "revision")
+    key, old_keys = header.get("key", 0), header.get("old_key", [])
+    refuse_unless("key" not in header or 1 <= key <= 65535 and header["format"] > 3 and "revision" in header, "key")
+    numbers = [old["number"] for old in old_keys]
+    refuse_unless(len(numbers) <= 8 and numbers == sorted(set(numbers)) and all(0 <= n < key for n in numbers), "old keys")
+    for old in old_keys:
+        refuse_unless(old.keys() == {"number", "nonce", "wrapped"}, "an old key's keys")
+        old["nonce"], old["wrapped"] = bytes.fromhex(old["nonce"]), bytes.fromhex(old["wrapped"])
+        refuse_unless((len(old["nonce"]), len(old["wrapped"])) == (24, 48), "a length is wrong")
     header["vault"] = bytes.fromhex(header["vault"])
     header["mac"] = bytes.fromhex(header["mac"])
     refuse_unless(len(header["vault"]) == 16 and len(header["mac"]) == 32, "a length is wrong")
@@ -275,6 +309,7 @@ def unlock(text, kind, secret):
             continue
         master = xchacha_open(wrap_key(slot, derived), slot["nonce"], slot_address(header, slot), slot["wrapped"])
         refuse_unless(hmac.compare_digest(header_mac(header, master), header["mac"]), "the header was changed")
+        master_keys(header, master)
         return header, master
     raise WrongKey("no slot opens")
 
@@ -327,8 +362,9 @@ class Bytes:
 # --- §2: the root
 
 
-def open_root(image, master, vault):
-    refuse_unless(len(image) == 4096 and image[:4] == b"SRR1" and image[6:8] == b"\0\0", "not a root")
+def open_root(image, master, vault, key=0):
+    refuse_unless(len(image) == 4096 and image[:4] == b"SRR1", "not a root")
+    refuse_unless(image[6:8] == struct.pack("<H", key), "a root under another key")
     version = image[4]
     end = 121 if version == 1 else 4096
     refuse_unless(image[5] == 0 and version in (1, 2, 3), "another root version")
@@ -346,14 +382,18 @@ def open_root(image, master, vault):
     return root
 
 
-def root_in_force(folder, master, vault):
-    roots = []
+def root_in_force(folder, master, vault, key):
+    roots, claimed = [], 0
     for name in ("root.a", "root.b"):
         try:
             with open(os.path.join(folder, name), "rb") as file:
-                roots.append(open_root(file.read(), master, vault))
+                image = file.read()
+            if image[:4] == b"SRR1":
+                claimed = max(claimed, *struct.unpack("<H", image[6:8]))
+            roots.append(open_root(image, master, vault, key))
         except (OSError, Refused):
             pass
+    refuse_unless(roots or claimed <= key, "the header is of before a rekey")
     refuse_unless(roots, "neither root holds")
     return max(roots, key=lambda root: root["generation"])
 
@@ -372,34 +412,39 @@ def refuse_header_put_back(root, header):
 
 
 class Segment:
-    def __init__(self, number, data, suite, vault, master):
-        self.number, self.data, self.suite, self.vault, self.master = number, data, suite, vault, master
-        self.epoch = self.salt = self.key = None
+    def __init__(self, number, data, suite, vault, masters):
+        self.number, self.data, self.suite, self.vault, self.masters = number, data, suite, vault, masters
+        self.epoch = self.salt = self.key = self.key_number = None
 
     def groups(self):
-        """The frames of each group: (kind, codec, slot, sealed, plain length, inode, offset)."""
+        """Of each group whether it was sealed anew, and its frames: (kind, codec, slot, sealed, plain length, inode, offset)."""
         at, expected = 0, 0
         while at + 64 <= len(self.data):
             h = self.data[at : at + 64]
-            magic, version, zero, segment, epoch, group, length, directory_len, table_crc, salt = struct.unpack(
-                "<4sHHQQIIII16s", h[:56]
+            magic, version, flags, segment, epoch, group, length, directory_len, table_crc, salt, key_number, zero = (
+                struct.unpack("<4sHHQQIIII16sHH", h[:60])
             )
             holds = magic == b"SRG1" and struct.unpack("<I", h[60:])[0] == zlib.crc32(h[:60])
-            if not holds or version not in (1, 2) or (segment, group) != (self.number, expected):
+            if not holds or version not in (1, 2, 3) or (segment, group) != (self.number, expected):
                 break
+            refuse_unless(zero == 0 and flags in ((0, 1, 3) if version == 3 else (0,)), "a group's flags")
+            refuse_unless((key_number > 0) == (version == 3), "a group's key")
             if self.epoch is None:
-                self.epoch, self.salt = epoch, salt
-                self.key = segment_key(self.master, self.suite, self.vault, epoch, segment, salt)
-            refuse_unless((epoch, salt) == (self.epoch, self.salt) and zero == 0, "a group of another life")
+                refuse_unless(key_number in self.masters, f"segment {segment} is under key {key_number}, which is not there")
+                self.epoch, self.salt, self.key_number = epoch, salt, key_number
+                self.key = segment_key(self.masters[key_number], self.suite, self.vault, epoch, segment, salt)
+            life = (self.epoch, self.salt, self.key_number)
+            refuse_unless((epoch, salt, key_number) == life, "a group of another life")
             refuse_unless(length <= 1 << 20 and at + length <= len(self.data), "a group is cut off")
-            table = length - (4 * -(-length // 4096) if version == 2 else 0)
+            has_table = version > 1 and not flags & 2
+            table = length - (4 * -(-length // 4096) if has_table else 0)
             seed = zlib.crc32(salt)
-            if version == 2:
+            if has_table:
                 refuse_unless(zlib.crc32(self.data[at + table : at + length], seed) == table_crc, "a table is rotten")
             sealed = self.data[at + table - directory_len : at + table]
             slot = 0x80000000 + group
             plain_len = directory_len - 16
-            address = frame_address(self.vault, epoch, segment, slot, DIRECTORY, RAW, plain_len, 0, length)
+            address = frame_address(self.vault, epoch, segment, slot, DIRECTORY, RAW, plain_len, flags, length)
             entries = Bytes(open_frame(self.suite, self.key, address, slot, sealed))
             place, frames = at + 64, []
             for _ in range(entries.varint()):
@@ -410,7 +455,7 @@ class Segment:
                 frames.append((kind, both >> 4, slot, self.data[place : place + sealed_len], plain_len, inode, offset))
                 place += sealed_len
             refuse_unless(entries.ends() and place == at + table - directory_len, "a directory does not add up")
-            yield frames
+            yield flags & 1, frames
             at += -(-length // 4096) * 4096
             expected += 1
 
@@ -442,21 +487,25 @@ class Vault:
         with open(os.path.join(folder, "vault.toml"), "rb") as file:
             self.header, self.master = unlock(file.read(), kind, secret)
         self.suite, vault = SUITES[self.header["suite"]], self.header["vault"]
-        self.root = root_in_force(folder, self.master, vault)
+        self.root = root_in_force(folder, self.master, vault, self.header.get("key", 0))
+        masters = master_keys(self.header, self.master)
         refuse_header_put_back(self.root, self.header)
         self.keys, self.files, self.segments = {}, {}, {}
         names = os.path.join(folder, "segments")
         for name in sorted(os.listdir(names)):
             if len(name) == 16 and all(c in "0123456789abcdef" for c in name):
                 with open(os.path.join(names, name), "rb") as file:
-                    self.segments[int(name, 16)] = Segment(int(name, 16), file.read(), self.suite, vault, self.master)
+                    self.segments[int(name, 16)] = Segment(int(name, 16), file.read(), self.suite, vault, masters)
         self.walk()
 
     def walk(self):
         number, chain, links, count, records, epoch = 0, bytes(32), [], 0, b"", None
+        # Whether a group since the last commit, or that one's, was sealed anew: then its tags are not those that were chained.
+        anew = 0
         for at, segment in sorted(self.segments.items()):
             first = True
-            for frames in segment.groups():
+            for sealed_anew, frames in segment.groups():
+                anew |= sealed_anew
                 for frame in frames:
                     kind, _, slot, sealed = frame[:4]
                     if kind == START:
@@ -467,6 +516,7 @@ class Vault:
                             # What the lease before, or the failed segment, left behind its newest commit counts for nothing.
                             refuse_unless((named, value) == (number, chain), "a lease continues another history")
                             links, count, records, epoch = [], 0, b"", segment.epoch
+                            anew = sealed_anew
                     first = False
                     link = (at, slot, sealed[-16:])
                     if kind == COMMIT:
@@ -474,11 +524,12 @@ class Vault:
                         new, frame_count, value, _, _, _ = plain.numbers("QI32sQQQ")
                         refuse_unless(new == number + 1 and frame_count == count, f"commit {new} does not follow")
                         # Holes are punched behind a checkpoint: of commits that the root covers, the chain need not hold.
-                        sound = value == chain_value(chain, links)
+                        sound = anew or value == chain_value(chain, links)
                         refuse_unless(sound or new <= self.root["number"], f"the chain breaks at commit {new}")
                         self.apply(records + plain.rest())
                         self.quotas_add_up(new)
                         number, chain, links, count, records = new, value, [link], 0, b""
+                        anew = sealed_anew
                         continue
                     links.append(link)
                     count += 1

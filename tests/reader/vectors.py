@@ -74,8 +74,10 @@ def text(made, mac=None):
             return f'"{value.hex()}"'
         return json.dumps(value, ensure_ascii=False)
 
-    lines = [f"{name} = {spelled(value)}" for name, value in made.items() if name != "slot"]
+    lines = [f"{name} = {spelled(value)}" for name, value in made.items() if name not in ("slot", "old_key")]
     lines += ["features = []", f"mac = {spelled(mac)}"]
+    for one in made.get("old_key", []):
+        lines += ["", "[[old_key]]"] + [f"{name} = {spelled(value)}" for name, value in one.items()]
     for one in made["slot"]:
         lines += ["", "[[slot]]"] + [f"{name} = {spelled(value)}" for name, value in one.items()]
     return "\n".join(lines) + "\n"
@@ -155,6 +157,50 @@ def headers():
         ("something unknown", {"surprise": 1}, "malformed"),
     ):
         edited(what, lambda h, s: h.update(change), refused=refused)
+    # Old keys: segments may be under them.
+    before = {number: noise(f"old key {number}", 32) for number in (0, 2)}
+    rekeyed = header(format=4, revision=5, key=3)
+    rekeyed["old_key"] = []
+    for number, old in before.items():
+        nonce, address = noise(f"old key nonce {number}", 24), r.old_key_address(rekeyed, number)
+        wrapped = r.xchacha_seal(r.old_key_wrap(MASTER, VAULT), nonce, address, old)
+        rekeyed["old_key"].append({"number": number, "nonce": nonce, "wrapped": wrapped})
+    for name in ("key file", "recovery key"):
+        all_keys = [[3, MASTER]] + [[number, old] for number, old in before.items()]
+        case(f"with old keys, opened with the {name}", text(rekeyed), name, master=MASTER, keys=all_keys)
+    case("with a numbered key alone", text(header(format=4, revision=5, key=3)), master=MASTER, keys=[[3, MASTER]])
+    mac_of_rekeyed = r.header_mac(rekeyed, MASTER)
+
+    def edited_keys(what, edit, refused="tampered", sealed_again=False):
+        other = copy.deepcopy(rekeyed)
+        edit(other, other["old_key"])
+        case(what, text(other, None if sealed_again else mac_of_rekeyed), refused=refused)
+
+    edited_keys("an old key taken away", lambda h, o: o.pop(0))
+    edited_keys("all old keys taken away", lambda h, o: o.clear())
+    edited_keys("another number in force", lambda h, o: h.update(key=4))
+    edited_keys("another number of an old key", lambda h, o: o[0].update(number=1))
+    edited_keys("another nonce of an old key", lambda h, o: o[0].update(nonce=o[1]["nonce"]))
+    edited_keys("another number of an old key, mac made anew", lambda h, o: o[0].update(number=1), sealed_again=True)
+    edited_keys("wraps exchanged, mac made anew", lambda h, o: o[0].update(wrapped=o[1]["wrapped"]), sealed_again=True)
+    edited_keys("another nonce, mac made anew", lambda h, o: o[1].update(nonce=bytes(24)), sealed_again=True)
+    flipped = {"wrapped": bytes([rekeyed["old_key"][1]["wrapped"][0] ^ 1]) + rekeyed["old_key"][1]["wrapped"][1:]}
+    edited_keys("a bit of a wrap turned, mac made anew", lambda h, o: o[1].update(flipped), sealed_again=True)
+    for what, edit in (
+        ("a key of 0", lambda h, o: h.update(key=0)),
+        ("a key beyond its range", lambda h, o: h.update(key=65536)),
+        ("a key in format 3", lambda h, o: h.update(format=3)),
+        ("a key without a revision", lambda h, o: h.pop("revision")),
+        ("old keys without a key", lambda h, o: h.pop("key")),
+        ("old keys out of order", lambda h, o: o.reverse()),
+        ("an old key twice", lambda h, o: o.append(o[1])),
+        ("an old key with the number in force", lambda h, o: o[1].update(number=3)),
+        ("an old key above the one in force", lambda h, o: o[1].update(number=4)),
+        ("nine old keys", lambda h, o: (h.update(key=9), o.clear(), o.extend(rekeyed["old_key"][0] | {"number": n} for n in range(9)))),
+        ("a short wrap of an old key", lambda h, o: o[0].update(wrapped=o[0]["wrapped"][1:])),
+        ("something unknown in an old key", lambda h, o: o[0].update(surprise=1)),
+    ):
+        edited_keys(what, edit, refused="malformed")
     good_text = text(good)
     case("a feature", good_text.replace("features = []", 'features = ["x"]'), refused="newer")
     case("an unknown kind of slot", good_text.replace('"recovery-key"', '"tpm"'), refused="newer")
@@ -166,7 +212,9 @@ def headers():
     for one in cases:
         # The reader must judge as it says that a reader must.
         try:
-            master = r.unlock(one["text"].encode(), one["kind"], one["secret"])[1]
+            opened, master = r.unlock(one["text"].encode(), one["kind"], one["secret"])
+            if "keys" in one:
+                assert r.master_keys(opened, master) == dict(one["keys"]), one["what"]
         except (r.Refused, KeyError, ValueError):
             master = None
         assert master == one.get("master"), one["what"]
@@ -189,6 +237,11 @@ def keys():
         made.append({"what": purpose, "salt": bytes(16), "info": info, "key": r.page_key(MASTER, VAULT, purpose)})
     made.append({"what": "header", "salt": VAULT, "info": b"strongroom header 1", "key": r.header_key(MASTER, VAULT)})
     made.append({"what": "pin", "salt": VAULT, "info": b"strongroom pin 1", "key": r.pin_key(MASTER, VAULT)})
+    for what, info, key in (
+        ("old key wrap", b"strongroom old key wrap 1", r.old_key_wrap(MASTER, VAULT)),
+        ("pin moved", b"strongroom pin moved 1", r.moved_key(MASTER, VAULT)),
+    ):
+        made.append({"what": what, "salt": VAULT, "info": info, "key": key})
     return {"master": MASTER, "cases": made}
 
 
@@ -209,6 +262,8 @@ def frames():
         place = {"suite": suite, "vault": VAULT, "epoch": 2, "segment": 3, "salt": salt, "slot": 0x80000001}
         place |= {"kind": r.DIRECTORY, "codec": r.RAW, "plain_len": len(directory), "inode": 0, "offset": 4096}
         cases += moved(place, directory, directory)
+        # And of a group that was sealed anew: its flags stand for an inode.
+        cases += moved(place | {"inode": 1}, directory, directory)[:1]
     return {"master": MASTER, "cases": cases}
 
 
@@ -305,7 +360,19 @@ def pins():
         ("another version", good.replace("pin 1", "pin 2")),
     ):
         cases.append({"what": what, "text": bad, "refused": True})
-    return {"master": MASTER, "vault": VAULT, "cases": cases}
+    # Behind a pin: that the vault has moved on from a key, said with that key.
+    lines = f"strongroom pin moved 1\nvault {VAULT.hex()}\nkey 2\n"
+    code = r.hmac.digest(r.moved_key(MASTER, VAULT), lines.encode(), "sha256").hex()
+    moved = [{"what": "moved on", "key": 2, "text": f"{good}moved 2 {code}\n"}]
+    for what, line in (
+        ("another key's number", f"moved 3 {code}\n"),
+        ("another code", f"moved 2 {good[-65:-1]}\n"),
+        ("cut short", f"moved 2 {code}"),
+        ("a leading zero", f"moved 02 {code}\n"),
+        ("twice", f"moved 2 {code}\n" * 2),
+    ):
+        moved.append({"what": what, "key": 2, "text": good + line, "refused": True})
+    return {"master": MASTER, "vault": VAULT, "cases": cases, "moved": moved}
 
 
 def recovery_keys():

@@ -8,7 +8,7 @@
 
 use super::TOTAL;
 use crate::base::choice::Codec;
-use crate::base::id::{Epoch, Ino, SegmentId, Slot};
+use crate::base::id::{Epoch, Ino, KeyNumber, SegmentId, Slot};
 use crate::format::extent::{Extent, Origin, Run};
 use crate::format::holders::{Holder, Holders};
 use crate::format::key;
@@ -231,7 +231,7 @@ fn empty() -> Index {
 }
 
 fn take_in(index: &Index, records: &[u8]) -> Vec<DeadRange> {
-    let info = |_| Ok(SegmentInfo { epoch: Epoch(1), salt: [1; 16], data_bytes: 0, live_bytes: 0 });
+    let info = |_| Ok(SegmentInfo::empty(Epoch(1), [1; 16], KeyNumber(0)));
     let mut dead = Vec::new();
     apply(index, &info, records, &mut dead).unwrap();
     dead
