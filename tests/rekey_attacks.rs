@@ -26,7 +26,7 @@ use strongroom::vault::{
 };
 use vault::{
     ROOTS, all_files, bytes, closed, files, first, holds_all, key_file, key_number, made, master, mounted, noise,
-    opened, put, read, rekeyed, rekeyed_with, second, world, write,
+    opened, put, read, rekeyed, rekeyed_telling, rekeyed_with, second, world, write,
 };
 
 fn segments(disk: &MemoryBacking) -> Vec<SegmentId> {
@@ -354,6 +354,20 @@ fn what_somebody_kept_of_before_opens_nothing_and_the_right_file_is_not_lost_ove
         }
         holds_all(&attacked, &first());
         assert_eq!([HEADER, HEADER_COPY].map(|name| bytes(&attacked, name)), [good.clone(), good.clone()]);
+        // With the roots gone, nothing but the header's own word says that it is newer: it is not thrown away for that.
+        let attacked = disk.copy();
+        take(&attacked, names);
+        ROOTS.iter().for_each(|name| attacked.remove(name).unwrap());
+        for rebuild_roots in [false, true] {
+            let options = OpenOptions { rebuild_roots, ..OpenOptions::default() };
+            let fault = lock(Arc::new(attacked.clone())).unwrap().open(&second(), &options, world()).map(|_| ());
+            assert!(matches!(fault, Err(OpenFault::RootsLost | OpenFault::KeyMissing { .. })), "{names:?}: {fault:?}");
+        }
+        let other = if names == [HEADER] { HEADER_COPY } else { HEADER };
+        assert!(bytes(&attacked, other) == good, "{names:?}");
+        let options = OpenOptions { rebuild_roots: true, ..OpenOptions::default() };
+        drop(lock(Arc::new(attacked.clone())).unwrap().open(&first(), &options, world()).unwrap());
+        holds_all(&attacked, &first());
     }
     for names in [
         &[HEADER, HEADER_COPY][..],
@@ -698,4 +712,61 @@ fn old_keys_are_at_most_eight_and_all_go_at_the_end() {
     assert_eq!((key_number(&disk), old.opens(&disk)), (8, 0));
     holds_all(&disk, &first());
     assert_ne!(master(&disk).secret()[..], old.master.secret()[..]);
+}
+
+#[test]
+fn no_nonce_is_used_twice_over_histories_that_part_in_the_middle_of_a_rekey() {
+    let disk = made();
+    let before = frames(&disk);
+    let half = std::cell::RefCell::new(None);
+    let tell = |done: u64, total: u64| {
+        if done > 0 && done < total && half.borrow().is_none() {
+            *half.borrow_mut() = Some(disk.crash(|_, _| true));
+        }
+    };
+    assert!(rekeyed_telling(&disk, &first(), &[], false, &tell).unwrap().finished);
+    let half = half.into_inner().expect("there is a middle");
+    let middle = frames(&half);
+    let lives = |seed: u64| {
+        let disk = half.copy();
+        let fs = mounted(&disk, &first()).unwrap();
+        write(&fs, "parted", 0, &noise(seed, 50_000));
+        write(&fs, "text", 100, &noise(seed, 10));
+        closed(fs);
+        assert!(rekeyed(&disk).unwrap().finished);
+        let fs = mounted(&disk, &first()).unwrap();
+        write(&fs, "after", 0, &noise(seed + 1, 50_000));
+        closed(fs);
+        frames(&disk)
+    };
+    let histories = [before, middle, frames(&disk), lives(20), lives(30)];
+    for (n, one) in histories.iter().enumerate() {
+        histories[n + 1..].iter().for_each(|other| assert_no_nonce_twice(one, other));
+    }
+    assert!(histories[3].keys().filter(|nonce| !histories[4].contains_key(*nonce)).count() > 8, "they did part");
+}
+
+#[test]
+fn an_index_of_more_than_one_transaction_is_copied_whole() {
+    use strongroom::base::id::ROOT_INO;
+    use strongroom::fs::{Caller, XattrHow, XattrReply};
+    let disk = made();
+    let fs = mounted(&disk, &first()).unwrap();
+    let value = |n: u64| noise(n, 3500);
+    let caller = Caller { uid: 1000, gid: 100, umask: 0 };
+    for n in 0..2500 {
+        let ino = fs.mknod(&caller, ROOT_INO, format!("file-{n}").as_bytes(), 0o644, 0).unwrap().ino;
+        fs.setxattr(ino, b"user.much", &value(n), XattrHow::Set).unwrap();
+    }
+    closed(fs);
+    assert!(rekeyed(&disk).unwrap().finished);
+    let fs = mounted(&disk, &first()).unwrap();
+    assert!(fs.vault().index_lost().is_none());
+    for n in 0..2500 {
+        let ino = vault::find(&fs, &format!("file-{n}")).unwrap();
+        let XattrReply::Bytes(got) = fs.getxattr(ino, b"user.much", 4000).unwrap() else { panic!("a length alone") };
+        assert!(got == value(n), "{n}");
+    }
+    closed(fs);
+    holds_all(&disk, &first());
 }

@@ -30,7 +30,7 @@ use crate::seal::{
     Header, HeaderFault, KeySlot, MasterKey, OLD_KEYS_MAX, RecoveryKey, SlotKind, Unlock, VaultKeys, fitting_slots,
     header_mark, replace_slot, wrap_old_key, write_header,
 };
-use crate::segment::{Shapes, Unreadable, Walk, path};
+use crate::segment::{Shapes, Unreadable, Walk, first_header, path};
 use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
@@ -38,8 +38,10 @@ use std::sync::Arc;
 
 /// Memory for the pages of an index that is only copied and looked through.
 const INDEX_CACHE_BYTES: usize = 32 << 20;
-/// Entries of the index that are copied in one transaction.
-const COPIED_AT_ONCE: usize = 50_000;
+/// Entries of the index that are looked up at a time …
+const SCAN: usize = 1000;
+/// … and bytes of them that are copied in one transaction.
+const COPIED_BYTES: usize = 4 << 20;
 /// The index is told of segments sealed anew when they have so many bytes: a transaction for each small one would take longer
 /// than the sealing, and what a crash leaves untold is learnt when the vault is opened.
 const TELL_BYTES: u64 = 64 << 20;
@@ -290,13 +292,24 @@ impl Rekey {
         let name = index_path(number);
         let table = RedbTable::create(&self.backing, &name, key, Arc::clone(&self.world), INDEX_CACHE_BYTES)
             .map_err(VaultFault::from)?;
-        let mut next = Vec::new();
+        let (mut next, mut gathered, mut bytes) = (Vec::new(), Vec::new(), 0);
         loop {
-            let page = self.index.scan(&[], &next, COPIED_AT_ONCE).map_err(VaultFault::from)?;
-            let Some((last, _)) = page.last() else { break };
-            next = [&last[..], &[0]].concat();
-            let mut changes = page.iter().map(|(k, v)| (&k[..], Some(&v[..])));
-            table.apply(&mut changes).map_err(VaultFault::from)?;
+            let page = self.index.scan(&[], &next, SCAN).map_err(VaultFault::from)?;
+            let ended = page.is_empty();
+            if let Some((last, _)) = page.last() {
+                next = [&last[..], &[0]].concat();
+            }
+            bytes += page.iter().map(|(k, v)| k.len() + v.len()).sum::<usize>();
+            gathered.extend(page);
+            if bytes >= COPIED_BYTES || ended && !gathered.is_empty() {
+                let mut changes = gathered.iter().map(|(k, v): &(Vec<u8>, Vec<u8>)| (&k[..], Some(&v[..])));
+                table.apply(&mut changes).map_err(VaultFault::from)?;
+                gathered.clear();
+                bytes = 0;
+            }
+            if ended {
+                break;
+            }
         }
         Ok(Index::new(Box::new(table)))
     }
@@ -468,8 +481,11 @@ pub fn under_old_keys(backing: &dyn Backing, current: KeyNumber) -> io::Result<(
     let (mut segments, mut bytes) = (0, 0);
     for id in list_segments(backing)? {
         let file = backing.open(&path(id), Open::Read, Cache::Direct)?;
-        let first = Shapes::new(Arc::clone(&file), id).next(|_, _| true)?;
-        if first.is_some_and(|group| group.header.key != current) {
+        let first = match first_header(&*file, id)? {
+            None => Shapes::new(Arc::clone(&file), id).next(|_, _| true)?.map(|group| group.header),
+            found => found,
+        };
+        if first.is_some_and(|header| header.key != current) {
             (segments, bytes) = (segments + 1, bytes + file.len()?);
         }
     }
