@@ -770,3 +770,27 @@ fn an_index_of_more_than_one_transaction_is_copied_whole() {
     closed(fs);
     holds_all(&disk, &first());
 }
+
+#[test]
+fn where_the_index_does_not_add_up_nothing_is_taken_for_needless() {
+    let disk = made();
+    let fs = mounted(&disk, &first()).unwrap();
+    let ino = vault::find(&fs, "random").unwrap();
+    let extents = fs.vault().scan(&strongroom::format::key::prefix(b'E', ino.0), &[], 100).unwrap();
+    assert!(!extents.is_empty());
+    // One of its extents is gone from the index, and the log still knows it.
+    fs.vault().set_derived(vec![(extents[0].0.clone(), None)]).unwrap();
+    closed(fs);
+    for leave_out in [false, true] {
+        let report = rekeyed_with(&disk, &[], leave_out).unwrap();
+        assert!(
+            !report.finished && report.stay.len() == 1 && report.stay[0].1.contains("counts other data"),
+            "{report:?}"
+        );
+    }
+    disk.list("index").unwrap().iter().for_each(|name| disk.remove(&format!("index/{name}")).unwrap());
+    closed(mounted(&disk, &first()).unwrap());
+    holds_all(&disk, &first());
+    assert!(rekeyed(&disk).unwrap().finished);
+    holds_all(&disk, &first());
+}

@@ -363,7 +363,10 @@ impl Rekey {
         if self.backing.space()?.free_bytes < need_bytes {
             return Err(RekeyFault::NoRoom { need_bytes });
         }
-        let wanted = Wanted { alive: alive.of(&self.index, id)?, last, leave_out_damage };
+        let known = self.index.get(&key::segment(id)).map_err(VaultFault::from)?;
+        let known = known.map(|value| SegmentInfo::decode(&value)).transpose().map_err(VaultFault::from)?;
+        let live_bytes = known.map_or(0, |info| info.live_bytes);
+        let wanted = Wanted { alive: alive.of(&self.index, id)?, live_bytes, last, leave_out_damage };
         let sealed = reseal(&*self.backing, (&self.header, &self.keys), id, &wanted, &*self.world);
         let hurt = match sealed {
             Err(e) if is_full(&e) => return Err(RekeyFault::NoRoom { need_bytes }),
@@ -377,6 +380,9 @@ impl Rekey {
             Ok(Resealed::Stays(hurt)) => {
                 let why = match (&hurt.unread, hurt.log) {
                     (Some(e), _) => format!("it cannot be read: {e}"),
+                    _ if hurt.miscounted => {
+                        "the index counts other data in it than it names: strongroom check says more".to_owned()
+                    }
                     (None, 0) => "data of files in it does not open".to_owned(),
                     (None, n) => format!("{n} frames or groups of the log in it do not open"),
                 };
