@@ -666,6 +666,8 @@ fn a_recovery_key_is_drawn_anew_and_only_slots_whose_secret_is_known_stay() {
     let mut rekey = opened(&disk, &first(), &[]).unwrap();
     assert!(matches!(rekey.plan(&[key_file(9)], true), Err(RekeyFault::Open(OpenFault::WrongKey))));
     assert!(matches!(rekey.plan(&[], true), Err(RekeyFault::Unfit(_))));
+    let beside = rekey.plan(&[first(), key_file(3), key_file(9)], true).map(|_| ()).unwrap_err();
+    assert!(beside.to_string().contains("fits no key slot (2 of 2)"), "{beside}");
     let plan = rekey.plan(&[first(), key_file(3)], true).unwrap();
     let gone = |plan: &strongroom::vault::Plan| plan.gone().iter().map(|slot| slot.label.clone()).collect::<Vec<_>>();
     assert_eq!((gone(&plan), plan.wants_recovery()), (vec!["second".to_owned()], true));
@@ -792,5 +794,35 @@ fn where_the_index_does_not_add_up_nothing_is_taken_for_needless() {
     closed(mounted(&disk, &first()).unwrap());
     holds_all(&disk, &first());
     assert!(rekeyed(&disk).unwrap().finished);
+    holds_all(&disk, &first());
+}
+
+#[test]
+fn slots_change_in_the_middle_and_a_header_of_the_middle_that_was_kept_comes_back_whole() {
+    let disk = made();
+    let old = OldKey::of(&disk);
+    let mut rekey = opened(&disk, &first(), &[]).unwrap();
+    let plan = rekey.plan(&[first()], false).unwrap();
+    rekey.begin(&plan, None, None).unwrap();
+    drop(rekey);
+    let kept = bytes(&disk, HEADER);
+    let slots = |disk: &MemoryBacking| lock(Arc::new(disk.clone())).unwrap().slots(&first(), world());
+    slots(&disk).unwrap().add(&key_file(5), "fifth", None).unwrap();
+    holds_all(&disk, &key_file(5));
+    assert!(rekeyed(&disk).unwrap().finished);
+    holds_all(&disk, &key_file(5));
+    // The one of the middle has the old key in it; put back, it is an older header as any other.
+    let attacked = disk.copy();
+    [HEADER, HEADER_COPY].iter().for_each(|name| put(&attacked, name, &kept));
+    let fault = mounted(&attacked, &first()).map(|_| ()).unwrap_err();
+    assert!(matches!(fault, OpenFault::HeaderPutBack { .. }), "{fault}");
+    // Brought back on purpose it serves, and what it still knows goes again.
+    let backing: Arc<dyn Backing> = Arc::new(disk.clone());
+    Import::of(backing, &kept, &first(), (Vec::new(), None), world()).unwrap().store().unwrap();
+    assert_eq!(header(&disk).0.old_keys.len(), 1);
+    holds_all(&disk, &first());
+    assert!(matches!(mounted(&disk, &key_file(5)).map(|_| ()), Err(OpenFault::WrongKey)));
+    assert!(rekeyed(&disk).unwrap().finished);
+    assert_eq!((header(&disk).0.old_keys.len(), old.opens(&disk)), (0, 0));
     holds_all(&disk, &first());
 }

@@ -203,11 +203,15 @@ impl Rekey {
     /// Which slots can stay: those that one of the secrets fits, and with `recovery` one for a recovery key, if there is any.
     pub fn plan(&self, secrets: &[Unlock], recovery: bool) -> Result<Plan, RekeyFault> {
         let mut stay: Vec<(u32, Unlock)> = Vec::new();
-        for secret in secrets {
-            let fitting = fitting_slots(&self.header, secret)?;
-            if fitting.is_empty() {
-                return Err(HeaderFault::WrongKey.into());
-            }
+        for (n, secret) in secrets.iter().enumerate() {
+            let fitting = match fitting_slots(&self.header, secret) {
+                Err(HeaderFault::WrongKey) if n > 0 => {
+                    let why = format!("what was given beside fits no key slot ({n} of {})", secrets.len() - 1);
+                    return Err(RekeyFault::Unfit(why));
+                }
+                Ok(none) if none.is_empty() => return Err(HeaderFault::WrongKey.into()),
+                other => other?,
+            };
             for id in fitting {
                 if stay.iter().all(|(known, _)| *known != id) {
                     stay.push((id, secret.clone()));
