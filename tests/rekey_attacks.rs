@@ -826,3 +826,21 @@ fn slots_change_in_the_middle_and_a_header_of_the_middle_that_was_kept_comes_bac
     assert_eq!((header(&disk).0.old_keys.len(), old.opens(&disk)), (0, 0));
     holds_all(&disk, &first());
 }
+
+#[test]
+fn a_disk_that_writes_other_bytes_is_noticed_before_the_old_segment_goes() {
+    let disk = made();
+    let mut rekey = opened(&disk, &first(), &[]).unwrap();
+    let plan = rekey.plan(&[first()], false).unwrap();
+    rekey.begin(&plan, None, None).unwrap();
+    let before: Vec<Vec<u8>> = segments(&disk).into_iter().map(|id| bytes(&disk, &path(id))).collect();
+    disk.spoil_next_writes(1);
+    let fault = rekey.run(false, &|_, _| {}).map(|_| ()).unwrap_err();
+    assert!(fault.to_string().contains("does not read back as it was sealed"), "{fault}");
+    drop(rekey);
+    let after: Vec<Vec<u8>> = segments(&disk).into_iter().map(|id| bytes(&disk, &path(id))).collect();
+    assert!(before == after, "the old ones are untouched");
+    holds_all(&disk, &first());
+    assert!(rekeyed(&disk).unwrap().finished);
+    holds_all(&disk, &first());
+}
