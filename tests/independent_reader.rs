@@ -237,9 +237,9 @@ fn another_program_reads_a_vault_with_a_new_master_key_in_the_middle_of_it_and_a
     for &suite in SuiteId::ALL {
         let (dir, middle) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let mut files = make(dir.path(), suite, Compression::Auto);
-        ["key", "paper"]
-            .iter()
-            .for_each(|name| drop(fs::copy(dir.path().join(name), middle.path().join(name)).unwrap()));
+        for name in ["key", "paper"] {
+            fs::copy(dir.path().join(name), middle.path().join(name)).unwrap();
+        }
         let backing = || -> Arc<dyn Backing> { Arc::new(DirBacking::open(&dir.path().join("vault")).unwrap()) };
         let (world, key_file): (Arc<dyn World>, _) =
             (Arc::new(RealWorld::default()), Unlock::KeyFile(Passphrase(noise(100))));

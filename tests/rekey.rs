@@ -22,6 +22,7 @@ const OK: i32 = 0;
 const WRONG_KEY: i32 = 3;
 const IN_USE: i32 = 5;
 const ROLLED_BACK: i32 = 17;
+const EMERGENCY_NEEDED: i32 = 19;
 const SLOT_REFUSED: i32 = 21;
 const UNFINISHED: i32 = 22;
 
@@ -141,6 +142,8 @@ fn a_vault_is_used_before_in_the_middle_and_after_and_what_was_left_out_opens_it
     holds_all(&vault, MOUNTS);
     vault.mount();
     assert!(vault.storage("status").contains("unfinished"), "{}", vault.storage("status"));
+    let stats: serde_json::Value = serde_json::from_str(&vault.storage("stats.json")).unwrap();
+    assert_eq!(stats["rekey_left_bytes"].as_u64(), Some(left), "what the mount writes is under the new key");
     fs::write(vault.path(format!("file-{MOUNTS}")), body(MOUNTS)).unwrap();
     vault.umount();
     let stolen = command(&vault, &["check", "--key-file", &thief]).output().unwrap();
@@ -203,6 +206,28 @@ fn damage_is_named_by_its_file_and_keeps_the_old_key_until_the_file_is_gone() {
     assert!(said.contains("no old key opens anything in it"), "{said}");
     vault.mount();
     assert!(fs::read(vault.path("whole")).unwrap() == stream(3, 0, 300_000));
+    vault.umount();
+    vault.check();
+}
+
+#[test]
+fn what_may_lie_elsewhere_is_to_be_brought_home_first() {
+    let mut vault = TestVault::init();
+    let elsewhere = vault.outside("emergency");
+    fs::create_dir(&elsewhere).unwrap();
+    vault.options = vec![format!("emergency-dir={}", elsewhere.display())];
+    vault.mount();
+    fs::write(vault.path("file"), stream(4, 0, 300_000)).unwrap();
+    fs::File::open(vault.path("file")).unwrap().sync_all().unwrap();
+    vault.kill9();
+    let refused = keyed(&vault, &["rekey", "--drop-slots"]).output().unwrap();
+    ends_with(&refused, EMERGENCY_NEEDED, "bring it home first with strongroom recover");
+    assert_eq!(status(&vault)["key"], 0);
+    ends_with(&keyed(&vault, &["recover"]).output().unwrap(), OK, "");
+    ends_with(&keyed(&vault, &["rekey", "--drop-slots"]).output().unwrap(), OK, "");
+    assert_eq!(status(&vault)["key"], 1);
+    vault.mount();
+    assert!(fs::read(vault.path("file")).unwrap() == stream(4, 0, 300_000));
     vault.umount();
     vault.check();
 }

@@ -26,7 +26,7 @@ use strongroom::vault::{
 };
 use vault::{
     ROOTS, all_files, bytes, closed, files, first, holds_all, key_file, key_number, made, master, mounted, noise,
-    opened, put, read, rekeyed, rekeyed_with, second, world, write,
+    opened, put, read, rekeyed, rekeyed_telling, rekeyed_with, second, world, write,
 };
 
 fn segments(disk: &MemoryBacking) -> Vec<SegmentId> {
@@ -354,6 +354,20 @@ fn what_somebody_kept_of_before_opens_nothing_and_the_right_file_is_not_lost_ove
         }
         holds_all(&attacked, &first());
         assert_eq!([HEADER, HEADER_COPY].map(|name| bytes(&attacked, name)), [good.clone(), good.clone()]);
+        // With the roots gone, nothing but the header's own word says that it is newer: it is not thrown away for that.
+        let attacked = disk.copy();
+        take(&attacked, names);
+        ROOTS.iter().for_each(|name| attacked.remove(name).unwrap());
+        for rebuild_roots in [false, true] {
+            let options = OpenOptions { rebuild_roots, ..OpenOptions::default() };
+            let fault = lock(Arc::new(attacked.clone())).unwrap().open(&second(), &options, world()).map(|_| ());
+            assert!(matches!(fault, Err(OpenFault::RootsLost | OpenFault::KeyMissing { .. })), "{names:?}: {fault:?}");
+        }
+        let other = if names == [HEADER] { HEADER_COPY } else { HEADER };
+        assert!(bytes(&attacked, other) == good, "{names:?}");
+        let options = OpenOptions { rebuild_roots: true, ..OpenOptions::default() };
+        drop(lock(Arc::new(attacked.clone())).unwrap().open(&first(), &options, world()).unwrap());
+        holds_all(&attacked, &first());
     }
     for names in [
         &[HEADER, HEADER_COPY][..],
@@ -652,6 +666,8 @@ fn a_recovery_key_is_drawn_anew_and_only_slots_whose_secret_is_known_stay() {
     let mut rekey = opened(&disk, &first(), &[]).unwrap();
     assert!(matches!(rekey.plan(&[key_file(9)], true), Err(RekeyFault::Open(OpenFault::WrongKey))));
     assert!(matches!(rekey.plan(&[], true), Err(RekeyFault::Unfit(_))));
+    let beside = rekey.plan(&[first(), key_file(3), key_file(9)], true).map(|_| ()).unwrap_err();
+    assert!(beside.to_string().contains("fits no key slot (2 of 2)"), "{beside}");
     let plan = rekey.plan(&[first(), key_file(3)], true).unwrap();
     let gone = |plan: &strongroom::vault::Plan| plan.gone().iter().map(|slot| slot.label.clone()).collect::<Vec<_>>();
     assert_eq!((gone(&plan), plan.wants_recovery()), (vec!["second".to_owned()], true));
@@ -698,4 +714,133 @@ fn old_keys_are_at_most_eight_and_all_go_at_the_end() {
     assert_eq!((key_number(&disk), old.opens(&disk)), (8, 0));
     holds_all(&disk, &first());
     assert_ne!(master(&disk).secret()[..], old.master.secret()[..]);
+}
+
+#[test]
+fn no_nonce_is_used_twice_over_histories_that_part_in_the_middle_of_a_rekey() {
+    let disk = made();
+    let before = frames(&disk);
+    let half = std::cell::RefCell::new(None);
+    let tell = |done: u64, total: u64| {
+        if done > 0 && done < total && half.borrow().is_none() {
+            *half.borrow_mut() = Some(disk.crash(|_, _| true));
+        }
+    };
+    assert!(rekeyed_telling(&disk, &first(), &[], false, &tell).unwrap().finished);
+    let half = half.into_inner().expect("there is a middle");
+    let middle = frames(&half);
+    let lives = |seed: u64| {
+        let disk = half.copy();
+        let fs = mounted(&disk, &first()).unwrap();
+        write(&fs, "parted", 0, &noise(seed, 50_000));
+        write(&fs, "text", 100, &noise(seed, 10));
+        closed(fs);
+        assert!(rekeyed(&disk).unwrap().finished);
+        let fs = mounted(&disk, &first()).unwrap();
+        write(&fs, "after", 0, &noise(seed + 1, 50_000));
+        closed(fs);
+        frames(&disk)
+    };
+    let histories = [before, middle, frames(&disk), lives(20), lives(30)];
+    for (n, one) in histories.iter().enumerate() {
+        histories[n + 1..].iter().for_each(|other| assert_no_nonce_twice(one, other));
+    }
+    assert!(histories[3].keys().filter(|nonce| !histories[4].contains_key(*nonce)).count() > 8, "they did part");
+}
+
+#[test]
+fn an_index_of_more_than_one_transaction_is_copied_whole() {
+    use strongroom::base::id::ROOT_INO;
+    use strongroom::fs::{Caller, XattrHow, XattrReply};
+    let disk = made();
+    let fs = mounted(&disk, &first()).unwrap();
+    let value = |n: u64| noise(n, 3500);
+    let caller = Caller { uid: 1000, gid: 100, umask: 0 };
+    for n in 0..2500 {
+        let ino = fs.mknod(&caller, ROOT_INO, format!("file-{n}").as_bytes(), 0o644, 0).unwrap().ino;
+        fs.setxattr(ino, b"user.much", &value(n), XattrHow::Set).unwrap();
+    }
+    closed(fs);
+    assert!(rekeyed(&disk).unwrap().finished);
+    let fs = mounted(&disk, &first()).unwrap();
+    assert!(fs.vault().index_lost().is_none());
+    for n in 0..2500 {
+        let ino = vault::find(&fs, &format!("file-{n}")).unwrap();
+        let XattrReply::Bytes(got) = fs.getxattr(ino, b"user.much", 4000).unwrap() else { panic!("a length alone") };
+        assert!(got == value(n), "{n}");
+    }
+    closed(fs);
+    holds_all(&disk, &first());
+}
+
+#[test]
+fn where_the_index_does_not_add_up_nothing_is_taken_for_needless() {
+    let disk = made();
+    let fs = mounted(&disk, &first()).unwrap();
+    let ino = vault::find(&fs, "random").unwrap();
+    let extents = fs.vault().scan(&strongroom::format::key::prefix(b'E', ino.0), &[], 100).unwrap();
+    assert!(!extents.is_empty());
+    // One of its extents is gone from the index, and the log still knows it.
+    fs.vault().set_derived(vec![(extents[0].0.clone(), None)]).unwrap();
+    closed(fs);
+    for leave_out in [false, true] {
+        let report = rekeyed_with(&disk, &[], leave_out).unwrap();
+        assert!(
+            !report.finished && report.stay.len() == 1 && report.stay[0].1.contains("counts other data"),
+            "{report:?}"
+        );
+    }
+    disk.list("index").unwrap().iter().for_each(|name| disk.remove(&format!("index/{name}")).unwrap());
+    closed(mounted(&disk, &first()).unwrap());
+    holds_all(&disk, &first());
+    assert!(rekeyed(&disk).unwrap().finished);
+    holds_all(&disk, &first());
+}
+
+#[test]
+fn slots_change_in_the_middle_and_a_header_of_the_middle_that_was_kept_comes_back_whole() {
+    let disk = made();
+    let old = OldKey::of(&disk);
+    let mut rekey = opened(&disk, &first(), &[]).unwrap();
+    let plan = rekey.plan(&[first()], false).unwrap();
+    rekey.begin(&plan, None, None).unwrap();
+    drop(rekey);
+    let kept = bytes(&disk, HEADER);
+    let slots = |disk: &MemoryBacking| lock(Arc::new(disk.clone())).unwrap().slots(&first(), world());
+    slots(&disk).unwrap().add(&key_file(5), "fifth", None).unwrap();
+    holds_all(&disk, &key_file(5));
+    assert!(rekeyed(&disk).unwrap().finished);
+    holds_all(&disk, &key_file(5));
+    // The one of the middle has the old key in it; put back, it is an older header as any other.
+    let attacked = disk.copy();
+    [HEADER, HEADER_COPY].iter().for_each(|name| put(&attacked, name, &kept));
+    let fault = mounted(&attacked, &first()).map(|_| ()).unwrap_err();
+    assert!(matches!(fault, OpenFault::HeaderPutBack { .. }), "{fault}");
+    // Brought back on purpose it serves, and what it still knows goes again.
+    let backing: Arc<dyn Backing> = Arc::new(disk.clone());
+    Import::of(backing, &kept, &first(), (Vec::new(), None), world()).unwrap().store().unwrap();
+    assert_eq!(header(&disk).0.old_keys.len(), 1);
+    holds_all(&disk, &first());
+    assert!(matches!(mounted(&disk, &key_file(5)).map(|_| ()), Err(OpenFault::WrongKey)));
+    assert!(rekeyed(&disk).unwrap().finished);
+    assert_eq!((header(&disk).0.old_keys.len(), old.opens(&disk)), (0, 0));
+    holds_all(&disk, &first());
+}
+
+#[test]
+fn a_disk_that_writes_other_bytes_is_noticed_before_the_old_segment_goes() {
+    let disk = made();
+    let mut rekey = opened(&disk, &first(), &[]).unwrap();
+    let plan = rekey.plan(&[first()], false).unwrap();
+    rekey.begin(&plan, None, None).unwrap();
+    let before: Vec<Vec<u8>> = segments(&disk).into_iter().map(|id| bytes(&disk, &path(id))).collect();
+    disk.spoil_next_writes(1);
+    let fault = rekey.run(false, &|_, _| {}).map(|_| ()).unwrap_err();
+    assert!(fault.to_string().contains("does not read back as it was sealed"), "{fault}");
+    drop(rekey);
+    let after: Vec<Vec<u8>> = segments(&disk).into_iter().map(|id| bytes(&disk, &path(id))).collect();
+    assert!(before == after, "the old ones are untouched");
+    holds_all(&disk, &first());
+    assert!(rekeyed(&disk).unwrap().finished);
+    holds_all(&disk, &first());
 }

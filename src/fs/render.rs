@@ -223,6 +223,7 @@ impl FileSystem {
             "counters": numbers(stats.counters()),
             "gauges": numbers(self.gauges()?),
             "errors": stats.errors().len(),
+            "rekey_left_bytes": vault.left_to_rekey().map_or(0, |(_, left)| left),
             "latency_edges_us": EDGES_US,
             "latencies": latencies,
             "operations": operations,

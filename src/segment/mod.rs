@@ -14,7 +14,7 @@ pub use context::SegmentContext;
 pub use group::{GroupBuilder, SealedFrames};
 pub use read::{FrameAt, blocks_of, open_frames};
 pub use reseal::{is_same, seal_anew};
-pub use shape::{Body, Gap, Shape, Shapes};
+pub use shape::{Body, Gap, Shape, Shapes, first_header};
 pub use walk::{Walk, WalkedFrame, WalkedGroup};
 
 use crate::base::id::SegmentId;

@@ -178,6 +178,14 @@ impl Shapes {
     }
 }
 
+/// The header of a segment's first group, if its block can be read: a look that costs one block. Anybody can have written it.
+pub fn first_header(file: &dyn BackingFile, id: SegmentId) -> io::Result<Option<Header>> {
+    let mut block = AlignedBuf::with_capacity(BLOCK_BYTES);
+    block.set_len(BLOCK_BYTES);
+    let got = file.read_at(&mut block, 0)?;
+    Ok(Header::decode(&block[..got]).ok().filter(|header| (header.segment, header.group) == (id, 0)))
+}
+
 /// Compares a group with its checksums.
 fn body(header: &Header, group: &[u8]) -> Body {
     let (seed, table_start) = (crc_seed(&header.salt), header.table_start());

@@ -89,12 +89,15 @@ impl Vault {
         walk.missing_key()
     }
 
-    /// Segments that are under an old key, and their bytes; nothing if no rekey is unfinished. The log goes on under the new
-    /// one meanwhile, so there are never more.
+    /// Segments that are under an old key, and their bytes; nothing if no rekey is unfinished. Looked at once: while the vault is
+    /// open it is not sealed anew, and the log goes on under the new key.
     pub fn left_to_rekey(&self) -> Option<(u64, u64)> {
-        let s = &self.shared;
-        s.segments.keys.old().next()?;
-        under_old_keys(&*s.backing, s.segments.keys.number()).ok()
+        let look = || {
+            let s = &self.shared;
+            s.segments.keys.old().next()?;
+            under_old_keys(&*s.backing, s.segments.keys.number()).ok()
+        };
+        *self.left_to_rekey.get_or_init(look)
     }
 
     /// What the index should say of a segment of which it says nothing: epoch and salt as its first group has them, or

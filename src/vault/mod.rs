@@ -93,7 +93,7 @@ use crossbeam_channel::Sender;
 use progress::Waiter;
 use shared::{FILES_LOOK_MIN, Shared};
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -114,6 +114,7 @@ pub struct Vault {
     suite: SuiteId,
     index_lost: Option<String>,
     lost_records: u64,
+    left_to_rekey: OnceLock<Option<(u64, u64)>>,
     scrub: Arc<scrub::Scrub>,
 }
 

@@ -22,7 +22,7 @@ use crate::format::segment::{Covered, LogPosition, SegmentInfo};
 use crate::format::{FORMAT_VERSION, key};
 use crate::index::{Index, IndexFault, RedbTable};
 use crate::seal::{Header, MasterKey, Unlock, VaultKeys, header_mark, write_header};
-use crate::segment::{Walk, path};
+use crate::segment::{Walk, first_header, path};
 use std::io;
 use std::sync::Arc;
 
@@ -415,6 +415,11 @@ pub(super) fn keys_learnt(
                 Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
                 other => other?,
             };
+            // Most are as they were.
+            let first = first_header(&*file, SegmentId(id)).ok().flatten();
+            if first.is_some_and(|h| (h.epoch, h.salt, h.key) == (known.epoch, known.salt, known.key)) {
+                continue;
+            }
             let mut walk = Walk::new(file, SegmentId(id), header.suite, header.vault);
             // What is damaged is for its readers to find.
             if walk.next(keys).is_err() {

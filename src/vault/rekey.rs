@@ -30,7 +30,7 @@ use crate::seal::{
     Header, HeaderFault, KeySlot, MasterKey, OLD_KEYS_MAX, RecoveryKey, SlotKind, Unlock, VaultKeys, fitting_slots,
     header_mark, replace_slot, wrap_old_key, write_header,
 };
-use crate::segment::{Shapes, Unreadable, Walk, path};
+use crate::segment::{Shapes, Unreadable, Walk, first_header, path};
 use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
@@ -38,8 +38,10 @@ use std::sync::Arc;
 
 /// Memory for the pages of an index that is only copied and looked through.
 const INDEX_CACHE_BYTES: usize = 32 << 20;
-/// Entries of the index that are copied in one transaction.
-const COPIED_AT_ONCE: usize = 50_000;
+/// Entries of the index that are looked up at a time …
+const SCAN: usize = 1000;
+/// … and bytes of them that are copied in one transaction.
+const COPIED_BYTES: usize = 4 << 20;
 /// The index is told of segments sealed anew when they have so many bytes: a transaction for each small one would take longer
 /// than the sealing, and what a crash leaves untold is learnt when the vault is opened.
 const TELL_BYTES: u64 = 64 << 20;
@@ -201,11 +203,15 @@ impl Rekey {
     /// Which slots can stay: those that one of the secrets fits, and with `recovery` one for a recovery key, if there is any.
     pub fn plan(&self, secrets: &[Unlock], recovery: bool) -> Result<Plan, RekeyFault> {
         let mut stay: Vec<(u32, Unlock)> = Vec::new();
-        for secret in secrets {
-            let fitting = fitting_slots(&self.header, secret)?;
-            if fitting.is_empty() {
-                return Err(HeaderFault::WrongKey.into());
-            }
+        for (n, secret) in secrets.iter().enumerate() {
+            let fitting = match fitting_slots(&self.header, secret) {
+                Err(HeaderFault::WrongKey) if n > 0 => {
+                    let why = format!("what was given beside fits no key slot ({n} of {})", secrets.len() - 1);
+                    return Err(RekeyFault::Unfit(why));
+                }
+                Ok(none) if none.is_empty() => return Err(HeaderFault::WrongKey.into()),
+                other => other?,
+            };
             for id in fitting {
                 if stay.iter().all(|(known, _)| *known != id) {
                     stay.push((id, secret.clone()));
@@ -290,13 +296,24 @@ impl Rekey {
         let name = index_path(number);
         let table = RedbTable::create(&self.backing, &name, key, Arc::clone(&self.world), INDEX_CACHE_BYTES)
             .map_err(VaultFault::from)?;
-        let mut next = Vec::new();
+        let (mut next, mut gathered, mut bytes) = (Vec::new(), Vec::new(), 0);
         loop {
-            let page = self.index.scan(&[], &next, COPIED_AT_ONCE).map_err(VaultFault::from)?;
-            let Some((last, _)) = page.last() else { break };
-            next = [&last[..], &[0]].concat();
-            let mut changes = page.iter().map(|(k, v)| (&k[..], Some(&v[..])));
-            table.apply(&mut changes).map_err(VaultFault::from)?;
+            let page = self.index.scan(&[], &next, SCAN).map_err(VaultFault::from)?;
+            let ended = page.is_empty();
+            if let Some((last, _)) = page.last() {
+                next = [&last[..], &[0]].concat();
+            }
+            bytes += page.iter().map(|(k, v)| k.len() + v.len()).sum::<usize>();
+            gathered.extend(page);
+            if bytes >= COPIED_BYTES || ended && !gathered.is_empty() {
+                let mut changes = gathered.iter().map(|(k, v): &(Vec<u8>, Vec<u8>)| (&k[..], Some(&v[..])));
+                table.apply(&mut changes).map_err(VaultFault::from)?;
+                gathered.clear();
+                bytes = 0;
+            }
+            if ended {
+                break;
+            }
         }
         Ok(Index::new(Box::new(table)))
     }
@@ -350,7 +367,10 @@ impl Rekey {
         if self.backing.space()?.free_bytes < need_bytes {
             return Err(RekeyFault::NoRoom { need_bytes });
         }
-        let wanted = Wanted { alive: alive.of(&self.index, id)?, last, leave_out_damage };
+        let known = self.index.get(&key::segment(id)).map_err(VaultFault::from)?;
+        let known = known.map(|value| SegmentInfo::decode(&value)).transpose().map_err(VaultFault::from)?;
+        let live_bytes = known.map_or(0, |info| info.live_bytes);
+        let wanted = Wanted { alive: alive.of(&self.index, id)?, live_bytes, last, leave_out_damage };
         let sealed = reseal(&*self.backing, (&self.header, &self.keys), id, &wanted, &*self.world);
         let hurt = match sealed {
             Err(e) if is_full(&e) => return Err(RekeyFault::NoRoom { need_bytes }),
@@ -364,6 +384,9 @@ impl Rekey {
             Ok(Resealed::Stays(hurt)) => {
                 let why = match (&hurt.unread, hurt.log) {
                     (Some(e), _) => format!("it cannot be read: {e}"),
+                    _ if hurt.miscounted => {
+                        "the index counts other data in it than it names: strongroom check says more".to_owned()
+                    }
                     (None, 0) => "data of files in it does not open".to_owned(),
                     (None, n) => format!("{n} frames or groups of the log in it do not open"),
                 };
@@ -468,8 +491,11 @@ pub fn under_old_keys(backing: &dyn Backing, current: KeyNumber) -> io::Result<(
     let (mut segments, mut bytes) = (0, 0);
     for id in list_segments(backing)? {
         let file = backing.open(&path(id), Open::Read, Cache::Direct)?;
-        let first = Shapes::new(Arc::clone(&file), id).next(|_, _| true)?;
-        if first.is_some_and(|group| group.header.key != current) {
+        let first = match first_header(&*file, id)? {
+            None => Shapes::new(Arc::clone(&file), id).next(|_, _| true)?.map(|group| group.header),
+            found => found,
+        };
+        if first.is_some_and(|header| header.key != current) {
             (segments, bytes) = (segments + 1, bytes + file.len()?);
         }
     }

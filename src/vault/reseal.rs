@@ -26,6 +26,8 @@ use std::sync::Arc;
 pub struct Wanted<'a> {
     /// Its frames of data that an extent needs.
     pub alive: &'a BTreeSet<Slot>,
+    /// Their sealed bytes, as the index counts them beside the extents: where the two disagree, nobody knows what is needed.
+    pub live_bytes: u64,
     /// The newest commit that counts in it: what follows was dropped when its lease died, and need not open.
     pub last: CommitSeq,
     /// Whether what is damaged may be left out: it is zeros then, and as lost as before.
@@ -41,6 +43,8 @@ pub struct Hurt {
     pub log: u64,
     /// Why the disk did not give it, if it did not.
     pub unread: Option<String>,
+    /// Whether the index counts other data in it than extents name: what is missing among these may be needed.
+    pub miscounted: bool,
 }
 
 impl Hurt {
@@ -82,7 +86,7 @@ pub fn reseal(
         tries -= 1;
         // Twice: a disk may err once.
         let written = match sealed {
-            Ok(written) if written.hurt.is_none() || wanted.leave_out_damage => written,
+            Ok(written) if written.hurt.is_none() || wanted.leave_out_damage && !written.hurt.miscounted => written,
             Ok(_) | Err(Fault::Old(_)) if tries > 0 => continue,
             Ok(Written { hurt, .. }) => {
                 remove_if_there(backing, &temporary)?;
@@ -140,7 +144,7 @@ fn write(
     let (mut hurt, mut seen, mut unopened) = (Hurt::default(), BTreeSet::new(), BTreeSet::new());
     // How far the log has come: behind the last commit that counts, nothing need open.
     let mut reached = CommitSeq(0);
-    let (mut end, mut gaps) = (0, 0);
+    let (mut end, mut gaps, mut seen_bytes) = (0, 0, 0);
     while let Some(group) = old.next(keys).map_err(Fault::Old)? {
         gaps += u64::from(group.gap_before.is_some() && reached < wanted.last);
         let context = to.get_or_insert_with(|| {
@@ -160,6 +164,7 @@ fn write(
                 }
                 match (frame.entry.kind, body) {
                     (Kind::Data, Some(_)) => {
+                        seen_bytes += u64::from(frame.entry.sealed_len_bytes);
                         seen.insert(frame.entry.slot);
                     }
                     (Kind::Data, None) => {
@@ -176,6 +181,7 @@ fn write(
     hurt.log += gaps;
     // In groups that are missing, or behind the last one that holds.
     hurt.data.extend(wanted.alive.difference(&seen));
+    hurt.miscounted = hurt.data.is_empty() && seen_bytes != wanted.live_bytes;
     new.set_len(end).map_err(Fault::New)?;
     match to {
         Some(context) => Ok(Written { info: context.info(), hurt, unopened }),

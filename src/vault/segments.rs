@@ -71,10 +71,10 @@ impl Segments {
             return Ok(segment);
         }
         let info = info()?;
+        let file = self.everywhere.open(&path(id), Open::Read, Cache::Direct)?;
         let context = SegmentContext::new(&self.keys, self.suite, self.vault, id, &info).ok_or_else(|| {
             VaultFault::Index(format!("segment {id} is under key {}, which the header does not have", info.key).into())
         })?;
-        let file = self.everywhere.open(&path(id), Open::Read, Cache::Direct)?;
         let segment = Arc::new(OpenSegment { context: Arc::new(context), file });
         self.add(&segment);
         Ok(segment)

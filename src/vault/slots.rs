@@ -243,6 +243,10 @@ impl Import {
         };
         let texts = HeaderTexts::read(&*backing)?;
         let before = texts.as_ref().and_then(|texts| texts.shown().ok());
+        if before.as_ref().is_some_and(|before| before.key > header.key) {
+            // Of before a rekey: nothing of what was written since opens with its key.
+            return Err(OpenFault::OlderKey { header: header.key, found: None }.into());
+        }
         let known =
             texts.and_then(|texts| texts.open(&Unlock::Master(master.clone())).ok()).map(|opened| opened.header);
         let mut root = root::read_or_say(&*backing, &keys, vault)?;

@@ -30,7 +30,7 @@ use crate::format::segment::SegmentInfo;
 use crate::segment::SegmentContext;
 use crossbeam_channel::{Receiver, Sender};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, RwLock};
 use std::thread::JoinHandle;
 
 /// A queue of so many; without threads of any length, for nobody could wait there.
@@ -207,7 +207,8 @@ pub(super) fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sy
     };
     let (running, lock) = (Mutex::new(Some(running)), Mutex::new(Some(lock)));
     let (lost_records, scrub) = (found.lost_records, Arc::new(Scrub::new(options.scrub_rate_bytes)));
-    Ok(Arc::new(Vault { shared, running, lock, workers, suite, index_lost, lost_records, scrub }))
+    let left_to_rekey = OnceLock::new();
+    Ok(Arc::new(Vault { shared, running, lock, workers, suite, index_lost, lost_records, left_to_rekey, scrub }))
 }
 
 fn spawn(shared: &Arc<Shared>, name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, OpenFault> {

@@ -38,7 +38,7 @@ pub fn world() -> Arc<dyn World> {
 }
 
 pub fn noise(seed: u64, len: u64) -> Vec<u8> {
-    (0..len).map(|i| (strongroom::backing::mix(seed << 32 | i / 8) >> (i % 8 * 8)) as u8).collect()
+    (0..len).map(|i| (strongroom::backing::mix((seed << 32) | (i / 8)) >> ((i % 8) * 8)) as u8).collect()
 }
 
 pub fn words(len: usize) -> Vec<u8> {
