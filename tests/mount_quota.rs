@@ -68,10 +68,15 @@ fn dd_cp_and_mv_are_told_and_df_shows_the_limit() {
     let v = TestVault::mounted();
     fs::create_dir(v.path("t")).unwrap();
     fs::write(v.path("t/before"), vec![1; 1000]).unwrap();
-    set(&v, &["--tree", "/t", "--bytes", "10M", "--inodes", "20"]);
+    let out = quota(&v, "set", true, &["--tree", "/t", "--bytes", "10M", "--inodes", "20"]);
+    done(&out);
+    assert!(String::from_utf8_lossy(&out.stderr).contains("until the next mount"), "the first one, on a live mount");
     assert_eq!(used(&v, true, "tree", 1), (1000, 2));
     // From the next mount on, each write asks.
     v.remount();
+    assert!(v.storage("quota").contains("write_back    off\n"), "{}", v.storage("quota"));
+    let out = quota(&v, "set", true, &["--tree", "/t", "--bytes", "10M"]);
+    assert!(done(&out).is_empty() && out.stderr.is_empty(), "{out:?}");
     let mut dd = Command::new("dd");
     let said = refused(
         dd.args(["if=/dev/zero", "bs=1M", "count=20", "status=none"]).arg(format!("of={}", v.path("t/dd").display())),
@@ -87,6 +92,12 @@ fn dd_cp_and_mv_are_told_and_df_shows_the_limit() {
     let said = refused(Command::new("mv").arg(v.path("big")).arg(v.path("t/big")));
     assert!(said.contains("Disk quota exceeded"), "{said}");
     assert_eq!(fs::read(v.path("big")).unwrap(), vec![7; 5 << 20], "what was not moved is where it was");
+    // Where the kernel does not keep writes, nor does it keep their time: it is ours to move.
+    let file = fs::File::options().write(true).open(v.path("big")).unwrap();
+    file.set_modified(std::time::UNIX_EPOCH).unwrap();
+    (&file).write_all(&[7]).unwrap();
+    assert!(fs::metadata(v.path("big")).unwrap().mtime() > 0);
+    drop(file);
     // df of the tree is the tree's; of the mount, the vault's.
     let df = |path: &str| {
         let text = shell(&v.mnt, "df -B1 --output=size,avail,itotal,iavail $1 | tail -1", &[path]);
