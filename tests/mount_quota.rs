@@ -11,6 +11,7 @@ mod common;
 use common::{TestVault, needs_root, output, shell, strongroom};
 use std::fs;
 use std::io::Write;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Output};
@@ -215,4 +216,33 @@ fn counts_are_the_same_after_a_remount_and_after_a_sigkill() {
     assert_eq!(wrong.status.code(), Some(13), "{}", String::from_utf8_lossy(&wrong.stderr));
     assert_eq!(quota(&v, "set", false, &["--tree", "/t"]).status.code(), Some(2), "it must say which limit");
     v.check();
+}
+
+#[test]
+fn what_is_written_through_a_mapping_has_its_room_and_is_no_hole() {
+    const LEN: usize = 1 << 20;
+    let v = TestVault::mounted();
+    fs::create_dir(v.path("t")).unwrap();
+    set(&v, &["--tree", "t", "--bytes", "1M"]);
+    v.remount();
+    let file = fs::File::options().read(true).write(true).create_new(true).open(v.path("t/f")).unwrap();
+    file.set_len(LEN as u64).unwrap();
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    // SAFETY: a mapping of a file that is open and as long as that; unmapped below.
+    let at = unsafe { libc::mmap(std::ptr::null_mut(), LEN, protection, libc::MAP_SHARED, file.as_raw_fd(), 0) };
+    assert_ne!(at, libc::MAP_FAILED);
+    // SAFETY: within the mapping.
+    unsafe { at.cast::<u8>().add(LEN / 2).write(7) };
+    // SAFETY: only asks.
+    let data = unsafe { libc::lseek(file.as_raw_fd(), 0, libc::SEEK_DATA) };
+    assert_eq!(data, LEN as i64 / 2);
+    // SAFETY: the mapping above; nobody uses it any more.
+    assert_eq!(unsafe { (libc::msync(at, LEN, libc::MS_SYNC), libc::munmap(at, LEN)) }, (0, 0));
+    // The size was charged when it was set, so a mapping has its room; growing the file has none.
+    assert_eq!(used(&v, true, "tree", 1), (LEN as u64, 2));
+    assert_eq!(file.set_len(LEN as u64 + 1).unwrap_err().raw_os_error(), Some(libc::EDQUOT));
+    drop(file);
+    v.remount();
+    assert_eq!(fs::read(v.path("t/f")).unwrap()[LEN / 2], 7);
+    is_clean(&v, true);
 }

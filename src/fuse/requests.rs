@@ -512,11 +512,8 @@ impl Filesystem for Requests {
         });
         match found {
             Ok((Some(at), _)) => reply.offset(at as i64),
-            Ok((None, sought)) if self.writeback.load(Relaxed) => {
-                self.seeker.answer(Ino(ino.0), offset, what, sought, reply);
-            }
-            Ok((None, Sought { at: Some(at), .. })) => reply.offset(at as i64),
-            Ok((None, Sought { at: None, .. })) => reply.error(Errno::ENXIO),
+            // Also where it keeps no writes: what is written through a mapping it has in any case.
+            Ok((None, sought)) => self.seeker.answer(Ino(ino.0), offset, what, sought, reply),
             Err(e) => reply.error(e),
         }
     }
