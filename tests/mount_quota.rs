@@ -11,6 +11,7 @@ mod common;
 use common::{TestVault, needs_root, output, shell, strongroom};
 use std::fs;
 use std::io::Write;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Output};
@@ -68,10 +69,15 @@ fn dd_cp_and_mv_are_told_and_df_shows_the_limit() {
     let v = TestVault::mounted();
     fs::create_dir(v.path("t")).unwrap();
     fs::write(v.path("t/before"), vec![1; 1000]).unwrap();
-    set(&v, &["--tree", "/t", "--bytes", "10M", "--inodes", "20"]);
+    let out = quota(&v, "set", true, &["--tree", "/t", "--bytes", "10M", "--inodes", "20"]);
+    done(&out);
+    assert!(String::from_utf8_lossy(&out.stderr).contains("until the next mount"), "the first one, on a live mount");
     assert_eq!(used(&v, true, "tree", 1), (1000, 2));
     // From the next mount on, each write asks.
     v.remount();
+    assert!(v.storage("quota").contains("write_back    off\n"), "{}", v.storage("quota"));
+    let out = quota(&v, "set", true, &["--tree", "/t", "--bytes", "10M"]);
+    assert!(done(&out).is_empty() && out.stderr.is_empty(), "{out:?}");
     let mut dd = Command::new("dd");
     let said = refused(
         dd.args(["if=/dev/zero", "bs=1M", "count=20", "status=none"]).arg(format!("of={}", v.path("t/dd").display())),
@@ -87,6 +93,12 @@ fn dd_cp_and_mv_are_told_and_df_shows_the_limit() {
     let said = refused(Command::new("mv").arg(v.path("big")).arg(v.path("t/big")));
     assert!(said.contains("Disk quota exceeded"), "{said}");
     assert_eq!(fs::read(v.path("big")).unwrap(), vec![7; 5 << 20], "what was not moved is where it was");
+    // Where the kernel does not keep writes, nor does it keep their time: it is ours to move.
+    let file = fs::File::options().write(true).open(v.path("big")).unwrap();
+    file.set_modified(std::time::UNIX_EPOCH).unwrap();
+    (&file).write_all(&[7]).unwrap();
+    assert!(fs::metadata(v.path("big")).unwrap().mtime() > 0);
+    drop(file);
     // df of the tree is the tree's; of the mount, the vault's.
     let df = |path: &str| {
         let text = shell(&v.mnt, "df -B1 --output=size,avail,itotal,iavail $1 | tail -1", &[path]);
@@ -204,4 +216,33 @@ fn counts_are_the_same_after_a_remount_and_after_a_sigkill() {
     assert_eq!(wrong.status.code(), Some(13), "{}", String::from_utf8_lossy(&wrong.stderr));
     assert_eq!(quota(&v, "set", false, &["--tree", "/t"]).status.code(), Some(2), "it must say which limit");
     v.check();
+}
+
+#[test]
+fn what_is_written_through_a_mapping_has_its_room_and_is_no_hole() {
+    const LEN: usize = 1 << 20;
+    let v = TestVault::mounted();
+    fs::create_dir(v.path("t")).unwrap();
+    set(&v, &["--tree", "t", "--bytes", "1M"]);
+    v.remount();
+    let file = fs::File::options().read(true).write(true).create_new(true).open(v.path("t/f")).unwrap();
+    file.set_len(LEN as u64).unwrap();
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    // SAFETY: a mapping of a file that is open and as long as that; unmapped below.
+    let at = unsafe { libc::mmap(std::ptr::null_mut(), LEN, protection, libc::MAP_SHARED, file.as_raw_fd(), 0) };
+    assert_ne!(at, libc::MAP_FAILED);
+    // SAFETY: within the mapping.
+    unsafe { at.cast::<u8>().add(LEN / 2).write(7) };
+    // SAFETY: only asks.
+    let data = unsafe { libc::lseek(file.as_raw_fd(), 0, libc::SEEK_DATA) };
+    assert_eq!(data, LEN as i64 / 2);
+    // SAFETY: the mapping above; nobody uses it any more.
+    assert_eq!(unsafe { (libc::msync(at, LEN, libc::MS_SYNC), libc::munmap(at, LEN)) }, (0, 0));
+    // The size was charged when it was set, so a mapping has its room; growing the file has none.
+    assert_eq!(used(&v, true, "tree", 1), (LEN as u64, 2));
+    assert_eq!(file.set_len(LEN as u64 + 1).unwrap_err().raw_os_error(), Some(libc::EDQUOT));
+    drop(file);
+    v.remount();
+    assert_eq!(fs::read(v.path("t/f")).unwrap()[LEN / 2], 7);
+    is_clean(&v, true);
 }

@@ -598,7 +598,7 @@ fn every_power_cut_leaves_counts_that_are_the_sums() {
         let every = (cuts.calls().len() as u64 / cuts_wanted).max(1);
         let (mut made, mut counted) = (0u64, 0u64);
         loop {
-            if cuts.cut() as u64 % every == 0 {
+            if (cuts.cut() as u64).is_multiple_of(every) {
                 let coins = rng.next();
                 let after = cuts.image(&mut |_| Fate::Torn { unit_bytes: 512, coins });
                 let say = format!("seed {seed}, cut {} of {}", cuts.cut(), cuts.calls().len());

@@ -283,6 +283,12 @@ fn set(args: &Set) -> Result<Exit, Failure> {
                 limit.map(|limit| format!(" {name}={}", limit.map_or("none".to_owned(), |limit| limit.to_string())))
             });
             order(&mountpoint, &format!("quota set {whose}{}", words.collect::<String>()))?;
+            let shown = std::fs::read_to_string(mountpoint.join(".storage/quota")).unwrap_or_default();
+            if matches!(change.bytes, Some(Some(_))) && shown.lines().any(|line| line.trim() == "write_back    on") {
+                print::complain(
+                    "until the next mount the kernel keeps writes back: who is over this limit is told at fsync or close only",
+                );
+            }
         }
         Found::Vault(path) => {
             let fs = args.at.open(&path, false)?;

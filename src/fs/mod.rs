@@ -46,7 +46,7 @@ use crate::format::inode::Inode;
 use crate::format::key;
 use crate::vault::{Admit, SyncReply, Vault, VaultFault};
 use node::{Pin, State};
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use table::Nodes;
 
@@ -122,6 +122,8 @@ pub struct FileSystem {
     walks: Mutex<()>,
     /// What the last count of all inodes came to.
     quota_checked: Mutex<Option<QuotaCheck>>,
+    /// Whether the kernel keeps writes back, so that who is over a quota is not told by the write.
+    keeps_writes: AtomicBool,
     /// Changes of directories so far; moves only under `namespace`.
     changes: AtomicU64,
     storage: storage::Storage,
@@ -137,6 +139,7 @@ impl FileSystem {
             options,
             namespace: Mutex::new(()),
             walks: Mutex::new(()),
+            keeps_writes: AtomicBool::new(false),
             quota_checked: Mutex::new(None),
             changes: AtomicU64::new(0),
             storage: storage::Storage::default(),
@@ -159,7 +162,10 @@ impl FileSystem {
         root.keep();
         if !self.options.read_only {
             self.purge_orphans()?;
-            self.finish_walks()?;
+            // What cannot go on now is still on record, and no reason to keep everything else from its owner.
+            if let Err(fault) = self.finish_walks() {
+                errno::answer(&self.vault, "numbering a quota tree", ROOT_INO, &fault);
+            }
         }
         Ok(())
     }
@@ -191,6 +197,11 @@ impl FileSystem {
             op.commit();
         }
         pin
+    }
+
+    /// Says whether the kernel keeps writes back.
+    pub fn kernel_keeps_writes(&self, keeps: bool) {
+        self.keeps_writes.store(keeps, SeqCst);
     }
 
     /// The vault underneath.

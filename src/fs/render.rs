@@ -11,6 +11,7 @@ use crate::vault::Line;
 use crate::vault::{Gauges, State, Stats, Usage};
 use serde_json::{Map, Value, json};
 use std::fmt::Write;
+use std::sync::atomic::Ordering::SeqCst;
 
 fn histograms(s: &Stats) -> Vec<(&'static str, &'static str, Snapshot)> {
     let h = Histogram::snapshot;
@@ -134,6 +135,7 @@ impl FileSystem {
             ("quota_bytes", quota(usage.quota_bytes)),
             ("used_inodes", usage.inodes.to_string()),
             ("quota_inodes", quota(usage.quota_inodes)),
+            ("write_back", if self.keeps_writes.load(SeqCst) { "on" } else { "off" }.to_owned()),
         ]);
         Ok(vault + &self.quota_lines())
     }

@@ -148,6 +148,9 @@ fn xattr(reply: ReplyXattr, found: Answer<XattrReply>) {
 
 impl Filesystem for Requests {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        // Where a quota may refuse bytes, each write asks us, and is told: what the cache cannot give away later it tells with
+        // fsync, and with close as EIO, and many programs look at neither.
+        let keeps_writes = !self.fs.vault().limits_bytes();
         // No ATOMIC_O_TRUNC: with open unanswered, truncation must come as SETATTR.
         for wanted in [
             InitFlags::FUSE_PARALLEL_DIROPS,
@@ -164,9 +167,7 @@ impl Filesystem for Requests {
             InitFlags::FUSE_EXPORT_SUPPORT,
         ]
         .into_iter()
-        // Where a quota may refuse bytes, each write asks us, and is told: what the cache cannot give away later it tells with
-        // fsync, and with close as EIO, and many programs look at neither.
-        .chain((!self.fs.vault().limits_bytes()).then_some(InitFlags::FUSE_WRITEBACK_CACHE))
+        .chain(keeps_writes.then_some(InitFlags::FUSE_WRITEBACK_CACHE))
         // Where root mounts for root the kernel checks nothing, lists neither; with this it would, and it would ask for a
         // directory's attributes again after each change in it.
         .chain(self.acl.then_some(InitFlags::FUSE_POSIX_ACL))
@@ -175,7 +176,10 @@ impl Filesystem for Requests {
                 log::info!("this kernel does without {missing:?}");
             }
         }
-        self.writeback.store(config.capabilities().contains(InitFlags::FUSE_WRITEBACK_CACHE), Relaxed);
+        // What the kernel could do, whether or not it was asked to.
+        let could = config.capabilities().contains(InitFlags::FUSE_WRITEBACK_CACHE);
+        self.writeback.store(keeps_writes && could, Relaxed);
+        self.fs.kernel_keeps_writes(self.writeback.load(Relaxed));
         // Refusals name the nearest value that is allowed.
         if let Err(nearest) = config.set_max_write(MAX_WRITE_BYTES) {
             let _ = config.set_max_write(nearest);
@@ -508,11 +512,8 @@ impl Filesystem for Requests {
         });
         match found {
             Ok((Some(at), _)) => reply.offset(at as i64),
-            Ok((None, sought)) if self.writeback.load(Relaxed) => {
-                self.seeker.answer(Ino(ino.0), offset, what, sought, reply);
-            }
-            Ok((None, Sought { at: Some(at), .. })) => reply.offset(at as i64),
-            Ok((None, Sought { at: None, .. })) => reply.error(Errno::ENXIO),
+            // Also where it keeps no writes: what is written through a mapping it has in any case.
+            Ok((None, sought)) => self.seeker.answer(Ino(ino.0), offset, what, sought, reply),
             Err(e) => reply.error(e),
         }
     }
