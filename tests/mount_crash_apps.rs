@@ -3,7 +3,7 @@
 //! Method: each writes until the daemon is killed and notes outside what was acknowledged; the vault is mounted again, and
 //! the programs' own checkers judge what is there. `STRONGROOM_CRASH_ROUNDS` and `STRONGROOM_SEEDS` ask for more.
 //! Promise: sqlite finds its database whole and has every row that it was told is committed; `git fsck --strict` finds
-//! nothing, and every commit whose command came back is in the history. How long it took to be mounted again is said.
+//! nothing, and every commit that was synced after its command came back is in the history. How long it took to be mounted again is said.
 
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
@@ -12,7 +12,7 @@ mod common;
 use common::rng::Rng;
 use common::{TestVault, output, run, say_times, setting};
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -102,6 +102,10 @@ fn commit(repository: &Path, from: u64, acknowledged: &Acknowledged, end: &End) 
             if !output(&mut git(repository, arguments)).status.success() {
                 return;
             }
+        }
+        // git writes what it is to sync (`core.fsync`), and the name of the branch's file last, by a rename that it does not sync.
+        if File::open(repository).and_then(|dir| dir.sync_all()).is_err() {
+            return;
         }
         acknowledged.lock().unwrap().push(n);
         if end.stop.load(SeqCst) {
