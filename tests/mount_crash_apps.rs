@@ -3,7 +3,7 @@
 //! Method: each writes until the daemon is killed and notes outside what was acknowledged; the vault is mounted again, and
 //! the programs' own checkers judge what is there. `STRONGROOM_CRASH_ROUNDS` and `STRONGROOM_SEEDS` ask for more.
 //! Promise: sqlite finds its database whole and has every row that it was told is committed; `git fsck --strict` finds
-//! nothing, and every commit whose command came back is in the history. How long it took to be mounted again is said.
+//! nothing, and every commit that was synced after its command came back is in the history. How long it took to be mounted again is said.
 
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
@@ -12,7 +12,7 @@ mod common;
 use common::rng::Rng;
 use common::{TestVault, output, run, say_times, setting};
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -36,8 +36,25 @@ fn sqlite(db: &Path, script: &str) -> String {
     run(Command::new("sqlite3").args(["-batch", "-bail"]).arg(db).arg(script))
 }
 
+/// When the daemon is killed, and when its programs are to end.
+#[derive(Default)]
+struct End {
+    killed: AtomicBool,
+    stop: AtomicBool,
+}
+
+/// How a database keeps its journal.
+#[derive(Clone, Copy, PartialEq)]
+enum Journal {
+    Wal,
+    /// A commit is the removal of a file and the fsync of its directory. Where the directory does not open any more, as here when
+    /// the dead mount is taken away, sqlite (3.40) leaves that fsync out and says that it is committed: seen under strace, unlink = 0,
+    /// open = ENOENT, and the row's number. So nothing counts that is said once the daemon is being killed.
+    Rollback,
+}
+
 /// Inserts one row after the other, each committed when sqlite says its number; gives up with the first error.
-fn insert(db: &Path, from: u64, acknowledged: &Acknowledged, stop: &AtomicBool) {
+fn insert(db: &Path, journal: Journal, from: u64, acknowledged: &Acknowledged, end: &End) {
     let mut shell = Command::new("sqlite3");
     let piped = shell.args(["-batch", "-bail"]).arg(db).stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut shell: Child = piped.stderr(Stdio::null()).spawn().expect("sqlite3 is installed (see .ci/setup)");
@@ -51,10 +68,11 @@ fn insert(db: &Path, from: u64, acknowledged: &Acknowledged, stop: &AtomicBool) 
     for n in from.. {
         let done = ask(&format!("INSERT INTO t VALUES({n}, hex(randomblob({}))); SELECT {n};", 50 + n % 4000));
         match done {
+            Ok(_) if journal == Journal::Rollback && end.killed.load(SeqCst) => break,
             Ok((_, answer)) if answer == n.to_string() => acknowledged.lock().unwrap().push(n),
             _ => break,
         }
-        if stop.load(SeqCst) {
+        if end.stop.load(SeqCst) {
             break;
         }
     }
@@ -71,7 +89,7 @@ fn git(repository: &Path, arguments: &[&str]) -> Command {
 }
 
 /// One commit after the other, each of a changed and a new file.
-fn commit(repository: &Path, from: u64, acknowledged: &Acknowledged, stop: &AtomicBool) {
+fn commit(repository: &Path, from: u64, acknowledged: &Acknowledged, end: &End) {
     for n in from.. {
         let write = |name: String, text: String| fs::write(repository.join(name), text);
         if write("changed".into(), format!("{n}\n")).is_err()
@@ -85,8 +103,12 @@ fn commit(repository: &Path, from: u64, acknowledged: &Acknowledged, stop: &Atom
                 return;
             }
         }
+        // git writes what it is to sync (`core.fsync`), and the name of the branch's file last, by a rename that it does not sync.
+        if File::open(repository).and_then(|dir| dir.sync_all()).is_err() {
+            return;
+        }
         acknowledged.lock().unwrap().push(n);
-        if stop.load(SeqCst) {
+        if end.stop.load(SeqCst) {
             return;
         }
     }
@@ -109,19 +131,20 @@ fn databases_and_repositories_survive_kill_9() {
     let done: [Acknowledged; 3] = Default::default();
     let mut took = Vec::new();
     for round in 0..setting("STRONGROOM_CRASH_ROUNDS", 5, 5) {
-        let stop = AtomicBool::new(false);
+        let end = End::default();
         let life = Duration::from_millis(300 + rng.below(1700));
         // What was made and not acknowledged must not be in the way: each round has numbers of its own.
         let first = round * 1_000_000 + 1;
         std::thread::scope(|s| {
-            let (stop, done) = (&stop, &done);
+            let (end, done) = (&end, &done);
             let (wal, rollback, repository) = (&wal, &rollback, &repository);
-            s.spawn(move || insert(wal, first, &done[0], stop));
-            s.spawn(move || insert(rollback, first, &done[1], stop));
-            s.spawn(move || commit(repository, first, &done[2], stop));
+            s.spawn(move || insert(wal, Journal::Wal, first, &done[0], end));
+            s.spawn(move || insert(rollback, Journal::Rollback, first, &done[1], end));
+            s.spawn(move || commit(repository, first, &done[2], end));
             std::thread::sleep(life);
+            end.killed.store(true, SeqCst);
             v.kill9();
-            stop.store(true, SeqCst);
+            end.stop.store(true, SeqCst);
         });
         let begun = Instant::now();
         v.mount();
