@@ -9,6 +9,7 @@ use super::size;
 use crate::base::choice::{Compression, Verify};
 use crate::base::id::Generation;
 use crate::base::limits::BUDGET_BYTES_MIN;
+use crate::confine::Wanted;
 use crate::fs::{Atime, Shown};
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -62,6 +63,8 @@ pub struct Options {
     pub shown: Shown,
     /// Words for the kernel, as they are: at most one of a family.
     pub kernel: Vec<String>,
+    /// Which parts of the sandbox.
+    pub sandbox: Option<Wanted>,
 }
 
 /// Kernel words that exclude each other.
@@ -173,6 +176,7 @@ impl Options {
             "password-file" => self.password_file = Some(value.into()),
             "key-file" => self.key_file = Some(value.into()),
             "recovery-key-file" => self.recovery_key_file = Some(value.into()),
+            "sandbox" => self.sandbox = Some(Wanted::from_str(value).map_err(Refused::Wrong)?),
             _ => return Err(Refused::Unknown),
         }
         Ok(())
@@ -297,6 +301,7 @@ mod tests {
         assert_eq!(o.emergency, Some(Emergency::Dir("/e".into())));
         assert_eq!((o.flush_deadline, o.verify_open_percent), (Some(Duration::from_secs(7)), Some(5)));
         assert_eq!(read(&["emergency-dir=/e,emergency-dir=none"]).unwrap().emergency, Some(Emergency::None));
+        assert_eq!(read(&["sandbox=caps,sandbox=off"]).unwrap().sandbox, Some(Wanted::OFF));
     }
 
     #[test]
@@ -364,6 +369,7 @@ mod tests {
             "umask=8",
             "fmask=1000",
             "dmask=+7",
+            "sandbox=on",
         ] {
             let failure = read(&[word]).unwrap_err();
             assert_eq!(failure.exit, Exit::Usage);

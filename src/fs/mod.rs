@@ -118,6 +118,8 @@ pub struct FileSystem {
     changes: AtomicU64,
     storage: storage::Storage,
     ops: OpStats,
+    /// What `/.storage/config` says beside the vault's own settings.
+    told: Vec<(&'static str, String)>,
 }
 
 impl FileSystem {
@@ -131,12 +133,19 @@ impl FileSystem {
             changes: AtomicU64::new(0),
             storage: storage::Storage::default(),
             ops: OpStats::default(),
+            told: Vec::new(),
         };
         match fs.prepare() {
             Ok(()) => Ok(fs),
             Err(FsFault::Vault(fault)) => Err(fault),
             Err(_) => Err(VaultFault::Index("the root directory cannot be read".into())),
         }
+    }
+
+    /// The same, with more rows for `/.storage/config`: what is in force that the vault does not know of.
+    #[must_use]
+    pub fn telling(self, rows: Vec<(&'static str, String)>) -> FileSystem {
+        FileSystem { told: rows, ..self }
     }
 
     fn prepare(&self) -> Result<(), FsFault> {

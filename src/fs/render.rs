@@ -85,7 +85,7 @@ impl FileSystem {
                 format!("{queues}read-back     {}\n", vault.verify_source())
             }
             "quota" => self.quota()?,
-            "config" => table(&vault.settings()),
+            "config" => table(&[vault.settings(), self.told.clone()].concat()),
             "version" => {
                 format!("strongroom {}\nformat {}\n", env!("CARGO_PKG_VERSION"), crate::format::FORMAT_VERSION)
             }
