@@ -15,6 +15,7 @@ mod log;
 mod mount;
 mod mounter;
 mod mounts;
+mod names;
 mod options;
 mod pins;
 mod print;

@@ -10,7 +10,7 @@ use super::exit::{Exit, Failure};
 use super::mounter::Mounter;
 use super::mounts;
 use super::options::{self, Options};
-use super::{derive, emergency, key, pins, sandbox};
+use super::{derive, emergency, key, names, pins, sandbox};
 use super::{log as logging, size};
 use crate::backing::{Backing, DirBacking};
 use crate::base::choice::{Compression, Verify};
@@ -21,7 +21,7 @@ use crate::base::lock::Held;
 use crate::base::world::{RealWorld, World};
 use crate::confine::{Report, Wanted};
 use crate::fs::{FileSystem, FsOptions};
-use crate::fuse::{self, MountOptions, Mounted};
+use crate::fuse::{self, Admitted, MountOptions, Mounted};
 use crate::seal::Unlock;
 use crate::vault::{self, OpenFault, OpenOptions, Vault};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -64,6 +64,18 @@ pub struct Args {
     /// Let other users use the mount; the kernel then checks permissions
     #[arg(long)]
     allow_other: bool,
+    /// Let root use the mount, too
+    #[arg(long)]
+    allow_root: bool,
+    /// Let these users use the mount, and nobody else but its owner and root: names or numbers, with : between them
+    #[arg(long, value_name = "LIST", value_parser = options::Listed::users)]
+    allow_users: Option<options::Listed>,
+    /// Let members of these groups use the mount, and nobody else but its owner and root
+    #[arg(long, value_name = "LIST", value_parser = options::Listed::groups)]
+    allow_groups: Option<options::Listed>,
+    /// Let members of this group use .storage as the owner may
+    #[arg(long, value_name = "GROUP", value_parser = names::group)]
+    storage_group: Option<u32>,
     /// List .storage in the root directory
     #[arg(long)]
     show_storage: bool,
@@ -107,6 +119,7 @@ struct Plan {
     vault: PathBuf,
     mountpoint: PathBuf,
     options: Options,
+    admitted: Option<Admitted>,
     key: key::Source,
 }
 
@@ -176,7 +189,9 @@ fn plan(args: &Args) -> Result<Plan, Failure> {
             return Err(Failure::new(Exit::Usage, which));
         }
     }
-    Ok(Plan { vault, mountpoint, options, key })
+    // SAFETY: only asks, and cannot fail.
+    let admitted = options.admitted(unsafe { libc::geteuid() })?;
+    Ok(Plan { vault, mountpoint, options, admitted, key })
 }
 
 fn options(args: &Args) -> Result<Options, Failure> {
@@ -184,6 +199,10 @@ fn options(args: &Args) -> Result<Options, Failure> {
     args.options.iter().try_for_each(|list| options.add(list, args.sloppy))?;
     options.read_only |= args.read_only;
     options.allow_other |= args.allow_other;
+    options.allow_root |= args.allow_root;
+    options.allow_users = args.allow_users.clone().map(|list| list.0).or(options.allow_users);
+    options.allow_groups = args.allow_groups.clone().map(|list| list.0).or(options.allow_groups);
+    options.storage_group = args.storage_group.or(options.storage_group);
     options.show_storage |= args.show_storage;
     options.budget_bytes = args.budget.or(options.budget_bytes);
     options.compression = args.compression.or(options.compression);
@@ -377,6 +396,7 @@ fn mount(plan: &Plan, mounter: &Arc<Mounter>, vault: Arc<Vault>, report: Report)
     let fs_options = FsOptions {
         uid,
         gid,
+        storage_group: said.storage_group,
         show_storage: said.show_storage,
         read_only: said.read_only,
         atime: said.atime(),
@@ -406,6 +426,7 @@ fn mount_options(plan: &Plan) -> MountOptions {
     MountOptions {
         fsname: said.fsname.clone().unwrap_or_else(|| plan.vault.to_string_lossy().into_owned()),
         allow_other: said.allow_other,
+        admitted: plan.admitted.clone(),
         // The kernel judges, which knows everyone's groups and capabilities; root too: it may not run what has no x bit.
         default_permissions: true,
         read_only: said.read_only,

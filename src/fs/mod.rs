@@ -53,6 +53,8 @@ pub struct FsOptions {
     pub uid: u32,
     /// The owner's group.
     pub gid: u32,
+    /// A group whose members may use `/.storage` as the owner may.
+    pub storage_group: Option<u32>,
     /// Whether listing the root shows `.storage`.
     pub show_storage: bool,
     /// Whether every change is refused.
@@ -85,6 +87,7 @@ impl Default for FsOptions {
         FsOptions {
             uid: 0,
             gid: 0,
+            storage_group: None,
             show_storage: false,
             read_only: false,
             atime: Atime::Relative,

@@ -6,13 +6,17 @@
 //! On failure: the `io::Error` of the mount.
 
 mod attr;
+mod door;
 mod groups;
 mod helper;
 mod requests;
 mod seek;
 
+pub use door::Admitted;
+
 use crate::base::limits::FUSE_THREADS;
 use crate::fs::FileSystem;
+use door::Door;
 use fuser::{Config, Session, SessionACL};
 use requests::Requests;
 use seek::Kernel;
@@ -37,6 +41,8 @@ pub struct MountOptions {
     pub fsname: String,
     /// Whether other users reach the mount.
     pub allow_other: bool,
+    /// Who else does, root and owner aside, if not everybody.
+    pub admitted: Option<Admitted>,
     /// Whether the kernel checks permissions; always on where anyone but root can reach the mount.
     pub default_permissions: bool,
     /// Whether the mount is for reading only.
@@ -54,6 +60,7 @@ impl Default for MountOptions {
         MountOptions {
             fsname: SUBTYPE.to_owned(),
             allow_other: false,
+            admitted: None,
             default_permissions: false,
             read_only: false,
             acl: true,
@@ -82,7 +89,7 @@ pub fn attach(mountpoint: &Path, options: &MountOptions) -> io::Result<OwnedFd> 
     if options.kernel_checks() {
         words.push("default_permissions");
     }
-    if options.allow_other {
+    if options.lets_others() {
         words.push("allow_other");
     }
     if options.read_only {
@@ -107,7 +114,8 @@ pub fn serve(fs: Arc<FileSystem>, device: OwnedFd, options: &MountOptions, unmou
     // Each thread opens the device anew, which an ordinary user may not be allowed to.
     config.clone_fd = OpenOptions::new().read(true).write(true).open(DEVICE).is_ok();
     let kernel = Kernel::default();
-    let session = Requests::new(fs, options.acl && options.kernel_checks(), kernel.clone())
+    let door = options.admitted.clone().map(Door::new);
+    let session = Requests::new(fs, options.acl && options.kernel_checks(), kernel.clone(), door)
         .and_then(|requests| Session::from_fd(requests, device, SessionACL::All, config));
     match session {
         Ok(session) => {
@@ -123,7 +131,12 @@ pub fn serve(fs: Arc<FileSystem>, device: OwnedFd, options: &MountOptions, unmou
 
 impl MountOptions {
     fn kernel_checks(&self) -> bool {
-        self.default_permissions || self.allow_other || !is_root()
+        self.default_permissions || self.lets_others() || !is_root()
+    }
+
+    /// Whether the kernel is to let in everybody: to everything, or as far as the door.
+    fn lets_others(&self) -> bool {
+        self.allow_other || self.admitted.is_some()
     }
 }
 
