@@ -49,7 +49,7 @@ pub fn receive(socket: &UnixStream) -> io::Result<(u8, Option<OwnedFd>)> {
         h.cmsg_level == libc::SOL_SOCKET
             && h.cmsg_type == libc::SCM_RIGHTS
             // SAFETY: CMSG_LEN only computes.
-            && h.cmsg_len as usize >= unsafe { libc::CMSG_LEN(FD_BYTES) } as usize
+            && h.cmsg_len >= unsafe { libc::CMSG_LEN(FD_BYTES) } as usize
     });
     let descriptor = came.map(|h| {
         // SAFETY: the length says that at least one i32 follows the header; it may be unaligned. The kernel just made this
