@@ -269,6 +269,11 @@ fn try_all(dir: &Path) -> Vec<(&'static str, i32)> {
         ("let: write what is allowed", of_io(fs::write(dir.join("new"), "text"))),
         ("let: rename and remove there", of_call(rename_and_remove(dir).into())),
         ("let: a thread", of_io(std::thread::Builder::new().spawn(|| {}).map(|thread| thread.join().unwrap()))),
+        (
+            "let: a backtrace with names",
+            i32::from(!std::backtrace::Backtrace::force_capture().to_string().contains("try_all")),
+        ),
+        ("let: groups of others", of_io(fs::read("/proc/1/status").map(drop))),
         // Files.
         ("read /etc/passwd", of_io(fs::read("/etc/passwd").map(drop))),
         ("list /etc", of_io(fs::read_dir("/etc").map(drop))),
@@ -352,7 +357,13 @@ fn playground() -> (tempfile::TempDir, std::path::PathBuf) {
 }
 
 fn confinement(wanted: &str, dir: &Path) -> Confinement {
-    let files = vec![Allowed { path: dir.to_owned(), access: Access::Change }];
+    let allow = |path: &Path, access| Allowed { path: path.to_owned(), access };
+    // As the daemon's, but for its device.
+    let files = vec![
+        allow(dir, Access::Change),
+        allow(Path::new("/proc"), Access::Read),
+        allow(&std::env::current_exe().unwrap(), Access::Read),
+    ];
     Confinement { wanted: wanted.parse::<Wanted>().unwrap(), files, keep_dac_override: false }
 }
 
@@ -399,6 +410,32 @@ fn each_part_refuses_what_is_its_own() {
             assert!(!refused(&outcomes, name), "{parts}: {name}: {}", outcomes[name]);
         }
     }
+}
+
+#[test]
+fn where_only_a_rule_for_everything_would_do_it_is_said() {
+    needs_root("mount a disk right below /");
+    let place = tempfile::tempdir_in("/var/tmp").unwrap();
+    // In a mount namespace of its own.
+    let script = r#"
+        set -eu; cd "$0"; export XDG_STATE_HOME="$PWD/state"
+        mount -t tmpfs none /mnt; mkdir -p "/mnt/$1" mnt; echo 'a passphrase for a test' > password; chmod 600 password
+        [ "$1" = e ] || mount -t tmpfs none "/mnt/$1"
+        mkdir -p "/mnt/$1/away"
+        "$2" init --argon2 65536,3,4 --password-file password "vault-$1" > recovery
+        "$2" mount --log "log-$1" --password-file password -o "emergency-dir=/mnt/$1/away" "vault-$1" mnt
+        grep sandbox_landlock mnt/.storage/config; grep "right below" "log-$1" || echo nothing in the log
+        "$2" umount mnt
+    "#;
+    let said = |dir: &str| {
+        let mut c = Command::new("unshare");
+        run(c.args(["-m", "bash", "-c", script]).arg(place.path()).arg(dir).arg(strongroom()))
+    };
+    let everything = said("e");
+    assert!(everything.contains("every file may be opened") && everything.contains("/mnt/e/away: its"), "{everything}");
+    // One level deeper, and it is not so.
+    let deeper = said("disk");
+    assert!(deeper.contains("on (version") && !deeper.contains("every file"), "{deeper}");
 }
 
 #[test]

@@ -44,8 +44,16 @@ fn files(needs: &Needs<'_>) -> Vec<Allowed> {
         allow(Path::new("/proc"), Access::Read),
     ];
     files.extend(needs.pins.as_deref().map(|path| allow(path, Access::Change)));
-    let away = needs.emergency.as_deref().map(|path| rule_place(path, needs.vault, device));
-    files.extend(away.map(|path| allow(&path, Access::Change)));
+    if let Some(emergency) = needs.emergency.as_deref() {
+        let place = rule_place(emergency, needs.vault, device);
+        if place.parent().is_none() {
+            let at = emergency.display();
+            log::warn!(
+                "{at}: its filesystem is mounted right below /, so the sandbox must let the daemon open every file"
+            );
+        }
+        files.push(allow(&place, Access::Change));
+    }
     // A backtrace names its lines from it.
     files.extend(std::env::current_exe().ok().map(|path| allow(&path, Access::Read)));
     files
