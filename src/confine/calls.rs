@@ -96,6 +96,9 @@ const ANY: &[libc::c_long] = &[
     libc::SYS_poll,
     #[cfg(target_arch = "x86_64")]
     libc::SYS_readlink,
+    // Where two threads end the process at once, Rust lets the second wait by it, again and again (elsewhere by ppoll).
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_pause,
 ];
 
 /// Calls of which one argument, by its index, must have one of some values where the mask has ones.
