@@ -637,12 +637,13 @@ fn deriving_the_key_leaves_the_daemon_small_and_tells_nobody() {
     ends_with(&desk.run(&["mount", "--password-file", "wrong", "vault", "mnt"]), WRONG_KEY, "wrong");
 }
 
-/// The processes that a process started and that still live.
+/// The processes that a process started and that still live, but for the one that mounts for it.
 fn children(parent: u32) -> Vec<i32> {
     let processes = fs::read_dir("/proc").unwrap().filter_map(|e| e.ok()?.file_name().to_str()?.parse::<i32>().ok());
     let is_child = |pid: &i32| {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(1)) == Some(&parent.to_string())
+        let mounts = stat.contains("(strongroom-mntr)");
+        !mounts && stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(1)) == Some(&parent.to_string())
     };
     processes.filter(is_child).collect()
 }

@@ -4,7 +4,7 @@
 //! then it reads every page of the daemon through `/proc/PID/mem`. The end is looked at while `strace` holds the daemon's
 //! last system call back. A copy of the key is leaked on purpose, as a file that passes through the daemon, and must be found.
 //! Promise: while mounted the master key lies in locked pages that no dump has, and nowhere else; passphrase and Argon2's
-//! output lie nowhere; after the unmount none of them does.
+//! output lie nowhere; after the unmount none of them does. The process that mounts for the daemon never has any of them.
 
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
@@ -98,6 +98,37 @@ fn the_master_key_lies_in_locked_pages_only_and_is_gone_at_the_end() {
     nowhere("the master key", &s.master);
     drop(strace);
     assert!(umount.wait().unwrap().success());
+}
+
+/// The process that mounts for a daemon: its only child.
+fn mounter(pid: i32) -> i32 {
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    children.trim().parse().expect("one child")
+}
+
+#[test]
+fn the_process_that_mounts_never_had_a_key() {
+    needs_root("read another process' memory");
+    let v = TestVault::init();
+    let s = secrets(&v);
+    let looked = |pid: i32| {
+        // What it does have is seen, so that what is not seen is not there.
+        assert!(!found(pid, v.mnt.to_str().unwrap().as_bytes()).is_empty(), "the scan does not see where it mounts");
+        for (what, bytes) in [("passphrase", &s.passphrase[..]), ("stretched", &s.stretched), ("master key", &s.master)]
+        {
+            assert_eq!(found(pid, bytes), Vec::<String>::new(), "the {what} lies in the process that mounts");
+        }
+    };
+    v.mount();
+    looked(mounter(v.pid()));
+    v.umount();
+    // In the foreground it is split off from the process that reads the passphrase.
+    let mut daemon = v.mount_command().arg("-f").spawn().unwrap();
+    eventually("the mount is live", Duration::from_secs(60), || v.is_mounted());
+    looked(mounter(daemon.id() as i32));
+    // SAFETY: a signal to a child that was not waited for yet.
+    unsafe { libc::kill(daemon.id() as i32, libc::SIGTERM) };
+    assert!(daemon.wait().unwrap().success());
 }
 
 #[test]

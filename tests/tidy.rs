@@ -13,11 +13,12 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 /// The folders and the layer each lies in. A folder imports only folders of strictly lower layers.
-const LAYERS: [(&str, u8); 12] = [
+const LAYERS: [(&str, u8); 13] = [
     ("base", 0),
     ("format", 1),
     ("seal", 2),
     ("backing", 2),
+    ("confine", 2),
     ("segment", 3),
     ("index", 3),
     ("buffer", 4),
@@ -37,7 +38,7 @@ struct Power {
     owners: &'static [&'static str],
 }
 
-const POWERS: [Power; 6] = [
+const POWERS: [Power; 7] = [
     Power { what: "the database", betrayed_by: &["redb"], owners: &["index/"] },
     Power {
         what: "ciphers and codecs",
@@ -115,6 +116,11 @@ const POWERS: [Power; 6] = [
         ],
         owners: &["base/world.rs"],
     },
+    Power {
+        what: "giving up rights",
+        betrayed_by: &["landlock", "seccompiler", "libc::SYS_seccomp", "libc::SYS_capset", "libc::PR_SET_NO_NEW_PRIVS"],
+        owners: &["confine/"],
+    },
 ];
 
 /// Uses of a power outside its owner that stand for a reason: (power, file or folder, path that betrays it, reason). One that is
@@ -127,6 +133,12 @@ const EXCEPTIONS: &[(&str, &str, &str, &str)] = &[
         "how long each stage took, for the histograms that /.storage shows: nothing is decided by it",
     ),
     ("files", "fuse/mod.rs", "std::fs", "opens /dev/fuse, the kernel's side of the mount and no file of ours"),
+    (
+        "files",
+        "confine/mod.rs",
+        "std::fs",
+        "counts this process' threads in /proc, for what binds one does not bind another",
+    ),
     ("files", "fuse/groups.rs", "std::fs", "asks /proc for a caller's groups, which a request does not name"),
 ];
 
@@ -633,6 +645,7 @@ fn an_import_from_above_is_found() {
         ("seal/a.rs", "use crate::{base::id::Ino, vault::Vault};"),
         ("seal/a.rs", "fn f() { crate::fs::go(); }"),
         ("seal/a.rs", "use crate::backing::Backing;"),
+        ("confine/a.rs", "use crate::backing::Backing;"),
         ("index/mod.rs", "use super::segment::Segment;"),
         ("index/a.rs", "use super::super::segment::Segment;"),
         ("index/a.rs", "mod tests { use super::super::super::segment::Segment; }"),
@@ -680,6 +693,8 @@ fn a_power_outside_its_owner_is_found() {
         ("vault/a.rs", "fn f() { let t = std::time::Instant::now(); }"),
         ("base/id.rs", "use std::time::SystemTime; fn f() { SystemTime::now(); }"),
         ("seal/a.rs", "fn f() { getrandom::fill(&mut x); }"),
+        ("cli/a.rs", "use landlock::Ruleset;"),
+        ("cli/a.rs", "fn f() { unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }; }"),
     ] {
         assert!(!powers(path, text).is_empty(), "{path}: {text}");
     }

@@ -8,6 +8,7 @@
 use super::Pool;
 use super::chunk::Chunk;
 use super::layer::{Layer, Source, Span, copied_piece_bytes};
+use crate::base::choice::Compression;
 use crate::base::id::Ino;
 use crate::base::lock::Held;
 use crate::base::sync::{AtomicU64, Mutex};
@@ -94,7 +95,12 @@ pub struct FileBuffer {
     pub read_next: AtomicU64,
     /// How far has been read ahead for it.
     pub read_ahead: AtomicU64,
+    /// How what is written to it is compressed: `UNDECIDED`, `AS_THE_VAULT`, or from there on the choices in their order.
+    compression: AtomicU64,
 }
+
+const UNDECIDED: u64 = 0;
+const AS_THE_VAULT: u64 = 1;
 
 impl FileBuffer {
     /// No layers.
@@ -106,7 +112,25 @@ impl FileBuffer {
             changes: AtomicU64::new(0),
             read_next: AtomicU64::new(0),
             read_ahead: AtomicU64::new(0),
+            compression: AtomicU64::new(UNDECIDED),
         }
+    }
+
+    /// Decides how what is written from now on is compressed; `None`: as the vault is.
+    pub fn compress(&self, how: Option<Compression>) {
+        let place = |how| Compression::ALL.iter().position(|c| *c == how).expect("every choice is among all");
+        self.compression.store(how.map_or(AS_THE_VAULT, |how| AS_THE_VAULT + 1 + place(how) as u64), Relaxed);
+    }
+
+    /// Whether nobody has decided that yet.
+    pub fn is_compression_undecided(&self) -> bool {
+        self.compression.load(Relaxed) == UNDECIDED
+    }
+
+    /// How what is written is compressed, where it is not as the vault is.
+    pub fn compression(&self) -> Option<Compression> {
+        let place = self.compression.load(Relaxed).checked_sub(AS_THE_VAULT + 1)?;
+        Compression::ALL.get(place as usize).copied()
     }
 
     /// Whether anything is buffered.

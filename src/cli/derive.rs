@@ -15,6 +15,7 @@ use crate::seal::{self, MasterKey, SlotKind, Unlock};
 use crate::vault::HeaderTexts;
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::os::fd::AsRawFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use zeroize::Zeroizing;
@@ -76,7 +77,7 @@ fn be_the_child(parent: i32, mut writer: File, work: impl FnOnce() -> Result<Mas
     }
     key::forbid_dumps();
     // The vault's lock among them: it must not outlive the parent. Their owners are never dropped here.
-    daemon::close_all_but(&writer);
+    daemon::close_all_but(&[writer.as_raw_fd()]);
     // A panic must not run on into what the parent was doing; it has been printed.
     let answer = match catch_unwind(AssertUnwindSafe(work)) {
         Ok(Ok(master)) => {

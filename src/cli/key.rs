@@ -3,7 +3,8 @@
 //! Promise: never from the command line or the environment's text; a passphrase file's one trailing newline is no part
 //! of the passphrase; an empty secret is refused, and so is a mistyped recovery key, before anything is derived. In order:
 //! the option that names a file or descriptor, a credential that systemd hands over, a prompt on the terminal.
-//! Called by: every command that opens a vault, before any daemon is split off. On failure: `Exit::NoKey`.
+//! Called by: every command that opens a vault; `mount` reads it in the process that a person started, and hands it to the daemon
+//! through a pipe. On failure: `Exit::NoKey`.
 
 use super::exit::{Exit, Failure};
 use super::print;
@@ -11,7 +12,7 @@ use crate::base::secret::{self, Passphrase};
 use crate::base::world::World;
 use crate::seal::{RecoveryKey, Unlock};
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -208,7 +209,7 @@ fn from_fd(fd: RawFd, name: &Path) -> Result<Passphrase, Failure> {
     all(&mut file, name)
 }
 
-fn all(file: &mut File, name: &Path) -> Result<Passphrase, Failure> {
+fn all(file: &mut impl Read, name: &Path) -> Result<Passphrase, Failure> {
     // Growing a vector leaves copies behind in freed memory: read into one that never grows.
     let mut bytes = Passphrase(Vec::with_capacity(64 << 10));
     let mut piece = [0; 4096];
@@ -252,6 +253,45 @@ fn some(passphrase: Passphrase, from: &Path) -> Result<Passphrase, Failure> {
         return Err(Failure::new(Exit::NoKey, format!("the passphrase or key from {} is empty", from.display())));
     }
     Ok(passphrase)
+}
+
+/// The kinds, as they go through a pipe.
+const HANDED: [(u8, Kind); 3] = [(b'p', Kind::Passphrase), (b'k', Kind::KeyFile), (b'r', Kind::Recovery)];
+
+/// Writes what was read into a pipe that only the reader of `take_over` knows: a letter, then what was typed or stored.
+pub fn hand_over(unlock: &Unlock, pipe: &mut impl Write) -> io::Result<()> {
+    let text;
+    let (letter, bytes) = match unlock {
+        Unlock::Passphrase(held) => (b'p', &held.0[..]),
+        Unlock::KeyFile(held) => (b'k', &held.0[..]),
+        Unlock::Recovery(key) => {
+            text = key.text();
+            (b'r', text.as_bytes())
+        }
+        Unlock::Master(_) => return Err(io::Error::other("a master key is not handed about")),
+    };
+    pipe.write_all(&[letter])?;
+    pipe.write_all(bytes)
+}
+
+/// Reads what `hand_over` wrote, up to the pipe's end; `None` if the other side had none, and has said why.
+pub fn take_over(mut pipe: impl Read) -> Result<Option<Unlock>, Failure> {
+    let from = Path::new("the caller");
+    let mut letter = [0];
+    match pipe.read_exact(&mut letter) {
+        Ok(()) => {}
+        Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+        Err(e) => return Err(Failure::io(from, &e)),
+    }
+    let kind = HANDED.iter().find(|(known, _)| *known == letter[0]).map(|(_, kind)| *kind);
+    let kind = kind.ok_or_else(|| Failure::new(Exit::Unexpected, "the caller handed over no key"))?;
+    let bytes = some(all(&mut pipe, from)?, from)?;
+    match kind {
+        // As it was read, newlines and all: what was not part of it is gone already.
+        Kind::Passphrase => Ok(Some(Unlock::Passphrase(bytes))),
+        Kind::KeyFile => Ok(Some(Unlock::KeyFile(bytes))),
+        Kind::Recovery => recovery(&bytes, from).map(Some),
+    }
 }
 
 /// Locks what was typed or read into memory, in the process that will use it; keys lock themselves.
@@ -306,6 +346,26 @@ mod tests {
             std::fs::write(&path, file).unwrap();
             assert_eq!(bytes(read(&passphrase, false).unwrap()), stripped.as_bytes());
             assert_eq!(bytes(read(&key, false).unwrap()), file.as_bytes());
+        }
+    }
+
+    #[test]
+    fn what_is_handed_over_is_what_was_read() {
+        let through = |unlock: &Unlock| {
+            let mut pipe = Vec::new();
+            hand_over(unlock, &mut pipe).unwrap();
+            take_over(&pipe[..]).unwrap().unwrap()
+        };
+        let text = |n: usize| Passphrase((0..n).map(|i| i as u8).collect());
+        for n in [1, 11, 4096, SECRET_BYTES_MAX as usize] {
+            assert!(matches!(through(&Unlock::Passphrase(text(n))), Unlock::Passphrase(p) if p.0 == text(n).0), "{n}");
+            assert!(matches!(through(&Unlock::KeyFile(text(n))), Unlock::KeyFile(p) if p.0 == text(n).0), "{n}");
+        }
+        let key = RecoveryKey::generate(&RealWorld::default());
+        assert!(matches!(through(&Unlock::Recovery(key.clone())), Unlock::Recovery(k) if k.text() == key.text()));
+        assert!(take_over(&[][..]).unwrap().is_none());
+        for wrong in [&b"x"[..], b"p", b"m0123", b"rABC"] {
+            assert!(take_over(wrong).is_err(), "{wrong:?}");
         }
     }
 

@@ -7,9 +7,10 @@
 
 use super::daemon::{self, Answer, Side};
 use super::exit::{Exit, Failure};
+use super::mounter::Mounter;
 use super::mounts;
 use super::options::{self, Options};
-use super::{derive, emergency, key, pins};
+use super::{derive, emergency, key, names, pins, sandbox};
 use super::{log as logging, size};
 use crate::backing::{Backing, DirBacking};
 use crate::base::choice::{Compression, Verify};
@@ -18,14 +19,14 @@ use crate::base::limits::FUSE_THREADS;
 use crate::base::limits::{BUDGET_BYTES_DEFAULT, BUDGET_BYTES_MIN};
 use crate::base::lock::Held;
 use crate::base::world::{RealWorld, World};
+use crate::confine::{Report, Wanted};
 use crate::fs::{FileSystem, FsOptions};
-use crate::fuse::{self, MountOptions, Mounted, Unmounter};
+use crate::fuse::{self, Admitted, MountOptions, Mounted};
 use crate::seal::Unlock;
 use crate::vault::{self, OpenFault, OpenOptions, Vault};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use std::ffi::CString;
-use std::os::unix::ffi::OsStrExt;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -63,6 +64,18 @@ pub struct Args {
     /// Let other users use the mount; the kernel then checks permissions
     #[arg(long)]
     allow_other: bool,
+    /// Let root use the mount, too
+    #[arg(long)]
+    allow_root: bool,
+    /// Let these users use the mount, and nobody else but its owner and root: names or numbers, with : between them
+    #[arg(long, value_name = "LIST", value_parser = options::Listed::users)]
+    allow_users: Option<options::Listed>,
+    /// Let members of these groups use the mount, and nobody else but its owner and root
+    #[arg(long, value_name = "LIST", value_parser = options::Listed::groups)]
+    allow_groups: Option<options::Listed>,
+    /// Let members of this group use .storage as the owner may
+    #[arg(long, value_name = "GROUP", value_parser = names::group)]
+    storage_group: Option<u32>,
     /// List .storage in the root directory
     #[arg(long)]
     show_storage: bool,
@@ -96,6 +109,9 @@ pub struct Args {
     /// Append the log to this file (level by STRONGROOM_LOG; without it, a daemon's log is dropped)
     #[arg(long, value_name = "FILE")]
     log: Option<PathBuf>,
+    /// Leave the daemon all its rights (-o sandbox=off; docs/cli.md says how to leave it some)
+    #[arg(long)]
+    no_sandbox: bool,
 }
 
 /// What is to be mounted, where and how; everything that can be refused without the key has been.
@@ -103,34 +119,50 @@ struct Plan {
     vault: PathBuf,
     mountpoint: PathBuf,
     options: Options,
+    admitted: Option<Admitted>,
     key: key::Source,
 }
 
 /// Does it.
 pub fn run(args: &Args) -> Result<Exit, Failure> {
     let plan = plan(args)?;
-    let unlock = key::read(&plan.key, false)?;
     if args.foreground {
+        let mounter = mounter(&plan)?;
+        let unlock = key::read(&plan.key, false)?;
         logging::start(args.log.as_deref())?;
-        return serve(&plan, unlock, Answer::nobody());
+        return serve(&plan, mounter, unlock, Answer::nobody());
     }
     match daemon::split()? {
-        Side::Caller(caller) => {
-            drop(unlock); // The daemon has its own copy; this one is wiped now, not when the mount is live.
-            caller.wait().map(|()| Exit::Ok)
-        }
-        Side::Daemon(answer) => {
-            let exit = match logging::start(args.log.as_deref()) {
-                Ok(()) => serve(&plan, unlock, answer).unwrap_or_else(|failure| failure.exit),
+        Side::Caller(caller) => caller.hand_over(key::read(&plan.key, false)?).map(|()| Exit::Ok),
+        Side::Daemon(answer, key) => {
+            let exit = match be_the_daemon(args.log.as_deref(), &plan, key) {
+                Ok(Some((mounter, unlock))) => {
+                    serve(&plan, mounter, unlock, answer).unwrap_or_else(|failure| failure.exit)
+                }
+                // The caller could not read the key, and has said so.
+                Ok(None) => Exit::NoKey,
                 Err(failure) => {
+                    let exit = failure.exit;
                     answer.failed(&failure);
-                    failure.exit
+                    exit
                 }
             };
             // Not back through `main`, which would print a failure that the caller has printed already.
             std::process::exit(exit as i32)
         }
     }
+}
+
+/// What a daemon begins with; `None` if there is no key to come.
+fn be_the_daemon(log: Option<&Path>, plan: &Plan, key: File) -> Result<Option<(Arc<Mounter>, Unlock)>, Failure> {
+    let mounter = mounter(plan)?;
+    logging::start(log)?;
+    Ok(key::take_over(key)?.map(|unlock| (mounter, unlock)))
+}
+
+/// Before the key: the process must never have had it.
+fn mounter(plan: &Plan) -> Result<Arc<Mounter>, Failure> {
+    Mounter::start(&plan.mountpoint, &mount_options(plan)).map(Arc::new)
 }
 
 fn plan(args: &Args) -> Result<Plan, Failure> {
@@ -157,7 +189,9 @@ fn plan(args: &Args) -> Result<Plan, Failure> {
             return Err(Failure::new(Exit::Usage, which));
         }
     }
-    Ok(Plan { vault, mountpoint, options, key })
+    // SAFETY: only asks, and cannot fail.
+    let admitted = options.admitted(unsafe { libc::geteuid() })?;
+    Ok(Plan { vault, mountpoint, options, admitted, key })
 }
 
 fn options(args: &Args) -> Result<Options, Failure> {
@@ -165,6 +199,10 @@ fn options(args: &Args) -> Result<Options, Failure> {
     args.options.iter().try_for_each(|list| options.add(list, args.sloppy))?;
     options.read_only |= args.read_only;
     options.allow_other |= args.allow_other;
+    options.allow_root |= args.allow_root;
+    options.allow_users = args.allow_users.clone().map(|list| list.0).or(options.allow_users);
+    options.allow_groups = args.allow_groups.clone().map(|list| list.0).or(options.allow_groups);
+    options.storage_group = args.storage_group.or(options.storage_group);
     options.show_storage |= args.show_storage;
     options.budget_bytes = args.budget.or(options.budget_bytes);
     options.compression = args.compression.or(options.compression);
@@ -175,6 +213,7 @@ fn options(args: &Args) -> Result<Options, Failure> {
     options.verify_open_percent = args.verify_open.or(options.verify_open_percent);
     options.scrub_rate_bytes = args.scrub_rate.or(options.scrub_rate_bytes);
     options.accept_rollback = args.accept_rollback.or(options.accept_rollback);
+    options.sandbox = args.no_sandbox.then_some(Wanted::OFF).or(options.sandbox);
     Ok(options)
 }
 
@@ -224,15 +263,15 @@ struct Served {
     vault: Arc<Vault>,
     path: PathBuf,
     mountpoint: PathBuf,
-    unmounter: Unmounter,
+    mounter: Arc<Mounter>,
     closed: Mutex<Option<Exit>>,
 }
 
-fn serve(plan: &Plan, unlock: Unlock, answer: Answer) -> Result<Exit, Failure> {
+fn serve(plan: &Plan, mounter: Arc<Mounter>, unlock: Unlock, answer: Answer) -> Result<Exit, Failure> {
     bound_memory();
     key::forbid_dumps();
     key::lock(&unlock);
-    let live = match bring_up(plan, unlock) {
+    let live = match bring_up(plan, mounter, unlock) {
         Ok(live) => live,
         Err(failure) => {
             answer.failed(&failure);
@@ -274,14 +313,13 @@ fn serve(plan: &Plan, unlock: Unlock, answer: Answer) -> Result<Exit, Failure> {
     Ok(exit)
 }
 
-fn bring_up(plan: &Plan, unlock: Unlock) -> Result<Live, Failure> {
+fn bring_up(plan: &Plan, mounter: Arc<Mounter>, unlock: Unlock) -> Result<Live, Failure> {
     // Before the mount is live: a signal that comes early must not kill us with the vault open.
     let signals = Signals::new([SIGTERM, SIGINT, SIGHUP])
         .map_err(|e| Failure::new(Exit::Unexpected, format!("cannot listen for signals: {e}")))?;
-    let vault = open(plan, unlock)?;
-    let served = mount(plan, Arc::clone(&vault));
-    let (mounted, unmounter) = match served {
-        Ok(both) => both,
+    let (vault, report) = open(plan, unlock)?;
+    let mounted = match mount(plan, &mounter, Arc::clone(&vault), report) {
+        Ok(mounted) => mounted,
         Err(failure) => {
             if let Err(fault) = vault.close() {
                 log::error!("closing the vault after a mount that failed: {fault}");
@@ -290,11 +328,12 @@ fn bring_up(plan: &Plan, unlock: Unlock) -> Result<Live, Failure> {
         }
     };
     let (path, mountpoint) = (plan.vault.clone(), plan.mountpoint.clone());
-    let served = Served { vault, path, mountpoint, unmounter, closed: Mutex::new(None) };
+    let served = Served { vault, path, mountpoint, mounter, closed: Mutex::new(None) };
     Ok(Live { mounted, served: Arc::new(served), signals })
 }
 
-fn open(plan: &Plan, unlock: Unlock) -> Result<Arc<Vault>, Failure> {
+/// Opens the vault, confined from the moment that the key is known.
+fn open(plan: &Plan, unlock: Unlock) -> Result<(Arc<Vault>, Report), Failure> {
     let world: Arc<dyn World> = Arc::new(RealWorld::default());
     let backing: Arc<dyn Backing> = Arc::new(DirBacking::open(&plan.vault).map_err(|e| Failure::io(&plan.vault, &e))?);
     let said = &plan.options;
@@ -328,11 +367,16 @@ fn open(plan: &Plan, unlock: Unlock) -> Result<Arc<Vault>, Failure> {
     let locked = if said.read_only { locked.shadow() } else { locked };
     key::tell_of_locks();
     let locked = locked.remembered(pins::stores(), said.accept_rollback).finding(emergency::find);
-    locked.open(&unlock, &options, world).map_err(|fault| Failure::open(&plan.vault, &fault))
+    let failed = |fault: OpenFault| Failure::open(&plan.vault, &fault);
+    let named = options.emergency.as_ref().map(|dir| PathBuf::from(&dir.path));
+    let emergency = match named {
+        None if !options.without_emergency => locked.needs(&unlock).map_err(failed)?.map(PathBuf::from),
+        named => named,
+    };
+    let needs = sandbox::Needs { vault: &plan.vault, read_only: said.read_only, emergency, pins: pins::place() };
+    let report = sandbox::enter(said.sandbox.unwrap_or_default(), &needs)?;
+    Ok((locked.open(&unlock, &options, world).map_err(failed)?, report))
 }
-
-/// Read-ahead of the mount in KiB: one request of the largest size.
-const READ_AHEAD_KIB: &str = "1024";
 
 /// How long a lock is worth waiting for, by what its holder wrote into it.
 fn patience(holder: &str, is_mounted: impl FnOnce() -> bool) -> Duration {
@@ -345,13 +389,14 @@ fn patience(holder: &str, is_mounted: impl FnOnce() -> bool) -> Duration {
     }
 }
 
-fn mount(plan: &Plan, vault: Arc<Vault>) -> Result<(Mounted, Unmounter), Failure> {
+fn mount(plan: &Plan, mounter: &Arc<Mounter>, vault: Arc<Vault>, report: Report) -> Result<Mounted, Failure> {
     let said = &plan.options;
     // SAFETY: both calls only ask, and cannot fail.
     let (uid, gid) = unsafe { (libc::geteuid(), libc::getegid()) };
     let fs_options = FsOptions {
         uid,
         gid,
+        storage_group: said.storage_group,
         show_storage: said.show_storage,
         read_only: said.read_only,
         atime: said.atime(),
@@ -361,33 +406,33 @@ fn mount(plan: &Plan, vault: Arc<Vault>) -> Result<(Mounted, Unmounter), Failure
         ..FsOptions::default()
     };
     let fs = FileSystem::new(vault, fs_options)
-        .map_err(|fault| Failure::new(Exit::Damaged, format!("{}: {fault}", plan.vault.display())))?;
-    let options = MountOptions {
+        .map_err(|fault| Failure::new(Exit::Damaged, format!("{}: {fault}", plan.vault.display())))?
+        .telling(report.rows);
+    let failed = |e| Failure::new(Exit::Fuse, format!("cannot mount on {}: {e}", plan.mountpoint.display()));
+    let device = mounter.mount().map_err(failed)?;
+    let unmount = {
+        let mounter = Arc::clone(mounter);
+        Arc::new(move || mounter.unmount())
+    };
+    let mounted = fuse::serve(Arc::new(fs), device, &mount_options(plan), unmount).map_err(failed)?;
+    if let Err(e) = mounter.read_further_ahead() {
+        log::info!("the read-ahead stays as it is: {e}");
+    }
+    Ok(mounted)
+}
+
+fn mount_options(plan: &Plan) -> MountOptions {
+    let said = &plan.options;
+    MountOptions {
         fsname: said.fsname.clone().unwrap_or_else(|| plan.vault.to_string_lossy().into_owned()),
         allow_other: said.allow_other,
+        admitted: plan.admitted.clone(),
         // The kernel judges, which knows everyone's groups and capabilities; root too: it may not run what has no x bit.
         default_permissions: true,
         read_only: said.read_only,
         acl: said.acl(),
         kernel: said.kernel.clone(),
         threads: FUSE_THREADS,
-    };
-    let mounted = fuse::mount(Arc::new(fs), &plan.mountpoint, &options)
-        .map_err(|e| Failure::new(Exit::Fuse, format!("cannot mount on {}: {e}", plan.mountpoint.display())))?;
-    read_further_ahead(&plan.mountpoint);
-    let unmounter = mounted.unmounter();
-    Ok((mounted, unmounter))
-}
-
-/// The kernel offers a FUSE filesystem 128 KiB of read-ahead; root may widen it for this mount alone. Without it, reads
-/// are only slower.
-fn read_further_ahead(mountpoint: &Path) {
-    let device = mounts::whole_path(mountpoint).ok().and_then(|m| mounts::at(&m).ok().flatten()).map(|m| m.device);
-    if let Some(device) = device {
-        let knob = format!("/sys/class/bdi/{device}/read_ahead_kb");
-        if let Err(e) = std::fs::write(&knob, READ_AHEAD_KIB) {
-            log::info!("{knob}: {e}");
-        }
     }
 }
 
@@ -427,19 +472,11 @@ impl Served {
 
     /// Unmounts, and if something still uses the mount detaches it, so that nothing new begins to.
     fn unmount(&self) {
-        let Err(e) = self.unmounter.unmount() else { return };
+        let Err(e) = self.mounter.unmount() else { return };
         let at = self.mountpoint.display();
         log::warn!("{at}: {e}; detaching it, for those who still use it to finish");
-        let Ok(path) = CString::new(self.mountpoint.as_os_str().as_bytes()) else { return };
-        // SAFETY: a terminated string.
-        if unsafe { libc::umount2(path.as_ptr(), libc::MNT_DETACH | libc::UMOUNT_NOFOLLOW) } == 0 {
-            return;
-        }
-        let helper = std::process::Command::new("fusermount3").args(["-u", "-z", "--"]).arg(&self.mountpoint).output();
-        match helper {
-            Ok(output) if output.status.success() => {}
-            Ok(output) => log::error!("{at}: {}", String::from_utf8_lossy(&output.stderr).trim()),
-            Err(e) => log::error!("fusermount3: {e}"),
+        if let Err(e) = self.mounter.detach() {
+            log::error!("{at}: {e}");
         }
     }
 

@@ -1,7 +1,7 @@
 //! Which strongrooms are mounted, as the kernel tells it.
 //!
 //! Promise: looking never touches a mount, so a dead or slow one cannot hang the look.
-//! Called by: `mount`, `umount`, `status`. On failure: `/proc` is named.
+//! Called by: `mount`, `mounter`, `umount`, `status`. On failure: `/proc` is named.
 
 use super::exit::Failure;
 use crate::vault::{HEADER, HEADER_COPY};
@@ -49,10 +49,19 @@ pub fn is_vault(path: &Path) -> bool {
 
 /// Every mount of ours.
 pub fn strongrooms() -> Result<Vec<Mount>, Failure> {
+    let mounts = all().map_err(|e| Failure::io(Path::new(MOUNTINFO), &e))?;
+    Ok(mounts.into_iter().filter(Mount::is_strongroom).collect())
+}
+
+/// The topmost at a mountpoint, of whatever kind.
+pub fn topmost(mountpoint: &Path) -> std::io::Result<Option<Mount>> {
+    Ok(all()?.into_iter().rfind(|m| m.mountpoint == mountpoint))
+}
+
+fn all() -> std::io::Result<Vec<Mount>> {
     let mut text = Vec::new();
-    let path = Path::new(MOUNTINFO);
-    File::open(path).and_then(|mut f| f.read_to_end(&mut text)).map_err(|e| Failure::io(path, &e))?;
-    Ok(parse(&text).into_iter().filter(Mount::is_strongroom).collect())
+    File::open(MOUNTINFO)?.read_to_end(&mut text)?;
+    Ok(parse(&text))
 }
 
 /// The topmost of ours at a mountpoint.

@@ -5,11 +5,13 @@
 //! are passed over. Called by: `mount`. On failure: `Exit::Usage`.
 
 use super::exit::{Exit, Failure};
-use super::size;
+use super::{names, size};
 use crate::base::choice::{Compression, Verify};
 use crate::base::id::Generation;
 use crate::base::limits::BUDGET_BYTES_MIN;
+use crate::confine::Wanted;
 use crate::fs::{Atime, Shown};
+use crate::fuse::Admitted;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -24,6 +26,14 @@ pub struct Options {
     pub read_only: bool,
     /// Other users may use the mount.
     pub allow_other: bool,
+    /// Root may use the mount, beside the owner.
+    pub allow_root: bool,
+    /// These users may.
+    pub allow_users: Option<Vec<u32>>,
+    /// Members of these groups may.
+    pub allow_groups: Option<Vec<u32>>,
+    /// Members of this group may use `/.storage`.
+    pub storage_group: Option<u32>,
     /// Accepted for whoever writes it: the kernel always checks permissions.
     pub default_permissions: bool,
     /// `/.storage` is listed in the root.
@@ -62,6 +72,8 @@ pub struct Options {
     pub shown: Shown,
     /// Words for the kernel, as they are: at most one of a family.
     pub kernel: Vec<String>,
+    /// Which parts of the sandbox.
+    pub sandbox: Option<Wanted>,
 }
 
 /// Kernel words that exclude each other.
@@ -105,6 +117,23 @@ impl Options {
         !self.no_acl && self.shown == Shown::default()
     }
 
+    /// Who may enter beside root, if not everybody and not the owner alone.
+    pub fn admitted(&self, owner: u32) -> Result<Option<Admitted>, Failure> {
+        let listed = self.allow_root || self.allow_users.is_some() || self.allow_groups.is_some();
+        if listed && self.allow_other {
+            let which = "allow_other lets everybody in, and allow_root, allow_users and allow_groups do not: say one";
+            return Err(usage(which.to_owned()));
+        }
+        if self.storage_group.is_some() && !listed && !self.allow_other {
+            let which = "storage-group is for those who may enter, and that is the owner alone: say who else may, \
+                         as with allow_groups";
+            return Err(usage(which.to_owned()));
+        }
+        let (users, groups) = (self.allow_users.clone(), self.allow_groups.clone());
+        let admitted = || Admitted { owner, users: users.unwrap_or_default(), groups: groups.unwrap_or_default() };
+        Ok(listed.then(admitted))
+    }
+
     /// When reading moves a file's access time.
     pub fn atime(&self) -> Atime {
         match self.kernel.iter().find(|word| word.ends_with("atime") && *word != "nodiratime").map(String::as_str) {
@@ -135,6 +164,7 @@ impl Options {
                 "ro" => self.read_only = true,
                 "rw" => self.read_only = false,
                 "allow_other" => self.allow_other = true,
+                "allow_root" => self.allow_root = true,
                 "default_permissions" => self.default_permissions = true,
                 "show-storage" => self.show_storage = true,
                 "acl" => self.no_acl = false,
@@ -173,6 +203,10 @@ impl Options {
             "password-file" => self.password_file = Some(value.into()),
             "key-file" => self.key_file = Some(value.into()),
             "recovery-key-file" => self.recovery_key_file = Some(value.into()),
+            "allow_users" => self.allow_users = Some(names::users(value).map_err(Refused::Wrong)?),
+            "allow_groups" => self.allow_groups = Some(names::groups(value).map_err(Refused::Wrong)?),
+            "storage-group" => self.storage_group = Some(names::group(value).map_err(Refused::Wrong)?),
+            "sandbox" => self.sandbox = Some(Wanted::from_str(value).map_err(Refused::Wrong)?),
             _ => return Err(Refused::Unknown),
         }
         Ok(())
@@ -203,6 +237,22 @@ pub fn seconds(text: &str) -> Result<Duration, String> {
     let number: f64 = text.parse().ok().filter(|_| plain).ok_or_else(wrong)?;
     let duration = Duration::try_from_secs_f64(number).map_err(|_| wrong())?;
     if duration.is_zero() || duration > FLUSH_INTERVAL_MAX { Err(wrong()) } else { Ok(duration) }
+}
+
+/// Users or groups from the command line. A type of its own: of a plain list it would take one value for each entry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed(pub Vec<u32>);
+
+impl Listed {
+    /// Reads users.
+    pub fn users(text: &str) -> Result<Listed, String> {
+        names::users(text).map(Listed)
+    }
+
+    /// Reads groups.
+    pub fn groups(text: &str) -> Result<Listed, String> {
+        names::groups(text).map(Listed)
+    }
 }
 
 /// Where the log goes on when the backing directory fails.
@@ -297,6 +347,7 @@ mod tests {
         assert_eq!(o.emergency, Some(Emergency::Dir("/e".into())));
         assert_eq!((o.flush_deadline, o.verify_open_percent), (Some(Duration::from_secs(7)), Some(5)));
         assert_eq!(read(&["emergency-dir=/e,emergency-dir=none"]).unwrap().emergency, Some(Emergency::None));
+        assert_eq!(read(&["sandbox=caps,sandbox=off"]).unwrap().sandbox, Some(Wanted::OFF));
     }
 
     #[test]
@@ -325,6 +376,21 @@ mod tests {
         ] {
             let o = read(&[words]).unwrap();
             assert_eq!((o.atime(), o.dir_atime()), (atime, dir_atime), "{words}");
+        }
+    }
+
+    #[test]
+    fn who_may_enter_is_all_or_a_list_or_the_owner() {
+        let admitted = |list: &str| read(&[list]).unwrap().admitted(5);
+        assert_eq!(admitted("allow_other").unwrap(), None);
+        assert_eq!(admitted("rw").unwrap(), None);
+        let only =
+            |users: &[u32], groups: &[u32]| Some(Admitted { owner: 5, users: users.to_vec(), groups: groups.to_vec() });
+        assert_eq!(admitted("allow_root").unwrap(), only(&[], &[]));
+        assert_eq!(admitted("allow_users=7:root,allow_groups=9").unwrap(), only(&[7, 0], &[9]));
+        assert_eq!(admitted("allow_root,allow_users=7,storage-group=9").unwrap(), only(&[7], &[]));
+        for contradiction in ["allow_other,allow_root", "allow_users=7,allow_other", "storage-group=9"] {
+            assert_eq!(admitted(contradiction).unwrap_err().exit, Exit::Usage, "{contradiction}");
         }
     }
 
@@ -364,6 +430,11 @@ mod tests {
             "umask=8",
             "fmask=1000",
             "dmask=+7",
+            "sandbox=on",
+            "allow_users=",
+            "allow_users=root:",
+            "allow_groups=no such group",
+            "storage-group=a:b",
         ] {
             let failure = read(&[word]).unwrap_err();
             assert_eq!(failure.exit, Exit::Usage);

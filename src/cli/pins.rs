@@ -14,9 +14,7 @@ use std::sync::Arc;
 
 /// The places where this user's vaults are remembered; none if there is no telling where.
 pub fn stores() -> Vec<PinStore> {
-    // SAFETY: only asks, and cannot fail.
-    let is_root = unsafe { libc::geteuid() } == 0;
-    let Some(dir) = directory(|name| std::env::var_os(name), is_root) else {
+    let Some(dir) = place() else {
         log::warn!("neither XDG_STATE_HOME nor HOME is set: an older copy of the vault would go unnoticed");
         return Vec::new();
     };
@@ -27,6 +25,13 @@ pub fn stores() -> Vec<PinStore> {
             Vec::new()
         }
     }
+}
+
+/// The directory that they lie in, if there is telling where.
+pub fn place() -> Option<PathBuf> {
+    // SAFETY: only asks, and cannot fail.
+    let is_root = unsafe { libc::geteuid() } == 0;
+    directory(|name| std::env::var_os(name), is_root)
 }
 
 fn store(dir: &Path) -> io::Result<PinStore> {

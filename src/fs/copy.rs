@@ -38,6 +38,7 @@ impl FileSystem {
             return Err(FsFault::FileTooLarge);
         }
         let wanted = len.min(FILE_BYTES_MAX - offset_out);
+        self.decide_compression(&target);
         let (source_file, file) = (source.file(&self.vault), target.file(&self.vault));
         for _ in 0..TRIES {
             let len = wanted.min(source.inode().size.saturating_sub(offset_in));

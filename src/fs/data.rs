@@ -91,6 +91,7 @@ impl FileSystem {
         }
         let end = offset.checked_add(data.len() as u64).filter(|&end| end <= FILE_BYTES_MAX);
         let end = end.ok_or(FsFault::FileTooLarge)?;
+        self.decide_compression(&pin);
         let file = pin.file(&self.vault);
         let room = self.vault.reserve(file, offset, data.len() as u64)?;
         let now = how.stamp.then(|| self.now());

@@ -57,6 +57,8 @@ pub struct FsOptions {
     pub uid: u32,
     /// The owner's group.
     pub gid: u32,
+    /// A group whose members may use `/.storage` as the owner may.
+    pub storage_group: Option<u32>,
     /// Whether listing the root shows `.storage`.
     pub show_storage: bool,
     /// Whether every change is refused.
@@ -89,6 +91,7 @@ impl Default for FsOptions {
         FsOptions {
             uid: 0,
             gid: 0,
+            storage_group: None,
             show_storage: false,
             read_only: false,
             atime: Atime::Relative,
@@ -128,6 +131,8 @@ pub struct FileSystem {
     changes: AtomicU64,
     storage: storage::Storage,
     ops: OpStats,
+    /// What `/.storage/config` says beside the vault's own settings.
+    told: Vec<(&'static str, String)>,
 }
 
 impl FileSystem {
@@ -144,12 +149,19 @@ impl FileSystem {
             changes: AtomicU64::new(0),
             storage: storage::Storage::default(),
             ops: OpStats::default(),
+            told: Vec::new(),
         };
         match fs.prepare() {
             Ok(()) => Ok(fs),
             Err(FsFault::Vault(fault)) => Err(fault),
             Err(_) => Err(VaultFault::Index("the root directory cannot be read".into())),
         }
+    }
+
+    /// The same, with more rows for `/.storage/config`: what is in force that the vault does not know of.
+    #[must_use]
+    pub fn telling(self, rows: Vec<(&'static str, String)>) -> FileSystem {
+        FileSystem { told: rows, ..self }
     }
 
     fn prepare(&self) -> Result<(), FsFault> {

@@ -154,11 +154,12 @@ impl FileSystem {
         if taken {
             return Err(FsFault::Exists);
         }
-        let (above, given) = {
+        let (above, given, compression) = {
             let mut state = dir.state();
             let State { inode, xattrs } = &mut *state;
             let default = known(xattrs).given_on().filter(|_| self.options.acl);
-            (*inode, acl::inherit(default, mode, caller.umask))
+            let given = acl::inherit(default, mode, caller.umask);
+            (*inode, given, known(xattrs).compression())
         };
         if above.nlink == 0 {
             return Err(FsFault::NoEntry);
@@ -192,6 +193,11 @@ impl FileSystem {
             let xattrs = state.xattrs.get_or_insert_with(Xattrs::default);
             xattrs.set_acl(&mut op, ino, Which::Access, given.access);
             xattrs.set_acl(&mut op, ino, Which::Default, given.default);
+            // What has contents, or will have such in it; of links and devices Linux allows no attributes of users.
+            let has_contents = is_dir || mode & libc::S_IFMT == libc::S_IFREG;
+            if let Some(how) = compression.filter(|_| has_contents) {
+                xattrs.inherit_compression(&mut op, ino, how);
+            }
             Self::store(&mut op, ino, &state);
             if let Some(target) = target {
                 op.put(key::target(ino), target.to_vec());

@@ -92,6 +92,7 @@ impl FileSystem {
             "config" => {
                 let mut rows = vault.settings();
                 rows.extend(Self::limits());
+                rows.extend(self.told.clone());
                 table(&rows)
             }
             "version" => {

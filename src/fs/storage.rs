@@ -1,7 +1,8 @@
 //! `/.storage`: the vault's state and numbers as files.
 //!
 //! Promise: each look-up of a file makes a fresh snapshot under an inode number of its own, so that its length is exact
-//! and no cache shows an old one; it is let go with its last forget. Owner only. The names cannot be changed.
+//! and no cache shows an old one; it is let go with its last forget. Owner only, but for the group that was
+//! named (`FsOptions::storage_group`). The names cannot be changed.
 //! Called by: every operation of `fs`, first. On failure: the vault's fault.
 
 use super::attr::{Attr, SetAttr};
@@ -113,20 +114,22 @@ impl FileSystem {
         if !is_storage(ino) {
             return None;
         }
+        // What the owner may, the group that was named may, too.
+        let group = |owner: u32| if self.options.storage_group.is_some() { owner | owner >> 3 } else { owner };
         let (mode, nlink, size, at) = if ino == STORAGE_INO {
-            (libc::S_IFDIR | 0o700, 2, 4096, self.now())
+            (libc::S_IFDIR | group(0o700), 2, 4096, self.now())
         } else {
             let snapshots = self.storage.snapshots.held();
             let Some(snapshot) = snapshots.get(&ino.0) else { return Some(Err(FsFault::NoEntry)) };
             let permissions = if snapshot.control { 0o600 } else { 0o400 };
-            (libc::S_IFREG | permissions, 1, snapshot.content.len() as u64, snapshot.at)
+            (libc::S_IFREG | group(permissions), 1, snapshot.content.len() as u64, snapshot.at)
         };
         Some(Ok(Attr {
             ino,
             mode,
             nlink,
             uid: self.options.uid,
-            gid: self.options.gid,
+            gid: self.options.storage_group.unwrap_or(self.options.gid),
             rdev: 0,
             size,
             blocks: size.div_ceil(512),

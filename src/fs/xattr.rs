@@ -3,12 +3,14 @@
 //! Promise: the names of a file's attributes, and its access control lists, are in memory once someone asked, so that the
 //! kernel's question for `security.capability` costs nothing, nor does a look for what a directory gives on.
 //! Namespaces: user, trusted, security, and of system the two lists (`acl`); who may use which, the kernel checks.
-//! Called by: `fuse`, tests; `node` and `attr` for the lists. On failure: nothing was changed.
+//! One attribute is ours: `user.strongroom.compression`, of which only values that mean something are taken.
+//! Called by: `fuse`, tests; `node` and `attr` for the lists; `data` and `copy` before they write. On failure: nothing was changed.
 
 use super::acl::{self, Which};
 use super::node::{Node, State, is};
 use super::storage::is_storage;
 use super::{FileSystem, FsFault};
+use crate::base::choice::Compression;
 use crate::base::id::Ino;
 use crate::base::limits::{NAME_BYTES_MAX, XATTR_LIST_BYTES_MAX, XATTR_VALUE_BYTES_MAX};
 use crate::format::acl::Acl;
@@ -16,10 +18,14 @@ use crate::format::key;
 use crate::vault::Op;
 use std::collections::BTreeSet;
 
-/// What there is of an inode's extended attributes: all names, and the lists as they are stored.
+/// How what is written in a file is compressed; what a directory has, what is made in it gets. Stored as any other.
+pub(super) const COMPRESSION: &[u8] = b"user.strongroom.compression";
+
+/// What there is of an inode's extended attributes: all names, and those as they are stored that mean something to us.
 #[derive(Default)]
 pub(super) struct Xattrs {
     names: BTreeSet<Vec<u8>>,
+    compression: Option<Compression>,
     access: Option<Acl>,
     default: Option<Acl>,
 }
@@ -33,6 +39,18 @@ impl Xattrs {
     /// What a directory gives on.
     pub(super) fn given_on(&self) -> Option<&Acl> {
         self.default.as_ref()
+    }
+
+    /// The choice of compression.
+    pub(super) fn compression(&self) -> Option<Compression> {
+        self.compression
+    }
+
+    /// Stores the choice of the directory that the inode is made in.
+    pub(super) fn inherit_compression(&mut self, op: &mut Op<'_>, ino: Ino, how: Compression) {
+        self.names.insert(COMPRESSION.to_vec());
+        self.compression = Some(how);
+        op.put(key::xattr(ino, COMPRESSION), how.to_string().into_bytes());
     }
 
     /// Stores a list, or removes it.
@@ -102,6 +120,11 @@ fn reply(bytes: Vec<u8>, room: u32) -> Result<XattrReply, FsFault> {
     }
 }
 
+/// The choice that a value is, if it is one.
+fn choice(value: &[u8]) -> Option<Compression> {
+    str::from_utf8(value).ok()?.parse().ok()
+}
+
 fn check(name: &[u8], acls: bool) -> Result<(), FsFault> {
     if name.len() > NAME_BYTES_MAX {
         return Err(FsFault::Range);
@@ -132,6 +155,8 @@ impl FileSystem {
             match Which::of(name) {
                 Some(Which::Access) => found.access = Acl::decode(value).ok(),
                 Some(Which::Default) => found.default = Acl::decode(value).ok(),
+                // One that another strongroom knew, and this one does not, counts as none.
+                None if name == COMPRESSION => found.compression = choice(value),
                 None => {}
             }
             found.names.insert(name.to_vec());
@@ -209,6 +234,7 @@ impl FileSystem {
         if let Some(which) = Which::of(name) {
             return self.set_acl(ino, which, value, in_group);
         }
+        let chosen = (name == COMPRESSION).then(|| choice(value).ok_or(FsFault::Invalid)).transpose()?;
         let pin = self.pin(ino)?;
         self.load_xattrs(&pin)?;
         self.vault.admit(0)?;
@@ -232,7 +258,26 @@ impl FileSystem {
         op.put(key::xattr(ino, name), value.to_vec());
         Self::store(&mut op, ino, &state);
         op.commit();
+        if chosen.is_some() {
+            self.choose_compression(&pin, &mut state, chosen);
+        }
         Ok(())
+    }
+
+    fn choose_compression(&self, node: &Node, state: &mut State, how: Option<Compression>) {
+        known(&mut state.xattrs).compression = how;
+        if is(&state.inode, libc::S_IFREG) {
+            node.file(&self.vault).compress(how);
+        }
+    }
+
+    /// Before the first write to a file: how it is to be compressed. A choice that cannot be read keeps nobody from writing.
+    pub(super) fn decide_compression(&self, node: &Node) {
+        let file = node.file(&self.vault);
+        if file.is_compression_undecided() && self.load_xattrs(node).is_ok() {
+            // With the state held, so that a choice that is just being made is the later one.
+            file.compress(known(&mut node.state().xattrs).compression);
+        }
     }
 
     fn set_acl(&self, ino: Ino, which: Which, value: &[u8], in_group: impl FnOnce(u32) -> bool) -> Result<(), FsFault> {
@@ -297,6 +342,9 @@ impl FileSystem {
         state.inode.ctime = now;
         Self::store(&mut op, ino, &state);
         op.commit();
+        if name == COMPRESSION {
+            self.choose_compression(&pin, &mut state, None);
+        }
         Ok(())
     }
 }
@@ -317,6 +365,15 @@ mod tests {
         assert_eq!(check(acl::ACCESS, false).map_err(|e| e.errno()), Err(libc::EOPNOTSUPP));
         assert_eq!(check(b"system.other", true).map_err(|e| e.errno()), Err(libc::EOPNOTSUPP));
         assert_eq!(check(b"user.", true).map_err(|e| e.errno()), Err(libc::EINVAL));
+    }
+
+    #[test]
+    fn a_choice_is_one_of_four_words() {
+        assert_eq!(choice(b"none"), Some(Compression::None));
+        assert_eq!(Compression::ALL.iter().filter(|c| choice(c.to_string().as_bytes()) == Some(**c)).count(), 4);
+        for wrong in [&b""[..], b"None", b"zstd\n", b"zstd\0", b"gzip", b"\xff"] {
+            assert_eq!(choice(wrong), None);
+        }
     }
 
     #[test]

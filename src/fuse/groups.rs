@@ -1,16 +1,22 @@
 //! Which groups a program belongs to: a request names only one of them.
 //!
-//! Promise: who is not known to belong to a group does not. Called by: `requests`, where a set-group-ID bit depends on it,
-//! for `fuser` 0.18 does not hand over that the kernel has looked already (`FUSE_SETXATTR_EXT`).
+//! Promise: who is not known to belong to a group does not. Called by: `door`; and `requests`, where a set-group-ID bit depends on
+//! it, for `fuser` 0.18 does not hand over that the kernel has looked already (`FUSE_SETXATTR_EXT`).
 //! On failure: no groups.
 
 use fuser::Request;
 
 /// Whether whoever asks belongs to `gid`, or is root and need not.
 pub(super) fn has(request: &Request, gid: u32) -> bool {
-    request.uid() == 0
-        || request.gid() == gid
-        || std::fs::read_to_string(format!("/proc/{}/status", request.pid())).is_ok_and(|status| lists(&status, gid))
+    request.uid() == 0 || has_any(request.pid(), request.gid(), &[gid])
+}
+
+/// Whether a process, of whose groups a request named `own`, belongs to one of these.
+pub(super) fn has_any(pid: u32, own: u32, gids: &[u32]) -> bool {
+    gids.contains(&own)
+        || !gids.is_empty()
+            && std::fs::read_to_string(format!("/proc/{pid}/status"))
+                .is_ok_and(|status| gids.iter().any(|&gid| lists(&status, gid)))
 }
 
 /// `Groups:\t4 24 27` is one line of many.

@@ -1,17 +1,22 @@
 //! Mounting: the kernel's end of the filesystem. `fuser` is used in this folder only.
 //!
-//! Promise: `mount` returns when the mount is live and serves it once `wait` is called; `wait` returns when someone,
-//! anyone, unmounted it. What the vault holds is not touched by unmounting: whoever opened the vault closes it.
-//! Called by: `cli`. On failure: the `io::Error` of the mount.
+//! Promise: `attach` gives the connection of a mount that now exists, `serve` answers it once `wait` is called; `wait` returns when
+//! someone, anyone, unmounted it. What the vault holds is not touched by unmounting: whoever opened the vault closes it.
+//! Called by: `cli::mounter` (`attach`, `detach`: in a process of its own, for the one that serves may not mount), `cli::mount`.
+//! On failure: the `io::Error` of the mount.
 
 mod attr;
+mod door;
 mod groups;
 mod helper;
 mod requests;
 mod seek;
 
+pub use door::Admitted;
+
 use crate::base::limits::FUSE_THREADS;
 use crate::fs::FileSystem;
+use door::Door;
 use fuser::{Config, Session, SessionACL};
 use requests::Requests;
 use seek::Kernel;
@@ -20,7 +25,7 @@ use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
@@ -36,6 +41,8 @@ pub struct MountOptions {
     pub fsname: String,
     /// Whether other users reach the mount.
     pub allow_other: bool,
+    /// Who else does, root and owner aside, if not everybody.
+    pub admitted: Option<Admitted>,
     /// Whether the kernel checks permissions; always on where anyone but root can reach the mount.
     pub default_permissions: bool,
     /// Whether the mount is for reading only.
@@ -53,6 +60,7 @@ impl Default for MountOptions {
         MountOptions {
             fsname: SUBTYPE.to_owned(),
             allow_other: false,
+            admitted: None,
             default_permissions: false,
             read_only: false,
             acl: true,
@@ -65,63 +73,76 @@ impl Default for MountOptions {
 /// A live mount; dropped without `wait`, it is unmounted.
 pub struct Mounted {
     session: Option<Session<Requests>>,
-    unmounter: Unmounter,
+    unmount: Unmount,
 }
 
-/// Unmounts, from any thread.
-#[derive(Debug, Clone)]
-pub struct Unmounter {
-    mountpoint: PathBuf,
-}
+/// Unmounts, from any thread; fails while the mount is in use, and may then be tried again.
+pub type Unmount = Arc<dyn Fn() -> io::Result<()> + Send + Sync>;
 
-/// Mounts `fs` at `mountpoint`.
+/// Mounts, and gives the connection: the kernel keeps its requests until `serve` takes them.
 ///
 /// The mount is made here and not by `fuser`: the kernel's writeback comes with uid 0 and carries times, and `fuser`
 /// can only pair a mount for its owner alone with a session that answers those with EACCES. So the kernel keeps other
 /// users out, and the session asks no more questions.
-pub fn mount(fs: Arc<FileSystem>, mountpoint: &Path, options: &MountOptions) -> io::Result<Mounted> {
-    let mountpoint = mountpoint.canonicalize()?;
-    // SAFETY: geteuid has no preconditions and cannot fail.
-    let root = unsafe { libc::geteuid() } == 0;
+pub fn attach(mountpoint: &Path, options: &MountOptions) -> io::Result<OwnedFd> {
     let mut words = Vec::new();
-    let checks = options.default_permissions || options.allow_other || !root;
-    if checks {
+    if options.kernel_checks() {
         words.push("default_permissions");
     }
-    if options.allow_other {
+    if options.lets_others() {
         words.push("allow_other");
     }
     if options.read_only {
         words.push("ro");
     }
     words.extend(options.kernel.iter().map(String::as_str));
-    let direct = if root { mount_directly(&mountpoint, &options.fsname, &words) } else { Err(denied()) };
-    let device = match direct {
+    let direct = if is_root() { mount_directly(mountpoint, &options.fsname, &words) } else { Err(denied()) };
+    match direct {
         Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
             // Not every helper knows this word, and it is for us to follow.
             words.retain(|word| *word != "strictatime");
-            helper::mount(&mountpoint, &options.fsname, SUBTYPE, &words)?
+            helper::mount(mountpoint, &options.fsname, SUBTYPE, &words)
         }
-        device => device?,
-    };
-    let unmounter = Unmounter { mountpoint };
+        device => device,
+    }
+}
+
+/// Serves `fs` to a mount that `attach` made; `unmount` takes it away again.
+pub fn serve(fs: Arc<FileSystem>, device: OwnedFd, options: &MountOptions, unmount: Unmount) -> io::Result<Mounted> {
     let mut config = Config::default();
     config.n_threads = Some(options.threads);
     // Each thread opens the device anew, which an ordinary user may not be allowed to.
     config.clone_fd = OpenOptions::new().read(true).write(true).open(DEVICE).is_ok();
     let kernel = Kernel::default();
-    let session = Requests::new(fs, options.acl && checks, kernel.clone())
+    let door = options.admitted.clone().map(Door::new);
+    let session = Requests::new(fs, options.acl && options.kernel_checks(), kernel.clone(), door)
         .and_then(|requests| Session::from_fd(requests, device, SessionACL::All, config));
     match session {
         Ok(session) => {
             kernel.connect(session.notifier());
-            Ok(Mounted { session: Some(session), unmounter })
+            Ok(Mounted { session: Some(session), unmount })
         }
         Err(e) => {
-            let _ = unmounter.unmount();
+            let _ = unmount();
             Err(e)
         }
     }
+}
+
+impl MountOptions {
+    fn kernel_checks(&self) -> bool {
+        self.default_permissions || self.lets_others() || !is_root()
+    }
+
+    /// Whether the kernel is to let in everybody: to everything, or as far as the door.
+    fn lets_others(&self) -> bool {
+        self.allow_other || self.admitted.is_some()
+    }
+}
+
+fn is_root() -> bool {
+    // SAFETY: geteuid has no preconditions and cannot fail.
+    unsafe { libc::geteuid() == 0 }
 }
 
 fn denied() -> io::Error {
@@ -164,19 +185,13 @@ fn mount_directly(mountpoint: &Path, fsname: &str, words: &[&str]) -> io::Result
 }
 
 impl Mounted {
-    /// Something that unmounts from another thread.
-    #[must_use]
-    pub fn unmounter(&self) -> Unmounter {
-        self.unmounter.clone()
-    }
-
     /// Serves requests until the mount is gone.
     pub fn wait(mut self) -> io::Result<()> {
         let session = self.session.take().expect("only wait takes the session, and it takes the mount with it");
         let served = session.run();
         if served.is_err() {
             // Nobody serves it any more.
-            let _ = self.unmounter.unmount();
+            let _ = (self.unmount)();
         }
         served
     }
@@ -185,24 +200,19 @@ impl Mounted {
 impl Drop for Mounted {
     fn drop(&mut self) {
         if self.session.take().is_some()
-            && let Err(e) = self.unmounter.unmount()
+            && let Err(e) = (self.unmount)()
         {
             log::error!("unmounting: {e}");
         }
     }
 }
 
-impl Unmounter {
-    /// Unmounts; fails while the mount is in use, and may then be tried again.
-    pub fn unmount(&self) -> io::Result<()> {
-        unmount(&self.mountpoint)
-    }
-}
-
-fn unmount(mountpoint: &Path) -> io::Result<()> {
+/// Unmounts. `lazily`: also while it is in use, so that nothing new begins to use it.
+pub fn detach(mountpoint: &Path, lazily: bool) -> io::Result<()> {
     let path = CString::new(mountpoint.as_os_str().as_bytes()).map_err(io::Error::other)?;
+    let flags = libc::UMOUNT_NOFOLLOW | if lazily { libc::MNT_DETACH } else { 0 };
     // SAFETY: `path` is a zero-terminated string that outlives the call.
-    if unsafe { libc::umount2(path.as_ptr(), libc::UMOUNT_NOFOLLOW) } == 0 {
+    if unsafe { libc::umount2(path.as_ptr(), flags) } == 0 {
         return Ok(());
     }
     let cause = io::Error::last_os_error();
@@ -210,7 +220,9 @@ fn unmount(mountpoint: &Path) -> io::Result<()> {
         return Err(cause);
     }
     let helper = helper::program().ok_or(cause)?;
-    let run = Command::new(helper).arg("-u").arg("--").arg(mountpoint).stdin(Stdio::null()).output()?;
+    let mut command = Command::new(helper);
+    command.arg("-u").args(lazily.then_some("-z")).arg("--").arg(mountpoint).stdin(Stdio::null());
+    let run = command.output()?;
     if run.status.success() {
         Ok(())
     } else {

@@ -6,9 +6,10 @@
 //! access, copy_file_range. Called by: `fuser`'s threads. On failure: the errno that `fs::errno` decided.
 
 use super::attr::{KEEP, file_attr, file_type, no_entry, sent, set_time, ttl};
+use super::door::Door;
 use super::groups;
 use super::seek::{self, Kernel, Seeker};
-use crate::base::id::Ino;
+use crate::base::id::{Ino, ROOT_INO};
 use crate::base::limits::FUSE_BACKGROUND_MAX;
 use crate::fs::{
     Attr, Caller, Fallocate, FileSystem, FsFault, OpKind, RenameHow, Seek, SetAttr, Sought, WriteHow, XattrHow,
@@ -28,7 +29,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 /// Largest WRITE and READ; the kernel's own limit is 256 pages.
 const MAX_WRITE_BYTES: u32 = 1 << 20;
@@ -48,6 +49,8 @@ pub(super) struct Requests {
     /// Whether the kernel is to ask for access control lists.
     acl: bool,
     seeker: Seeker,
+    /// Who is let in, where the kernel lets everybody.
+    door: Option<Door>,
 }
 
 /// Asks the filesystem for others of this folder.
@@ -90,29 +93,48 @@ fn caller(request: &Request, umask: u32) -> Caller {
 
 impl Requests {
     /// `acl`: whether the kernel is to check permissions by access control lists.
-    pub(super) fn new(fs: Arc<FileSystem>, acl: bool, kernel: Kernel) -> io::Result<Requests> {
+    pub(super) fn new(fs: Arc<FileSystem>, acl: bool, kernel: Kernel, door: Option<Door>) -> io::Result<Requests> {
         let seeker = Seeker::start(Asker(Arc::clone(&fs)), kernel)?;
-        Ok(Requests { fs, writeback: AtomicBool::new(false), acl, seeker })
+        Ok(Requests { fs, writeback: AtomicBool::new(false), acl, seeker, door })
     }
 
+    /// Runs an operation for whoever the door lets in.
     fn run<T>(
         &self,
+        request: &Request,
         kind: OpKind,
         ino: INodeNo,
         call: impl FnOnce(&FileSystem, Ino) -> Result<T, FsFault>,
     ) -> Answer<T> {
+        self.admit(request)?;
         run(&self.fs, kind, ino, call)
+    }
+
+    fn admit(&self, request: &Request) -> Answer<()> {
+        match &self.door {
+            Some(door) if !door.lets_in(request, self.fs.vault().world().elapsed()) => Err(Errno::EACCES),
+            _ => Ok(()),
+        }
+    }
+
+    /// How long the kernel may keep attributes. With a door it must ask for the root's at each step through it, so that every
+    /// path is walked past the door, also to what the kernel has in its caches.
+    fn ttl(&self, a: &Attr) -> Duration {
+        if self.door.is_some() && a.ino == ROOT_INO { Duration::ZERO } else { ttl(a) }
     }
 
     fn entry(&self, reply: ReplyEntry, made: Answer<Attr>) {
         match made {
-            Ok(a) => reply.entry(&ttl(&a), &file_attr(&a), GENERATION),
+            Ok(a) => reply.entry(&self.ttl(&a), &file_attr(&a), GENERATION),
             Err(e) => reply.error(e),
         }
     }
 
     /// Answers when everything acknowledged so far is safe; this thread is free meanwhile.
-    fn sync(&self, kind: OpKind, ino: INodeNo, reply: ReplyEmpty) {
+    fn sync(&self, request: &Request, kind: OpKind, ino: INodeNo, reply: ReplyEmpty) {
+        if let Err(e) = self.admit(request) {
+            return reply.error(e);
+        }
         let fs = self.fs.clone();
         let start = fs.vault().world().elapsed();
         fs.ops().begin(kind);
@@ -193,30 +215,30 @@ impl Filesystem for Requests {
         Ok(())
     }
 
-    fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let found = self.run(OpKind::Lookup, parent, |fs, ino| match fs.lookup(ino, name.as_bytes()) {
+    fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let found = self.run(request, OpKind::Lookup, parent, |fs, ino| match fs.lookup(ino, name.as_bytes()) {
             Ok(attr) => Ok(Some(attr)),
             // In `/.storage` nothing is to be remembered, but there the names are fixed.
             Err(FsFault::NoEntry) => Ok(None),
             Err(fault) => Err(fault),
         });
         match found {
-            Ok(Some(a)) => reply.entry(&ttl(&a), &file_attr(&a), GENERATION),
+            Ok(Some(a)) => reply.entry(&self.ttl(&a), &file_attr(&a), GENERATION),
             Ok(None) => reply.entry(&KEEP, &no_entry(), GENERATION),
             Err(e) => reply.error(e),
         }
     }
 
     fn forget(&self, _request: &Request, ino: INodeNo, count: u64) {
-        let _ = self.run(OpKind::Forget, ino, |fs, ino| {
+        let _ = run(&self.fs, OpKind::Forget, ino, |fs, ino| {
             fs.forget(ino, count);
             Ok(())
         });
     }
 
-    fn getattr(&self, _request: &Request, ino: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
-        match self.run(OpKind::Getattr, ino, |fs, ino| fs.getattr(ino)) {
-            Ok(a) => reply.attr(&ttl(&a), &file_attr(&a)),
+    fn getattr(&self, request: &Request, ino: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
+        match self.run(request, OpKind::Getattr, ino, |fs, ino| fs.getattr(ino)) {
+            Ok(a) => reply.attr(&self.ttl(&a), &file_attr(&a)),
             Err(e) => reply.error(e),
         }
     }
@@ -241,14 +263,14 @@ impl Filesystem for Requests {
     ) {
         let (atime, mtime, ctime) = (atime.map(set_time), mtime.map(set_time), ctime.map(sent));
         let set = SetAttr { mode, uid, gid, size, atime, mtime, ctime };
-        match self.run(OpKind::Setattr, ino, |fs, ino| fs.setattr(&caller(request, 0), ino, &set)) {
-            Ok(a) => reply.attr(&ttl(&a), &file_attr(&a)),
+        match self.run(request, OpKind::Setattr, ino, |fs, ino| fs.setattr(&caller(request, 0), ino, &set)) {
+            Ok(a) => reply.attr(&self.ttl(&a), &file_attr(&a)),
             Err(e) => reply.error(e),
         }
     }
 
-    fn readlink(&self, _request: &Request, ino: INodeNo, reply: ReplyData) {
-        match self.run(OpKind::Readlink, ino, |fs, ino| fs.readlink(ino)) {
+    fn readlink(&self, request: &Request, ino: INodeNo, reply: ReplyData) {
+        match self.run(request, OpKind::Readlink, ino, |fs, ino| fs.readlink(ino)) {
             Ok(target) => reply.data(&target),
             Err(e) => reply.error(e),
         }
@@ -265,26 +287,26 @@ impl Filesystem for Requests {
         reply: ReplyEntry,
     ) {
         let call = |fs: &FileSystem, ino| fs.mknod(&caller(request, umask), ino, name.as_bytes(), mode, rdev);
-        self.entry(reply, self.run(OpKind::Mknod, parent, call));
+        self.entry(reply, self.run(request, OpKind::Mknod, parent, call));
     }
 
     fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
         let call = |fs: &FileSystem, ino| fs.mkdir(&caller(request, umask), ino, name.as_bytes(), mode);
-        self.entry(reply, self.run(OpKind::Mkdir, parent, call));
+        self.entry(reply, self.run(request, OpKind::Mkdir, parent, call));
     }
 
-    fn unlink(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        empty(reply, self.run(OpKind::Unlink, parent, |fs, ino| fs.unlink(ino, name.as_bytes())));
+    fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        empty(reply, self.run(request, OpKind::Unlink, parent, |fs, ino| fs.unlink(ino, name.as_bytes())));
     }
 
-    fn rmdir(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        empty(reply, self.run(OpKind::Rmdir, parent, |fs, ino| fs.rmdir(ino, name.as_bytes())));
+    fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        empty(reply, self.run(request, OpKind::Rmdir, parent, |fs, ino| fs.rmdir(ino, name.as_bytes())));
     }
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
         let target = target.as_os_str().as_bytes();
         let call = |fs: &FileSystem, ino| fs.symlink(&caller(request, 0), ino, name.as_bytes(), target);
-        self.entry(reply, self.run(OpKind::Symlink, parent, call));
+        self.entry(reply, self.run(request, OpKind::Symlink, parent, call));
     }
 
     fn rename(
@@ -301,12 +323,12 @@ impl Filesystem for Requests {
             let how = RenameHow::from_flags(flags.bits(), &caller(request, 0)).ok_or(FsFault::Invalid)?;
             fs.rename(ino, name.as_bytes(), Ino(new_parent.0), new_name.as_bytes(), how)
         };
-        empty(reply, self.run(OpKind::Rename, parent, call));
+        empty(reply, self.run(request, OpKind::Rename, parent, call));
     }
 
-    fn link(&self, _request: &Request, ino: INodeNo, new_parent: INodeNo, new_name: &OsStr, reply: ReplyEntry) {
+    fn link(&self, request: &Request, ino: INodeNo, new_parent: INodeNo, new_name: &OsStr, reply: ReplyEntry) {
         let call = |fs: &FileSystem, ino| fs.link(ino, Ino(new_parent.0), new_name.as_bytes());
-        self.entry(reply, self.run(OpKind::Link, ino, call));
+        self.entry(reply, self.run(request, OpKind::Link, ino, call));
     }
 
     fn open(&self, _request: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
@@ -328,7 +350,7 @@ impl Filesystem for Requests {
 
     fn read(
         &self,
-        _request: &Request,
+        request: &Request,
         ino: INodeNo,
         _handle: FileHandle,
         offset: u64,
@@ -339,7 +361,7 @@ impl Filesystem for Requests {
     ) {
         READ.with_borrow_mut(|out| {
             out.clear();
-            match self.run(OpKind::Read, ino, |fs, ino| fs.read(ino, offset, size as usize, out)) {
+            match self.run(request, OpKind::Read, ino, |fs, ino| fs.read(ino, offset, size as usize, out)) {
                 Ok(()) => reply.data(out),
                 Err(e) => reply.error(e),
             }
@@ -348,7 +370,7 @@ impl Filesystem for Requests {
 
     fn write(
         &self,
-        _request: &Request,
+        request: &Request,
         ino: INodeNo,
         _handle: FileHandle,
         offset: u64,
@@ -360,7 +382,7 @@ impl Filesystem for Requests {
     ) {
         let drop_set_id = flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         let how = WriteHow { drop_set_id, stamp: !self.writeback.load(Relaxed) };
-        match self.run(OpKind::Write, ino, |fs, ino| fs.write(ino, offset, data, how)) {
+        match self.run(request, OpKind::Write, ino, |fs, ino| fs.write(ino, offset, data, how)) {
             Ok(()) => reply.written(data.len() as u32),
             Err(e) => reply.error(e),
         }
@@ -370,20 +392,20 @@ impl Filesystem for Requests {
         reply.error(Errno::ENOSYS);
     }
 
-    fn fsync(&self, _request: &Request, ino: INodeNo, _handle: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        self.sync(OpKind::Fsync, ino, reply);
+    fn fsync(&self, request: &Request, ino: INodeNo, _handle: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        self.sync(request, OpKind::Fsync, ino, reply);
     }
 
-    fn fsyncdir(&self, _request: &Request, ino: INodeNo, _handle: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        self.sync(OpKind::Fsyncdir, ino, reply);
+    fn fsyncdir(&self, request: &Request, ino: INodeNo, _handle: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        self.sync(request, OpKind::Fsyncdir, ino, reply);
     }
 
     fn opendir(&self, _request: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         reply.error(Errno::ENOSYS);
     }
 
-    fn readdir(&self, _request: &Request, ino: INodeNo, _handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        let listed = self.run(OpKind::Readdir, ino, |fs, ino| {
+    fn readdir(&self, request: &Request, ino: INodeNo, _handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        let listed = self.run(request, OpKind::Readdir, ino, |fs, ino| {
             fs.readdir(ino, offset, |e| {
                 !reply.add(INodeNo(e.ino.0), e.offset, file_type(e.kind), OsStr::from_bytes(&e.name))
             })
@@ -396,18 +418,18 @@ impl Filesystem for Requests {
 
     fn readdirplus(
         &self,
-        _request: &Request,
+        request: &Request,
         ino: INodeNo,
         _handle: FileHandle,
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
         let mut given = Vec::new();
-        let listed = self.run(OpKind::Readdirplus, ino, |fs, ino| {
+        let listed = self.run(request, OpKind::Readdirplus, ino, |fs, ino| {
             fs.readdirplus(ino, offset, |e| {
                 let Some(a) = e.attr else { return false };
                 let name = OsStr::from_bytes(&e.name);
-                let full = reply.add(INodeNo(e.ino.0), e.offset, name, &ttl(&a), &file_attr(&a), GENERATION);
+                let full = reply.add(INodeNo(e.ino.0), e.offset, name, &self.ttl(&a), &file_attr(&a), GENERATION);
                 if !full && !matches!(&*e.name, b"." | b"..") {
                     given.push(e.ino);
                 }
@@ -424,8 +446,8 @@ impl Filesystem for Requests {
         }
     }
 
-    fn statfs(&self, _request: &Request, ino: INodeNo, reply: ReplyStatfs) {
-        match self.run(OpKind::Statfs, ino, |fs, ino| fs.statfs_at(ino)) {
+    fn statfs(&self, request: &Request, ino: INodeNo, reply: ReplyStatfs) {
+        match self.run(request, OpKind::Statfs, ino, |fs, ino| fs.statfs_at(ino)) {
             Ok(s) => reply.statfs(
                 s.blocks,
                 s.blocks_free,
@@ -454,20 +476,20 @@ impl Filesystem for Requests {
             let how = XattrHow::from_flags(flags).ok_or(FsFault::Invalid)?;
             fs.setxattr_by(ino, name.as_bytes(), value, how, |gid| groups::has(request, gid))
         };
-        empty(reply, self.run(OpKind::Setxattr, ino, call));
+        empty(reply, self.run(request, OpKind::Setxattr, ino, call));
     }
 
-    fn getxattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        xattr(reply, self.run(OpKind::Getxattr, ino, |fs, ino| fs.getxattr(ino, name.as_bytes(), size)));
+    fn getxattr(&self, request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        xattr(reply, self.run(request, OpKind::Getxattr, ino, |fs, ino| fs.getxattr(ino, name.as_bytes(), size)));
     }
 
     fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
         let root = request.uid() == 0;
-        xattr(reply, self.run(OpKind::Listxattr, ino, |fs, ino| fs.listxattr_for(ino, size, root)));
+        xattr(reply, self.run(request, OpKind::Listxattr, ino, |fs, ino| fs.listxattr_for(ino, size, root)));
     }
 
-    fn removexattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        empty(reply, self.run(OpKind::Removexattr, ino, |fs, ino| fs.removexattr(ino, name.as_bytes())));
+    fn removexattr(&self, request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        empty(reply, self.run(request, OpKind::Removexattr, ino, |fs, ino| fs.removexattr(ino, name.as_bytes())));
     }
 
     fn access(&self, _request: &Request, _ino: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
@@ -490,23 +512,15 @@ impl Filesystem for Requests {
             let what = Fallocate::from_mode(mode).ok_or(FsFault::Unsupported)?;
             fs.fallocate_by(ino, offset, length, what, drop_set_id)
         };
-        empty(reply, self.run(OpKind::Fallocate, ino, call));
+        empty(reply, self.run(request, OpKind::Fallocate, ino, call));
     }
 
-    fn lseek(
-        &self,
-        _request: &Request,
-        ino: INodeNo,
-        _handle: FileHandle,
-        offset: i64,
-        whence: i32,
-        reply: ReplyLseek,
-    ) {
+    fn lseek(&self, request: &Request, ino: INodeNo, _handle: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
         // The kernel does the other kinds by itself, and knows that no file has bytes before the first.
         let (Some(what), Ok(offset)) = (Seek::from_whence(whence), u64::try_from(offset)) else {
             return reply.error(Errno::ENXIO);
         };
-        let found = self.run(OpKind::Lseek, ino, |fs, ino| {
+        let found = self.run(request, OpKind::Lseek, ino, |fs, ino| {
             let sought = fs.seek(ino, offset, what)?;
             Ok((seek::sure(&sought).transpose()?, sought))
         });
@@ -537,7 +551,7 @@ impl Filesystem for Requests {
         let len = len.min(u64::from(u32::MAX));
         let call =
             |fs: &FileSystem, ino_out| fs.copy_file_range(Ino(ino_in.0), offset_in, ino_out, offset_out, len, how);
-        match self.run(OpKind::CopyFileRange, ino_out, call) {
+        match self.run(request, OpKind::CopyFileRange, ino_out, call) {
             Ok(copied) => reply.written(copied as u32),
             Err(e) => reply.error(e),
         }

@@ -100,6 +100,13 @@ impl Locked {
         Locked { find: Some(find), ..self }
     }
 
+    /// The path of the emergency directory that `open` will look for, unless one is named or it is to do without: for whoever
+    /// must say beforehand what may be opened. Of what lies on disk, only what opens under the key is read.
+    pub fn needs(&self, unlock: &Unlock) -> Result<Option<String>, OpenFault> {
+        let opened = self.headers.open(unlock)?;
+        Ok(needed(&*self.backing, &opened.keys, opened.header.vault)?)
+    }
+
     /// The same vault, with an emergency directory, or without the one that it may need.
     #[must_use]
     pub fn beside(self, emergency: Option<EmergencyDir>, without: bool) -> Locked {

@@ -275,9 +275,9 @@ impl TestVault {
     fn find_daemon(&self) -> i32 {
         let said = fs::read_to_string(self.mnt.join(".storage/config")).unwrap_or_default();
         for line in said.lines() {
-            if let Some((key, value)) = line.split_once('=')
-                && key.trim() == "pid"
-                && let Ok(pid) = value.trim().trim_matches('"').parse()
+            if let Some((key, value)) = line.split_once(char::is_whitespace)
+                && key == "pid"
+                && let Ok(pid) = value.trim().parse()
             {
                 return pid;
             }

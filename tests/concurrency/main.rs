@@ -16,7 +16,7 @@ pub mod sync;
 #[path = "."]
 mod base {
     pub use crate::sync;
-    pub use strongroom::base::{id, limits};
+    pub use strongroom::base::{choice, id, limits};
     #[path = "../../src/base/lock.rs"]
     pub mod lock;
 }

@@ -1,0 +1,266 @@
+//! A process beside the daemon that mounts and unmounts for it, for the daemon itself may not: it is confined, and it has the keys.
+//!
+//! Promise: it never holds a passphrase or key, for it is split off before one is read; it mounts the one mountpoint that was
+//! planned, once, with the options that were planned, and takes nothing away but that very mount. It does nothing by itself, and ends
+//! when the daemon has ended, however that came: a daemon that was killed leaves a dead mount, as ever, for
+//! `strongroom umount` to clear.
+//! Why a process: setting up and taking down mounts is what Landlock, dropped capabilities and seccomp forbid, and the set-uid
+//! `fusermount3` does not work under no_new_privs.
+//! One order is a byte; the answer is a byte (with the mount's descriptor, if it has one to give), and for an error a number and a sentence.
+//! Called by: `mount`, before the key. Takes: the socket's lock, for one order and its answer. On failure: the `io::Error`
+//! as the mounting process had it; `UnexpectedEof` if that is gone.
+
+use super::daemon;
+use super::exit::{Exit, Failure};
+use super::mounts;
+use crate::base::descriptor;
+use crate::base::lock::Held;
+use crate::fuse::{self, MountOptions};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+/// Read-ahead of the mount in KiB: one request of the largest size.
+const READ_AHEAD_KIB: &str = "1024";
+/// As `ps` shows it; the daemon has the program's name.
+const NAME: &std::ffi::CStr = c"strongroom-mntr";
+/// Longest sentence of an error.
+const SENTENCE_BYTES_MAX: usize = 4096;
+
+const MOUNT: u8 = b'm';
+const READ_AHEAD: u8 = b'r';
+const UNMOUNT: u8 = b'u';
+const DETACH: u8 = b'd';
+
+const DONE: u8 = b'.';
+const REFUSED: u8 = b'!';
+
+/// The daemon's way to the process that mounts for it.
+#[derive(Debug)]
+pub struct Mounter {
+    socket: Mutex<UnixStream>,
+}
+
+impl Mounter {
+    /// Splits the process off; there must be one thread, and no key in memory.
+    pub fn start(mountpoint: &Path, options: &MountOptions) -> Result<Mounter, Failure> {
+        let failed = |what: &str, e: io::Error| {
+            Failure::new(Exit::Unexpected, format!("no process to mount with could be had: {what}: {e}"))
+        };
+        let (ours, theirs) = UnixStream::pair().map_err(|e| failed("socketpair", e))?;
+        let null = daemon::open_null().map_err(|e| failed("/dev/null", e))?;
+        // SAFETY: there is one thread, so no lock is held for ever in the child, which may do anything.
+        match unsafe { libc::fork() } {
+            -1 => Err(failed("fork", io::Error::last_os_error())),
+            0 => {
+                settle_in(&theirs, &null);
+                let work = || attend(theirs, Attendant { mountpoint: mountpoint.to_owned(), options, device: None });
+                // A panic must not run on into what the daemon does.
+                let _ = catch_unwind(AssertUnwindSafe(work));
+                daemon::leave(Exit::Ok)
+            }
+            _ => Ok(Mounter { socket: Mutex::new(ours) }),
+        }
+    }
+
+    /// Mounts, and gives the connection.
+    pub fn mount(&self) -> io::Result<OwnedFd> {
+        self.ask(MOUNT)?.ok_or_else(|| io::Error::other("the mount came without a descriptor"))
+    }
+
+    /// Widens the kernel's read-ahead, which it offers only root to do. Without it, reads are only slower.
+    pub fn read_further_ahead(&self) -> io::Result<()> {
+        self.ask(READ_AHEAD).map(drop)
+    }
+
+    /// Unmounts; fails while the mount is in use, and may then be tried again.
+    pub fn unmount(&self) -> io::Result<()> {
+        self.ask(UNMOUNT).map(drop)
+    }
+
+    /// Takes the mount away from those who do not use it yet; the others may finish.
+    pub fn detach(&self) -> io::Result<()> {
+        self.ask(DETACH).map(drop)
+    }
+
+    fn ask(&self, order: u8) -> io::Result<Option<OwnedFd>> {
+        let mut socket = self.socket.held();
+        socket.write_all(&[order])?;
+        let (answer, device) = descriptor::receive(&socket)?;
+        if answer == DONE {
+            return Ok(device);
+        }
+        let mut head = [0; 6];
+        socket.read_exact(&mut head)?;
+        let code = i32::from_le_bytes([head[0], head[1], head[2], head[3]]);
+        let mut sentence = vec![0; usize::from(u16::from_le_bytes([head[4], head[5]]))];
+        socket.read_exact(&mut sentence)?;
+        Err(match code {
+            0 => io::Error::other(String::from_utf8_lossy(&sentence).into_owned()),
+            code => io::Error::from_raw_os_error(code),
+        })
+    }
+}
+
+/// Lets go of all that the daemon, its caller and their terminal have.
+fn settle_in(socket: &UnixStream, null: &std::fs::File) {
+    // SAFETY: plain settings of this process. Whoever signals all of a session or service means the daemon, which then has
+    // something to ask.
+    unsafe {
+        libc::setsid();
+        for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT] {
+            libc::signal(signal, libc::SIG_IGN);
+        }
+        libc::prctl(libc::PR_SET_NAME, NAME.as_ptr());
+        libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0);
+        for fd in 0..=2 {
+            libc::dup2(null.as_raw_fd(), fd);
+        }
+    }
+    daemon::close_all_but(&[socket.as_raw_fd()]);
+    let _ = std::env::set_current_dir("/");
+}
+
+/// What the process knows.
+struct Attendant<'a> {
+    mountpoint: PathBuf,
+    options: &'a MountOptions,
+    /// The mount's device number, once it was made.
+    device: Option<String>,
+}
+
+/// Follows orders until there is nobody to give them.
+fn attend(mut socket: UnixStream, mut attendant: Attendant<'_>) {
+    let mut order = [0];
+    loop {
+        match socket.read(&mut order) {
+            Ok(1..) => {}
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+            Ok(0) | Err(_) => return,
+        }
+        let said = match attendant.follow(order[0]) {
+            Ok(Some(device)) => descriptor::send(&socket, DONE, device.as_fd()),
+            Ok(None) => socket.write_all(&[DONE]),
+            Err(e) => socket.write_all(&refusal(&e)),
+        };
+        if said.is_err() {
+            return;
+        }
+    }
+}
+
+/// `!`, the system's number or 0, and a sentence if it is 0.
+fn refusal(e: &io::Error) -> Vec<u8> {
+    let code = e.raw_os_error().unwrap_or(0);
+    let mut sentence = if code == 0 { e.to_string().into_bytes() } else { Vec::new() };
+    sentence.truncate(SENTENCE_BYTES_MAX);
+    let len = sentence.len() as u16;
+    [&[REFUSED][..], &code.to_le_bytes(), &len.to_le_bytes(), &sentence].concat()
+}
+
+impl Attendant<'_> {
+    fn follow(&mut self, order: u8) -> io::Result<Option<OwnedFd>> {
+        match order {
+            MOUNT if self.device.is_some() => Err(io::Error::other("it was mounted already")),
+            MOUNT => {
+                let device = fuse::attach(&self.mountpoint, self.options)?;
+                let seen =
+                    || mounts::topmost(&self.mountpoint)?.ok_or_else(|| io::Error::other("the mount cannot be seen"));
+                match seen() {
+                    Ok(mount) => self.device = Some(mount.device),
+                    Err(e) => {
+                        let _ = fuse::detach(&self.mountpoint, true);
+                        return Err(e);
+                    }
+                }
+                Ok(Some(device))
+            }
+            READ_AHEAD => {
+                let device = self.device.as_deref().ok_or(io::ErrorKind::NotFound)?;
+                std::fs::write(format!("/sys/class/bdi/{device}/read_ahead_kb"), READ_AHEAD_KIB)?;
+                Ok(None)
+            }
+            UNMOUNT | DETACH => {
+                let top = mounts::topmost(&self.mountpoint)?.map(|mount| mount.device);
+                match (&self.device, top) {
+                    (Some(ours), Some(top)) if *ours == top => {
+                        fuse::detach(&self.mountpoint, order == DETACH).map(|()| None)
+                    }
+                    (Some(_), Some(_)) => Err(io::Error::other("something else is mounted there by now")),
+                    _ => Err(io::Error::from_raw_os_error(libc::EINVAL)),
+                }
+            }
+            _ => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::thread;
+
+    /// A mounter whose process is a thread.
+    fn with_attendant(mountpoint: &Path) -> (Mounter, thread::JoinHandle<()>) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let mountpoint = mountpoint.to_owned();
+        let attendant = thread::spawn(move || {
+            attend(theirs, Attendant { mountpoint, options: &MountOptions::default(), device: None });
+        });
+        (Mounter { socket: Mutex::new(ours) }, attendant)
+    }
+
+    #[test]
+    fn what_it_did_not_mount_it_takes_from_nobody() {
+        // Something is mounted at both, and not by us.
+        for place in ["/proc", "/"] {
+            let (mounter, attendant) = with_attendant(Path::new(place));
+            assert_eq!(mounter.unmount().unwrap_err().raw_os_error(), Some(libc::EINVAL));
+            assert_eq!(mounter.detach().unwrap_err().raw_os_error(), Some(libc::EINVAL));
+            assert!(mounter.read_further_ahead().is_err());
+            assert!(mounts::topmost(Path::new(place)).unwrap().is_some());
+            drop(mounter);
+            attendant.join().unwrap();
+        }
+    }
+
+    #[test]
+    fn another_mount_in_the_place_of_its_own_is_let_be() {
+        let options = MountOptions::default();
+        let mut attendant =
+            Attendant { mountpoint: "/proc".into(), options: &options, device: Some("0:999999".to_owned()) };
+        for order in [UNMOUNT, DETACH] {
+            assert!(attendant.follow(order).unwrap_err().to_string().contains("something else"));
+        }
+        assert!(attendant.follow(MOUNT).unwrap_err().to_string().contains("already"));
+    }
+
+    #[test]
+    fn it_ends_with_whoever_gave_the_orders_and_an_unknown_one_is_refused() {
+        let (mounter, attendant) = with_attendant(Path::new("/nowhere"));
+        assert!(mounter.ask(b'x').is_err());
+        assert!(mounter.mount().is_err(), "there is no such directory");
+        drop(mounter);
+        attendant.join().unwrap();
+    }
+
+    #[test]
+    fn an_attendant_that_is_gone_is_an_error() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        drop(theirs);
+        assert!(Mounter { socket: Mutex::new(ours) }.unmount().is_err());
+    }
+
+    #[test]
+    fn an_error_comes_as_it_was() {
+        for e in [io::Error::from_raw_os_error(libc::EBUSY), io::Error::other("a sentence")] {
+            let (ours, mut theirs) = UnixStream::pair().unwrap();
+            theirs.write_all(&refusal(&e)).unwrap();
+            let came = Mounter { socket: Mutex::new(ours) }.unmount().unwrap_err();
+            assert_eq!((came.raw_os_error(), came.to_string()), (e.raw_os_error(), e.to_string()));
+        }
+    }
+}
