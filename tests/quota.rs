@@ -367,6 +367,15 @@ fn a_walk_that_was_cut_off_is_right_where_it_stopped_and_is_finished_by_the_next
     }
 }
 
+/// Ends the others' work with its own, also where that ends in a failure.
+struct Ends<'a>(&'a AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, SeqCst);
+    }
+}
+
 #[test]
 fn what_moves_while_a_tree_is_begun_is_charged_where_it_is() {
     let fs = opened(&fresh());
@@ -395,6 +404,7 @@ fn what_moves_while_a_tree_is_begun_is_charged_where_it_is() {
                 }
             });
         }
+        let _ends = Ends(&ended);
         for round in 0..8 {
             limit(&fs, t, &bytes(1 << 20));
             let checked = fs.check_quotas().unwrap();
@@ -403,7 +413,6 @@ fn what_moves_while_a_tree_is_begun_is_charged_where_it_is() {
             let checked = fs.check_quotas().unwrap();
             assert!(checked.drift.is_empty() && checked.strays.is_empty(), "round {round}, removed: {checked:?}");
         }
-        ended.store(true, SeqCst);
     });
     assert!(refused.load(SeqCst) > 0, "nothing was in anyone's way");
 }
