@@ -310,3 +310,36 @@ fn a_label_reaches_the_terminal_as_text() {
     assert!(!said.contains('\u{1b}') && said.lines().count() == 3, "{said:?}");
     assert_eq!(desk.slots()[2]["label"], label);
 }
+
+#[test]
+fn the_emergency_directory_keeps_the_header_in_force() {
+    let desk = Desk::new();
+    desk.init(&KEY);
+    for dir in ["mnt", "away"] {
+        fs::create_dir(desk.path(dir)).unwrap();
+    }
+    let away = desk.path("away");
+    let mount = || {
+        let with = ["mount", "vault", "mnt", "--emergency-dir", away.to_str().unwrap()];
+        ends_with(&desk.run(&[&with[..], &KEY].concat()), OK, "");
+        ends_with(&desk.run(&["umount", "mnt"]), OK, "");
+    };
+    let kept = || {
+        let own = fs::read_dir(&away).unwrap().next().unwrap().unwrap().path();
+        (own.join("vault.toml"), fs::read_to_string(own.join("vault.toml")).unwrap())
+    };
+    mount();
+    let (at, first) = kept();
+    assert_eq!(first, fs::read_to_string(desk.path("vault/vault.toml")).unwrap());
+    ends_with(&desk.run(&[&["key", "add", "vault", "--new-password-file", "other"][..], &KEY].concat()), OK, "");
+    mount();
+    let (_, newer) = kept();
+    assert_ne!(newer, first, "it follows at the next mount");
+    for lost in ["vault/vault.toml", "vault/vault.toml.copy"] {
+        fs::remove_file(desk.path(lost)).unwrap();
+    }
+    assert_eq!(desk.opens(&KEY), NOT_A_VAULT);
+    let import = ["key", "import-header", "vault", at.to_str().unwrap()];
+    ends_with(&desk.run(&[&import[..], &KEY].concat()), OK, "");
+    assert_eq!((desk.opens(&KEY), desk.opens(&OTHER)), (OK, OK));
+}

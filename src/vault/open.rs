@@ -210,6 +210,7 @@ fn bring_up(
     root.header = Some(header_mark(&header, keys.current()));
     root::write(&*backing, &root, &keys, vault, &*world)?;
     pins.remember(&root);
+    pins.keep_header(&write_header(&header, keys.current())?);
     for id in &found.empty_segments {
         // Where it was seen empty, and nowhere else.
         if places.is_away(*id) {

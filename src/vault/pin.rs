@@ -7,9 +7,11 @@
 //! written is said, and keeps nobody out: whoever can spoil it could as well remove it.
 
 use super::OpenFault;
+use super::header_file::HEADER;
 use super::place::EmergencyDir;
 use crate::backing::{Backing, read_file, replace_file};
 use crate::base::id::{CommitSeq, Generation, VaultId};
+use crate::format::header::HEADER_BYTES_MAX;
 use crate::format::pin::{Moved, PIN_BYTES_MAX, Pin, parse_moved};
 use crate::format::root::Root;
 use crate::seal::{VaultKeys, moved_lines, open_pin, says_moved, write_pins};
@@ -199,6 +201,20 @@ impl Pins {
                         log::warn!("the pin in {} cannot be written: {e}", store.shown);
                     }
                 }
+            }
+        }
+    }
+
+    /// Keeps the header that is in force beside the pins, where the place is this vault's alone: whoever loses both of its files
+    /// has it there (`key import-header`). One that cannot be written is said, and harms nobody.
+    pub fn keep_header(&self, text: &[u8]) {
+        for Kept { store, .. } in self.stores.iter().filter(|kept| kept.store.own && !kept.store.sealed) {
+            let kept = read_file(&*store.backing, HEADER, HEADER_BYTES_MAX);
+            if kept.is_ok_and(|kept| kept == text) {
+                continue;
+            }
+            if let Err(e) = replace_file(&*store.backing, "", HEADER, text) {
+                log::warn!("the copy of the header in {} cannot be written: {e}", store.shown);
             }
         }
     }
