@@ -18,19 +18,23 @@ use strongroom::base::choice::{Compression, SuiteId};
 use strongroom::base::id::{Ino, ROOT_INO};
 use strongroom::base::secret::Passphrase;
 use strongroom::base::world::{RealWorld, Time, World};
+use strongroom::format::quota::{Account, Used};
 use strongroom::fs::{
-    Attr, Caller, Fallocate, FileSystem, FsFault, FsOptions, SetAttr, SetTime, WriteHow, XattrHow, XattrReply,
+    Attr, Caller, Fallocate, FileSystem, FsFault, FsOptions, LimitChange, LimitOf, SetAttr, SetTime, WriteHow,
+    XattrHow, XattrReply,
 };
 use strongroom::seal::{HeaderFault, Unlock};
 use strongroom::vault::{self, CreateOptions, OpenFault, OpenOptions};
 
-const FROZEN: [(&str, SuiteId, Compression); 6] = [
+const FROZEN: [(&str, SuiteId, Compression); 8] = [
     ("v1-aes", SuiteId::Aes256Gcm, Compression::Zstd),
     ("v1-chacha", SuiteId::ChaCha20Poly1305, Compression::Lz4),
     ("v2-aes", SuiteId::Aes256Gcm, Compression::Zstd),
     ("v2-chacha", SuiteId::ChaCha20Poly1305, Compression::Lz4),
     ("v3-aes", SuiteId::Aes256Gcm, Compression::Zstd),
     ("v3-chacha", SuiteId::ChaCha20Poly1305, Compression::Lz4),
+    ("v4-aes", SuiteId::Aes256Gcm, Compression::Zstd),
+    ("v4-chacha", SuiteId::ChaCha20Poly1305, Compression::Lz4),
 ];
 
 /// What lies in each: path, mode, links, owner, group, size, blocks of 512 bytes, seconds of mtime and btime.
@@ -209,6 +213,15 @@ fn has_copies(name: &str) -> bool {
     !name.starts_with("v1") && !name.starts_with("v2")
 }
 
+/// In those of format 4, which came with quotas, `docs` has a limit, and so has the user who owns everything.
+fn assert_quotas(vault: &vault::Vault) {
+    let of = |account| vault.accounts().into_iter().find(|a| a.account == account).unwrap();
+    let (docs, owner) = (of(Account::Tree(1)), of(Account::User(1000)));
+    assert_eq!((docs.used, docs.limits.bytes), (Used { bytes: 204_800 + 40_960, inodes: 3 }, Some(1 << 20)));
+    assert_eq!((owner.used.inodes, owner.limits.soft_inodes, owner.is_over_soft()), (12, Some(5), true));
+    assert_eq!(vault.recount_quotas().unwrap(), []);
+}
+
 fn assert_listed(name: &str, fs: &FileSystem) {
     let mut want = LISTING.to_owned();
     if has_copies(name) {
@@ -243,6 +256,9 @@ fn assert_whole(name: &str, fs: &FileSystem) {
         assert!(content("copy-of-words") == copy_of_words());
         assert!(content("copy-of-gone") == noise(9, 24_576)[4000..24_000]);
         (inodes, bytes_used) = (inodes + 2, bytes_used + 170_000);
+    }
+    if name.starts_with("v4") {
+        assert_quotas(fs.vault());
     }
     let usage = fs.vault().usage().unwrap();
     assert_eq!((usage.inodes, usage.bytes), (inodes, bytes_used));
@@ -311,6 +327,10 @@ fn make_the_vaults() {
         fs.write(holes, 10 << 20, b"end", how).unwrap();
         let odd = file(&fs, ROOT_INO, b"na\xefve \xff");
         fs.write(odd, 0, b"odd", how).unwrap();
+        let most = LimitChange { bytes: Some(Some(1 << 20)), ..LimitChange::default() };
+        fs.set_limits(LimitOf::Tree(find(&fs, "docs").ino), &most).unwrap();
+        let many = LimitChange { soft_inodes: Some(Some(5)), ..LimitChange::default() };
+        fs.set_limits(LimitOf::User(1000), &many).unwrap();
         fs.vault().close().unwrap();
         fs::remove_file(dir.join("lock")).unwrap();
         // Room for a full disk: nothing of the vault.
