@@ -25,7 +25,7 @@ use strongroom::segment::{Walk, parse_file_name, path};
 use strongroom::vault::{HEADER, OpenOptions, lock, under_old_keys};
 use vault::{ROOTS, all_files, bytes, closed, mounted, put, rekeyed_telling, world};
 
-const FROZEN: [&str; 6] = ["v1-aes", "v1-chacha", "v2-aes", "v2-chacha", "v3-aes", "v3-chacha"];
+const FROZEN: [&str; 8] = ["v1-aes", "v1-chacha", "v2-aes", "v2-chacha", "v3-aes", "v3-chacha", "v4-aes", "v4-chacha"];
 /// Left in the middle of a rekey.
 const HALF: &str = "rekeyed-4";
 
