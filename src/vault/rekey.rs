@@ -10,12 +10,13 @@
 //! On failure: a `RekeyFault`; the vault opens as before, and what was begun goes on with the next call.
 
 use super::alive::{self, Alive};
-use super::open::{NotCovered, covered, index_path, judge_header, keys_learnt};
+use super::open::{NotCovered, covered, index_path, keys_learnt};
 use super::pin::Pins;
 use super::place::remove_if_there;
 use super::recover::{last_commits, list_segments};
 use super::reseal::{Resealed, Wanted, reseal};
 use super::scrub::Hurt;
+use super::slots::Judged;
 use super::writer::is_full;
 use super::{Locked, OpenFault, VaultFault, header_file, paths, root};
 use crate::backing::{Backing, Cache, Open};
@@ -146,32 +147,25 @@ pub struct Rekey {
 impl Locked {
     /// Opens a vault to give it a new key. It must have been closed in order: what follows is about what a checkpoint covers.
     pub fn rekey(self, unlock: &Unlock, world: Arc<dyn World>) -> Result<Rekey, RekeyFault> {
-        let opened = self.headers.open(unlock)?;
-        let vault = opened.header.vault;
-        let mut root = root::read_or_say(&*self.backing, &opened.keys, vault)?.ok_or(OpenFault::RootsLost)?;
-        let pins = Pins::read(self.remembered, &opened.keys, vault);
-        pins.judge(&root)?;
-        judge_header(&root, &opened.header, &opened.master)?;
-        pins.raise(&mut root);
-        self.headers.mend(&*self.backing, &opened, true);
+        let Judged { backing, lock, opened, root, pins } = self.judged(unlock)?;
         let unsettled = |why: &str| Err(RekeyFault::Unfit(format!("{why}: mount the vault and unmount it first")));
         if opened.header.format != FORMAT_VERSION || !root.clean || root.index_file == 0 {
             return unsettled("the vault was not closed in order");
         }
-        let key = opened.master.pages(vault, "index", &[0; 16]);
+        let key = opened.master.pages(opened.header.vault, "index", &[0; 16]);
         let name = index_path(root.index_file);
-        let table = RedbTable::open(&self.backing, &name, key, Arc::clone(&world), INDEX_CACHE_BYTES)
-            .map_err(VaultFault::from)?;
+        let table =
+            RedbTable::open(&backing, &name, key, Arc::clone(&world), INDEX_CACHE_BYTES).map_err(VaultFault::from)?;
         let index = Index::new(Box::new(table));
         match covered(&index, &root) {
             Ok(Some(from)) if from.covered == root.covered => {}
             Err(NotCovered::Doubt(why)) => return unsettled(&format!("the index cannot be used ({why})")),
             Ok(_) | Err(NotCovered::Nothing) => return unsettled("the index is not the one that the root names"),
         }
-        keys_learnt(&index, &self.backing, &opened.header, &opened.keys)?;
-        clear_away(&*self.backing, root.index_file)?;
+        keys_learnt(&index, &backing, &opened.header, &opened.keys)?;
+        clear_away(&*backing, root.index_file)?;
         let (header, keys) = (opened.header, opened.keys);
-        Ok(Rekey { backing: self.backing, _lock: self.lock, header, keys, root, pins, index, world })
+        Ok(Rekey { backing, _lock: lock, header, keys, root, pins, index, world })
     }
 }
 

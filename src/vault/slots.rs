@@ -96,9 +96,18 @@ pub struct Slots {
     world: Arc<dyn World>,
 }
 
+/// A vault of which header and root are open, judged, and nothing else.
+pub(super) struct Judged {
+    pub backing: Arc<dyn Backing>,
+    pub lock: Box<dyn Send + Sync>,
+    pub opened: header_file::OpenedHeader,
+    pub root: Root,
+    pub pins: Pins,
+}
+
 impl Locked {
-    /// Opens the header alone, to change it.
-    pub fn slots(self, unlock: &Unlock, world: Arc<dyn World>) -> Result<Slots, OpenFault> {
+    /// Opens header and root, refuses what was put back, and puts the header's other file right.
+    pub(super) fn judged(self, unlock: &Unlock) -> Result<Judged, OpenFault> {
         let opened = self.headers.open(unlock)?;
         let vault = opened.header.vault;
         let mut root = root::read_or_say(&*self.backing, &opened.keys, vault)?.ok_or(OpenFault::RootsLost)?;
@@ -107,8 +116,14 @@ impl Locked {
         judge_header(&root, &opened.header, &opened.master)?;
         pins.raise(&mut root);
         self.headers.mend(&*self.backing, &opened, true);
+        Ok(Judged { backing: self.backing, lock: self.lock, opened, root, pins })
+    }
+
+    /// Opens the header alone, to change it.
+    pub fn slots(self, unlock: &Unlock, world: Arc<dyn World>) -> Result<Slots, OpenFault> {
+        let Judged { backing, lock, opened, root, pins } = self.judged(unlock)?;
         let header_file::OpenedHeader { header, keys, fitting, .. } = opened;
-        Ok(Slots { backing: self.backing, _lock: self.lock, header, keys, fitting, root: Some(root), pins, world })
+        Ok(Slots { backing, _lock: lock, header, keys, fitting, root: Some(root), pins, world })
     }
 }
 
