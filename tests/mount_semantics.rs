@@ -153,16 +153,22 @@ fn room_is_not_kept_by_fallocate() {
 #[test]
 fn blocks_of_an_open_file_are_counted_at_its_close() {
     let v = TestVault::mounted();
-    let f = File::create(v.path("f")).unwrap();
-    f.metadata().unwrap();
-    f.write_all_at(&[7; 1 << 20], 0).unwrap();
-    f.sync_all().unwrap();
-    assert_eq!(f.metadata().unwrap().len(), 1 << 20);
-    assert!(f.metadata().unwrap().blocks() < 2048, "they are counted: the page is out of date");
-    drop(f);
-    common::eventually("they are counted", std::time::Duration::from_secs(10), || {
-        (2048..2100).contains(&fs::metadata(v.path("f")).unwrap().blocks())
-    });
+    // Somebody else's `sync` may make Linux ask in between, so one file of ten is enough.
+    let is_stale = |n: u32| {
+        let name = format!("f{n}");
+        let f = File::create(v.path(&name)).unwrap();
+        f.metadata().unwrap();
+        f.write_all_at(&[7; 1 << 20], 0).unwrap();
+        f.sync_all().unwrap();
+        assert_eq!(f.metadata().unwrap().len(), 1 << 20);
+        let stale = f.metadata().unwrap().blocks() < 2048;
+        drop(f);
+        eventually("they are counted", Duration::from_secs(10), || {
+            (2048..2100).contains(&fs::metadata(v.path(&name)).unwrap().blocks())
+        });
+        stale
+    };
+    assert!((0..10).any(is_stale), "they are counted: the page is out of date");
 }
 
 #[test]
