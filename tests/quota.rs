@@ -704,3 +704,33 @@ fn what_an_operation_charged_and_did_not_do_is_given_back() {
     assert_eq!(used(&fs, Account::Tree(1)), (100, 2));
     nothing_drifted(&fs);
 }
+
+#[test]
+fn a_file_renamed_behind_the_walk_is_charged_too() {
+    // The walk goes by the names of a directory; whatever thread it meets, `a…` comes before `z…`.
+    let fs = opened(&fresh());
+    let t = dir(&fs, ROOT_INO, "t");
+    for n in 0..3000 {
+        file(&fs, t, &format!("z{n:04}"), 1);
+    }
+    let deep = dir(&fs, t, "zz");
+    file(&fs, deep, "inside", 1);
+    let ended = AtomicBool::new(false);
+    std::thread::scope(|s| {
+        let (fs, ended) = (&fs, &ended);
+        s.spawn(move || {
+            let names = ["zz".to_owned()].into_iter().chain((0..3000).rev().map(|n| format!("z{n:04}")));
+            for name in names {
+                fs.rename(t, name.as_bytes(), t, format!("a{name}").as_bytes(), RenameHow::Replace).unwrap();
+                if ended.load(SeqCst) {
+                    break;
+                }
+            }
+        });
+        let _ends = Ends(ended);
+        limit(fs, t, &bytes(1 << 20));
+    });
+    let checked = fs.check_quotas().unwrap();
+    assert!(checked.drift.is_empty() && checked.strays.is_empty(), "{checked:?}");
+    assert_eq!(used(&fs, Account::Tree(1)), (3001, 3003));
+}

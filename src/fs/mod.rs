@@ -123,6 +123,8 @@ pub struct FileSystem {
     namespace: Mutex<()>,
     /// Held by whoever gives trees their numbers.
     walks: Mutex<()>,
+    /// Directories that were renamed in the sight of such a walk, which may have been there already: it looks into them, too.
+    renamed_meanwhile: Mutex<Vec<Ino>>,
     /// What the last count of all inodes came to.
     quota_checked: Mutex<Option<QuotaCheck>>,
     /// Whether the kernel keeps writes back, so that who is over a quota is not told by the write.
@@ -144,6 +146,7 @@ impl FileSystem {
             options,
             namespace: Mutex::new(()),
             walks: Mutex::new(()),
+            renamed_meanwhile: Mutex::default(),
             keeps_writes: AtomicBool::new(false),
             quota_checked: Mutex::new(None),
             changes: AtomicU64::new(0),

@@ -164,18 +164,43 @@ impl FileSystem {
                     }
                 }
                 let mut dirs = vec![tree.root];
-                while let Some(dir) = dirs.pop() {
-                    self.tag_in(dir, tree.parent, number, &mut dirs)?;
+                loop {
+                    while let Some(dir) = dirs.pop() {
+                        self.tag_in(dir, tree.parent, number, &mut dirs)?;
+                    }
+                    let _namespace = self.namespace.held();
+                    dirs.append(&mut self.renamed_meanwhile.held());
+                    if dirs.is_empty() {
+                        self.end_walk(number);
+                        return Ok(());
+                    }
                 }
             }
             // Removed meanwhile.
-            Err(FsFault::NoEntry) => {}
-            Err(fault) => return Err(fault),
+            Err(FsFault::NoEntry) => {
+                self.end_walk(number);
+                Ok(())
+            }
+            Err(fault) => Err(fault),
         }
+    }
+
+    fn end_walk(&self, number: u32) {
         let mut op = self.vault.begin();
         op.change_tree(number, |tree| tree.walk = Walk::Done);
         op.commit();
-        Ok(())
+    }
+
+    /// Somebody renames within a directory, or into it. A walk that is at work there goes by the names, and may have passed the new
+    /// one: so the inode gets the tree's number now, and a directory is looked into. Under the namespace lock, before the rename.
+    pub(super) fn met_by_rename(&self, dir: &super::Pin<'_>, moved: &super::Pin<'_>) {
+        let number = dir.inode().tree;
+        let walked = (number != 0).then(|| self.vault.tree(number)).flatten().filter(|tree| tree.walk == Walk::Tagging);
+        if let Some(tree) = walked
+            && let Step::Into(ino) = self.meet(moved, tree.parent, number)
+        {
+            self.renamed_meanwhile.held().push(ino);
+        }
     }
 
     /// Tags what is in a directory, which has the number already: what comes into it from now on has it, too.
@@ -210,10 +235,15 @@ impl FileSystem {
         if above.inode().tree != to || self.find(dir, name)? != Some(entry) {
             return Ok(Step::Done);
         }
+        Ok(self.meet(&pin, from, to))
+    }
+
+    /// Tags one inode in a directory that has the number. Under the namespace lock.
+    fn meet(&self, pin: &super::Pin<'_>, from: u32, to: u32) -> Step {
         let inode = pin.inode();
         let is_dir = is(&inode, libc::S_IFDIR);
         if inode.tree == from {
-            self.retag(&pin, to);
+            self.retag(pin, to);
         } else if let Some((inner, tree)) = self.tree_begun_at(pin.ino, &inode)
             && inode.tree != to
         {
@@ -222,12 +252,12 @@ impl FileSystem {
                 op.put_tree_into(inner, to);
                 op.commit();
             }
-            return Ok(Step::Done);
+            return Step::Done;
         } else if inode.tree != to {
             // It has a name elsewhere, and was met there first.
-            return Ok(Step::Done);
+            return Step::Done;
         }
-        Ok(if is_dir { Step::Into(pin.ino) } else { Step::Done })
+        if is_dir { Step::Into(pin.ino) } else { Step::Done }
     }
 
     /// Gives an inode a tree's number, and moves its charge. Called with the namespace lock held. Limits do not count: it was there before.

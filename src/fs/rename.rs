@@ -86,8 +86,10 @@ impl FileSystem {
                 continue;
             }
             if self.may_rename(&from, &source, &to, target.as_ref(), how)? {
+                self.met_by_rename(&to, &source.1);
                 match (&target, how) {
                     (Some(target), RenameHow::Exchange) => {
+                        self.met_by_rename(&from, &target.1);
                         self.exchange((&from, name, &source), (&to, new_name, target));
                     }
                     _ => {
