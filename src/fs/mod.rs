@@ -123,8 +123,8 @@ pub struct FileSystem {
     namespace: Mutex<()>,
     /// Held by whoever gives trees their numbers.
     walks: Mutex<()>,
-    /// Directories that were renamed in the sight of such a walk, which may have been there already: it looks into them, too.
-    renamed_meanwhile: Mutex<Vec<Ino>>,
+    /// While such a walk is at work: directories renamed in its sight, where it may have been already; it looks into them, too.
+    renamed_meanwhile: Mutex<Option<Vec<Ino>>>,
     /// What the last count of all inodes came to.
     quota_checked: Mutex<Option<QuotaCheck>>,
     /// Whether the kernel keeps writes back, so that who is over a quota is not told by the write.

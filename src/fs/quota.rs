@@ -147,7 +147,11 @@ impl FileSystem {
         for (number, tree) in self.vault.trees() {
             match tree.walk {
                 Walk::Done => {}
-                Walk::Tagging => self.tag_below(number, &tree)?,
+                Walk::Tagging => {
+                    let tagged = self.tag_below(number, &tree);
+                    *self.renamed_meanwhile.held() = None;
+                    tagged?;
+                }
                 Walk::Untagging => self.untag(number, &tree)?,
             }
         }
@@ -159,6 +163,7 @@ impl FileSystem {
             Ok(root) => {
                 {
                     let _namespace = self.namespace.held();
+                    *self.renamed_meanwhile.held() = Some(Vec::new());
                     if root.inode().tree == tree.parent && root.inode().nlink > 0 {
                         self.retag(&root, number);
                     }
@@ -169,7 +174,7 @@ impl FileSystem {
                         self.tag_in(dir, tree.parent, number, &mut dirs)?;
                     }
                     let _namespace = self.namespace.held();
-                    dirs.append(&mut self.renamed_meanwhile.held());
+                    dirs.extend(self.renamed_meanwhile.held().iter_mut().flat_map(|renamed| renamed.drain(..)));
                     if dirs.is_empty() {
                         self.end_walk(number);
                         return Ok(());
@@ -199,7 +204,7 @@ impl FileSystem {
         if let Some(tree) = walked
             && let Step::Into(ino) = self.meet(moved, tree.parent, number)
         {
-            self.renamed_meanwhile.held().push(ino);
+            self.renamed_meanwhile.held().iter_mut().for_each(|renamed| renamed.push(ino));
         }
     }
 
