@@ -87,7 +87,7 @@ fn a_share_below_half_is_found() {
 
 fn is_fair(name: &str, users: &[Habit]) {
     needs_root("act as several users");
-    let budget = 32 * MIB;
+    let budget = 64 * MIB;
     let v = TestVault::mounted_with(&[&format!("budget={budget}"), "allow_other"]);
     let time = Duration::from_secs(setting("STRONGROOM_FAIR_SECONDS", 8, 4));
     let totals = written(&v, users, time);
