@@ -11,10 +11,10 @@ mod small;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use strongroom::backing::MemoryBacking;
+use strongroom::backing::{Backing, Effect, Fault, MUTATING, MemoryBacking};
 use strongroom::base::limits::{MEMORY_PARTS, MEMORY_PARTS_MIN};
 use strongroom::base::world::{Memory, RealWorld, Time, World};
-use strongroom::vault::{OpenOptions, Vault, open};
+use strongroom::vault::{EmergencyDir, OpenOptions, Vault, open};
 
 const MACHINE_BYTES: u64 = 1 << 30;
 const BUDGET_BYTES: u64 = 16 << 20;
@@ -60,9 +60,14 @@ impl Scripted {
 }
 
 fn opened(disk: &MemoryBacking) -> (Arc<Scripted>, Arc<Vault>) {
+    opened_beside(disk, None)
+}
+
+fn opened_beside(disk: &MemoryBacking, emergency: Option<EmergencyDir>) -> (Arc<Scripted>, Arc<Vault>) {
     let world = Arc::new(Scripted { available_bytes: MACHINE_BYTES.into(), ..Scripted::default() });
     let first: strongroom::vault::Choose = Arc::new(|_| 0);
-    let options = OpenOptions { budget_bytes: BUDGET_BYTES, stepped: Some(first), ..OpenOptions::default() };
+    let stepped = Some(first);
+    let options = OpenOptions { budget_bytes: BUDGET_BYTES, stepped, emergency, ..OpenOptions::default() };
     let as_world: Arc<dyn World> = world.clone();
     (world, open(Arc::new(disk.clone()), &small::unlock(), &options, as_world).unwrap())
 }
@@ -112,4 +117,22 @@ fn what_is_buffered_when_memory_gets_short_is_kept_and_comes_to_rest() {
     let again = small::opened(&disk);
     small::check_all(&again, 190);
     again.close().unwrap();
+}
+
+#[test]
+fn limits_follow_also_while_the_log_lies_in_the_emergency_directory() {
+    let (home, away) = (small::made(), MemoryBacking::default());
+    let reach = Arc::new(move |_| Ok(Arc::new(away.clone()) as Arc<dyn Backing>));
+    let (world, vault) = opened_beside(&home, Some(EmergencyDir { path: "/emergency".to_owned(), reach }));
+    let whole = limits(&vault);
+    home.plant(Fault::of(MUTATING, Effect::Error(libc::EIO)));
+    small::write(&vault, 10);
+    vault.sync_wait().unwrap();
+    assert!(vault.is_away());
+    world.seconds(&vault, 1, 0);
+    assert_eq!(limits(&vault), (whole.0 / 2, whole.1 / 2));
+    home.lift_all();
+    world.seconds(&vault, 120, MACHINE_BYTES / 2);
+    assert_eq!((limits(&vault), vault.is_away()), (whole, false));
+    vault.close().unwrap();
 }

@@ -6,11 +6,12 @@
 //! On failure: a checkpoint that cannot be stored is reported and tried again with the next one; the log still has it all.
 
 use super::place::{Place, remove_if_there};
+use super::pressure::Pressure;
 use super::shared::{DeadRange, Shared};
 use super::state::Event;
 use super::step::Actor;
 use super::writer::is_full;
-use super::{VaultFault, home, pressure, reserve_bytes, root, totals};
+use super::{VaultFault, home, reserve_bytes, root, totals};
 use crate::backing::{BackingFile, Cache, Open};
 use crate::base::id::{Generation, SegmentId};
 use crate::base::limits::{ALLOCATE_STEP_BYTES, BLOCK_BYTES, CHECKPOINT_IDLE};
@@ -45,6 +46,7 @@ pub struct Housekeeper {
     probe_at: Duration,
     probe_wait: Duration,
     ticked: Duration,
+    pressure: Pressure,
     ended: bool,
 }
 
@@ -57,7 +59,8 @@ impl Housekeeper {
     /// One with nothing to do.
     pub fn new(shared: Arc<Shared>, told: Receiver<ToHousekeeper>, prepare: Receiver<SegmentId>) -> Housekeeper {
         let (home_at, probe_at, probe_wait, ticked) = (Duration::ZERO, Duration::ZERO, TICK, shared.world.elapsed());
-        Housekeeper { shared, told, prepare, dead: Vec::new(), home_at, probe_at, probe_wait, ticked, ended: false }
+        let (dead, pressure) = (Vec::new(), Pressure::none());
+        Housekeeper { shared, told, prepare, dead, home_at, probe_at, probe_wait, ticked, pressure, ended: false }
     }
 
     /// Its life.
@@ -115,22 +118,25 @@ impl Housekeeper {
     /// What is done from time to time, and what nobody waits for.
     fn tick(&mut self) -> bool {
         let shared = Arc::clone(&self.shared);
+        let now = shared.world.elapsed();
+        let due = now.saturating_sub(self.ticked) >= TICK;
+        if due {
+            self.ticked = now;
+            // Wherever the log lies.
+            self.pressure.mind(&shared);
+        }
         if shared.away.load(SeqCst) {
             return self.probe();
         }
         (self.probe_at, self.probe_wait) = (Duration::ZERO, TICK);
-        let now = shared.world.elapsed();
         if shared.bring_home.load(SeqCst) && now >= self.home_at {
             self.bring_home(now);
             return true;
         }
-        if now.saturating_sub(self.ticked) < TICK {
-            return false;
+        if due {
+            shared.refill_reserve();
+            ask_when_idle(&shared);
         }
-        self.ticked = now;
-        shared.refill_reserve();
-        pressure::mind(&shared);
-        ask_when_idle(&shared);
         false
     }
 

@@ -10,33 +10,45 @@ use crate::base::lock::Held;
 use crate::base::world::Memory;
 use std::sync::atomic::Ordering::Relaxed;
 
-/// Looks how much memory there is, and divides the shares anew.
-pub fn mind(shared: &Shared) {
-    let Some(memory) = shared.world.memory() else { return };
-    let before = shared.part.load(Relaxed);
-    let part = part_after(before, memory);
-    if part == before {
-        return;
+/// What part of their shares buffers and caches may use.
+pub struct Pressure {
+    part: u64,
+}
+
+impl Pressure {
+    /// All of it.
+    pub fn none() -> Pressure {
+        Pressure { part: PARTS }
     }
-    shared.part.store(part, Relaxed);
-    let of = |bytes: u64| bytes / PARTS * part;
-    shared.dirty.set_limit(of(shared.shares.dirty_bytes));
-    shared.cache.set_limit(of(shared.shares.cache_bytes));
-    shared.pool.keep(of(shared.shares.pool_bytes()));
-    if part < before {
-        let spare = std::mem::take(&mut *shared.group_buffers.held());
-        drop(spare);
-        // What is buffered beyond the new limit goes to rest now.
-        shared.cut_wanted.store(true, Relaxed);
-        shared.wake_log();
-        shared.world.trim();
-    }
-    if part < before || part == PARTS {
-        let left = memory.available_bytes >> 20;
-        let said = format!(
-            "{left} MiB of memory are left: buffers and caches may use {part} of {PARTS} parts of their shares"
-        );
-        shared.stats.event(shared.world.now(), said);
+
+    /// Looks how much memory there is, and divides the shares anew.
+    pub fn mind(&mut self, shared: &Shared) {
+        let Some(memory) = shared.world.memory() else { return };
+        let before = self.part;
+        let part = part_after(before, memory);
+        if part == before {
+            return;
+        }
+        self.part = part;
+        let of = |bytes: u64| bytes / PARTS * part;
+        shared.dirty.set_limit(of(shared.shares.dirty_bytes));
+        shared.cache.set_limit(of(shared.shares.cache_bytes));
+        shared.pool.keep(of(shared.shares.pool_bytes()));
+        if part < before {
+            let spare = std::mem::take(&mut *shared.group_buffers.held());
+            drop(spare);
+            // What is buffered beyond the new limit goes to rest now.
+            shared.cut_wanted.store(true, Relaxed);
+            shared.wake_log();
+            shared.world.trim();
+        }
+        if part < before || part == PARTS {
+            let left = memory.available_bytes >> 20;
+            let said = format!(
+                "{left} MiB of memory are left: buffers and caches may use {part} of {PARTS} parts of their shares"
+            );
+            shared.stats.event(shared.world.now(), said);
+        }
     }
 }
 

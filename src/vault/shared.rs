@@ -141,8 +141,6 @@ pub struct Shared {
     pub making_segment: Mutex<()>,
     /// Bytes of records at which a cut is due.
     pub records_limit: usize,
-    /// What part of their shares buffers and caches may use, as memory permits.
-    pub part: AtomicU64,
     pub pool: Pool,
     pub sealed_pool: Pool,
     pub group_buffers: Mutex<Vec<AlignedBuf>>,

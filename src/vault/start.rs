@@ -24,7 +24,7 @@ use super::window::Windows;
 use super::{OpenFault, OpenOptions, Running, Vault, cache, stats, totals};
 use crate::backing::Backing;
 use crate::base::id::SegmentId;
-use crate::base::limits::{CHUNK_BYTES, MEMORY_PARTS};
+use crate::base::limits::CHUNK_BYTES;
 use crate::buffer::{Budget, Pool};
 use crate::format::segment::SegmentInfo;
 use crate::segment::SegmentContext;
@@ -99,7 +99,6 @@ pub(super) fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sy
         near_quota: Mutex::default(),
         making_segment: Mutex::default(),
         records_limit: (shares.budget_bytes / 32).clamp(1 << 20, 8 << 20) as usize,
-        part: MEMORY_PARTS.into(),
         pool: Pool::new(CHUNK_BYTES, shares.pool_bytes()),
         sealed_pool: Pool::new(CHUNK_BYTES + 4096, 8 << 20),
         group_buffers: Mutex::default(),
