@@ -3,6 +3,7 @@
 //! Promise: its bytes do not change. Called by: `layer`, `vault` (workers, log, failover). Takes: its own lock. Cannot fail.
 
 use super::Pool;
+use crate::base::choice::Compression;
 use crate::base::id::Ino;
 use crate::base::lock::Held;
 use crate::base::sync::Mutex;
@@ -14,9 +15,18 @@ pub struct Chunk {
     pub ino: Ino,
     /// Offset of the first byte.
     pub offset_bytes: u64,
+    /// The file's own choice, if it has one.
+    pub compression: Option<Compression>,
     data: Vec<u8>,
     pool: Pool,
     placed: Mutex<Placement>,
+}
+
+/// What a chunk has of its file.
+#[derive(Clone, Copy)]
+pub(super) struct Of {
+    pub ino: Ino,
+    pub compression: Option<Compression>,
 }
 
 /// Where a chunk is in the log.
@@ -31,8 +41,9 @@ enum Placement {
 
 impl Chunk {
     /// One that is on its way.
-    pub(super) fn new(ino: Ino, offset_bytes: u64, data: Vec<u8>, pool: &Pool) -> Chunk {
-        Chunk { ino, offset_bytes, data, pool: pool.clone(), placed: Mutex::new(Placement::OnItsWay) }
+    pub(super) fn new(of: Of, offset_bytes: u64, data: Vec<u8>, pool: &Pool) -> Chunk {
+        let Of { ino, compression } = of;
+        Chunk { ino, offset_bytes, compression, data, pool: pool.clone(), placed: Mutex::new(Placement::OnItsWay) }
     }
     /// The bytes.
     #[must_use]

@@ -6,7 +6,7 @@
 //! Called by: `vault` (op, log, read, verifier). Takes: its own lock, nothing else inside. Cannot fail.
 
 use super::Pool;
-use super::chunk::Chunk;
+use super::chunk::{Chunk, Of};
 use super::layer::{Layer, Source, Span, copied_piece_bytes};
 use crate::base::choice::Compression;
 use crate::base::id::Ino;
@@ -127,10 +127,10 @@ impl FileBuffer {
         self.compression.load(Relaxed) == UNDECIDED
     }
 
-    /// How what is written is compressed, where it is not as the vault is.
-    pub fn compression(&self) -> Option<Compression> {
-        let place = self.compression.load(Relaxed).checked_sub(AS_THE_VAULT + 1)?;
-        Compression::ALL.get(place as usize).copied()
+    fn of(&self) -> Of {
+        let place = self.compression.load(Relaxed).checked_sub(AS_THE_VAULT + 1);
+        let compression = place.and_then(|place| Compression::ALL.get(place as usize).copied());
+        Of { ino: self.ino, compression }
     }
 
     /// Whether anything is buffered.
@@ -140,7 +140,7 @@ impl FileBuffer {
 
     /// Copies data in as part of `batch`.
     pub fn write(&self, batch: u64, offset: u64, data: &[u8], pool: &Pool) -> Written {
-        self.change(batch, |layer, full| layer.write(self.ino, offset, data, pool, full))
+        self.change(batch, |layer, full| layer.write(self.of(), offset, data, pool, full))
     }
 
     /// Makes a range a hole as part of `batch`.
@@ -155,7 +155,7 @@ impl FileBuffer {
                 let (from, to) = (part.from.wrapping_add(shift), part.to.wrapping_add(shift));
                 match &part.shown {
                     Shown::Hole => layer.punch(from, to),
-                    Shown::Bytes(bytes) => layer.write(self.ino, from, bytes, pool, full),
+                    Shown::Bytes(bytes) => layer.write(self.of(), from, bytes, pool, full),
                     Shown::Copied(extent, skip) => layer.copy(from, to - from, Arc::clone(extent), *skip),
                     Shown::AtRest | Shown::More => debug_assert!(false, "what is laid is known"),
                 }
@@ -218,7 +218,7 @@ impl FileBuffer {
         layer.join_neighbours(pool);
         let open: Vec<u64> =
             layer.spans.iter().filter(|(_, s)| matches!(s.source, Source::Open(_))).map(|(&at, _)| at).collect();
-        open.into_iter().map(|start| layer.seal(self.ino, start, pool)).collect()
+        open.into_iter().map(|start| layer.seal(self.of(), start, pool)).collect()
     }
 
     /// What the layer of `batch` shows, in order; nothing in it is open any more.

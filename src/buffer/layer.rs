@@ -5,8 +5,7 @@
 //! Called by: `file`, which holds the lock. Cannot fail.
 
 use super::Pool;
-use super::chunk::Chunk;
-use crate::base::id::Ino;
+use super::chunk::{Chunk, Of};
 use crate::base::limits::CHUNK_BYTES;
 use crate::format::extent::Extent;
 use std::collections::BTreeMap;
@@ -56,20 +55,13 @@ impl Layer {
     }
 
     /// Copies data in; adds the chunks that are full by it.
-    pub(super) fn write(
-        &mut self,
-        ino: Ino,
-        mut offset: u64,
-        mut data: &[u8],
-        pool: &Pool,
-        full: &mut Vec<Arc<Chunk>>,
-    ) {
+    pub(super) fn write(&mut self, of: Of, mut offset: u64, mut data: &[u8], pool: &Pool, full: &mut Vec<Arc<Chunk>>) {
         while !data.is_empty() {
             let chunk_end = (offset / CHUNK_BYTES as u64 + 1) * CHUNK_BYTES as u64;
             let (part, rest) = data.split_at(data.len().min((chunk_end - offset) as usize));
             let start = self.write_part(offset, part, pool);
             if self.spans[&start].len == CHUNK_BYTES as u64 {
-                full.push(self.seal(ino, start, pool));
+                full.push(self.seal(of, start, pool));
             }
             offset += part.len() as u64;
             data = rest;
@@ -175,12 +167,12 @@ impl Layer {
         }
     }
 
-    pub(super) fn seal(&mut self, ino: Ino, start: u64, pool: &Pool) -> Arc<Chunk> {
+    pub(super) fn seal(&mut self, of: Of, start: u64, pool: &Pool) -> Arc<Chunk> {
         let span = self.spans.get_mut(&start).expect("the caller has seen the span");
         let Source::Open(v) = std::mem::replace(&mut span.source, Source::Hole) else {
             unreachable!("only open spans are sealed")
         };
-        let chunk = Arc::new(Chunk::new(ino, start, v, pool));
+        let chunk = Arc::new(Chunk::new(of, start, v, pool));
         span.source = Source::Sealed(Arc::clone(&chunk), 0);
         chunk
     }

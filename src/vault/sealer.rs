@@ -18,7 +18,7 @@ use crate::format::group::Entry;
 use crate::seal::Compressor;
 use crate::segment::{SealedFrames, SegmentContext};
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
-use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
 /// Work for the pool.
@@ -215,10 +215,9 @@ fn worst_bytes(plain: usize) -> u64 {
     (plain + plain.div_ceil(UNIT_RAW_BYTES) * TAG_BYTES) as u64
 }
 
-/// The codec for a file's data: its own choice, if it has one.
-fn codec_now(shared: &Shared, ino: Ino) -> Codec {
-    let file = shared.files.held().by_ino.get(&ino).and_then(Weak::upgrade);
-    match file.and_then(|file| file.compression()).unwrap_or(shared.compression) {
+/// The codec for a chunk: its file's own choice, if it has one.
+fn codec_now(shared: &Shared, chunk: &Chunk) -> Codec {
+    match chunk.compression.unwrap_or(shared.compression) {
         Compression::None => Codec::Raw,
         Compression::Lz4 => Codec::Lz4,
         Compression::Zstd => Codec::Zstd,
@@ -237,7 +236,7 @@ fn seal_chunk(
     outstanding: Arc<AtomicU64>,
 ) -> Sealed {
     let Ticket { generation, turn, context, slot } = ticket;
-    let codec = codec_now(shared, chunk.ino);
+    let codec = codec_now(shared, &chunk);
     let (frames, run) = seal_data(
         &context,
         compressor,
