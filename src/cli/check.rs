@@ -6,7 +6,7 @@
 
 use super::exit::{Exit, Failure};
 use super::print::Progress;
-use super::{derive, emergency, key, mounts, options, pins, print};
+use super::{derive, emergency, key, options, pins, places, print};
 use crate::backing::{Backing, DirBacking};
 use crate::base::id::Generation;
 use crate::base::world::{RealWorld, World};
@@ -46,9 +46,7 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<Exit, Failure> {
     let share = share(args)?;
     let path = args.vault.canonicalize().map_err(|e| could_not_look(args, &e.to_string()))?;
-    if !mounts::is_vault(&path) {
-        return Err(Failure::new(Exit::NotAVault, format!("{} is not a vault", path.display())));
-    }
+    places::must_be_vault(&path)?;
     let unlock = key::read(&args.key, false)?;
     let backing = DirBacking::open(&path).map_err(|e| could_not_look(args, &e.to_string()))?;
     let backing: Arc<dyn Backing> = Arc::new(backing);

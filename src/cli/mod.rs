@@ -18,6 +18,7 @@ mod mounts;
 mod names;
 mod options;
 mod pins;
+mod places;
 mod print;
 mod quota;
 mod recover;

@@ -1,7 +1,7 @@
 //! Users and groups by name or number.
 //!
 //! Promise: a number is taken as it is; a name must be known to the system; a list is not empty, nor is one of its entries.
-//! Called by: `options`, before the sandbox, under which the system's files are out of reach. On failure: the name.
+//! Called by: `options`, before the sandbox, under which the system's files are out of reach; `quota`. On failure: the name.
 
 use std::ffi::CString;
 use std::mem::MaybeUninit;
@@ -20,7 +20,8 @@ pub fn groups(list: &str) -> Result<Vec<u32>, String> {
     list.split([':', ',']).map(group).collect()
 }
 
-fn user(text: &str) -> Result<u32, String> {
+/// One user.
+pub fn user(text: &str) -> Result<u32, String> {
     by_number_or(text, "user", |name| {
         let (mut entry, mut found) = (MaybeUninit::<libc::passwd>::uninit(), ptr::null_mut());
         let mut room = vec![0; ENTRY_BYTES];
@@ -62,6 +63,8 @@ mod tests {
     fn names_and_numbers_are_understood() {
         assert_eq!(users("root:12,7"), Ok(vec![0, 12, 7]));
         assert_eq!(groups("0:root"), Ok(vec![0, 0]));
+        assert_eq!((user("root"), group("4711")), (Ok(0), Ok(4711)));
+        assert!(user("nobody of that name").is_err());
         for wrong in ["", ":", "root:", "no such one", "-1", "4294967295", "1.5"] {
             assert!(users(wrong).is_err() && groups(wrong).is_err(), "{wrong:?}");
         }

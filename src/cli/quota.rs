@@ -6,7 +6,7 @@
 
 use super::exit::{Exit, Failure};
 use super::print::Progress;
-use super::{derive, emergency, key, mounts, options, pins, print, size, slots};
+use super::{derive, emergency, key, mounts, names, options, pins, print, size, slots};
 use crate::backing::{Backing, DirBacking};
 use crate::base::id::{Ino, ROOT_INO};
 use crate::base::world::{RealWorld, World};
@@ -14,7 +14,6 @@ use crate::fs::{FileSystem, FsFault, FsOptions, LimitChange, LimitOf};
 use crate::vault::{self, OpenFault, OpenOptions, Vault};
 use clap::Subcommand;
 use std::collections::BTreeMap;
-use std::ffi::CString;
 use std::io::{self, Write as _};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
@@ -309,30 +308,13 @@ fn set(args: &Set) -> Result<Exit, Failure> {
 
 /// Who is meant; of a directory, its path.
 fn whose(whose: &Whose) -> Result<Result<LimitOf, &Path>, Failure> {
+    let unknown = |why: String| Failure::new(Exit::Usage, format!("{why} on this machine; give its number"));
     Ok(match (&whose.tree, &whose.user, &whose.group) {
         (Some(dir), ..) => Err(dir),
-        (_, Some(user), _) => Ok(LimitOf::User(number_of("user", user, user_id)?)),
-        (_, _, Some(group)) => Ok(LimitOf::Group(number_of("group", group, group_id)?)),
+        (_, Some(user), _) => Ok(LimitOf::User(names::user(user).map_err(unknown)?)),
+        (_, _, Some(group)) => Ok(LimitOf::Group(names::group(group).map_err(unknown)?)),
         (None, None, None) => return Err(Failure::new(Exit::Usage, "say whose limit: --tree, --user or --group")),
     })
-}
-
-fn number_of(what: &str, text: &str, ask: fn(&CString) -> Option<u32>) -> Result<u32, Failure> {
-    let known = text.parse().ok().or_else(|| ask(&CString::new(text).ok()?));
-    known.ok_or_else(|| {
-        Failure::new(Exit::Usage, format!("there is no {what} '{text}' on this machine; give its number"))
-    })
-}
-
-fn user_id(name: &CString) -> Option<u32> {
-    // SAFETY: a terminated string; what comes back is null or an entry that lives until the next such call, and this program makes
-    // them on one thread.
-    unsafe { libc::getpwnam(name.as_ptr()).as_ref().map(|entry| entry.pw_uid) }
-}
-
-fn group_id(name: &CString) -> Option<u32> {
-    // SAFETY: as above.
-    unsafe { libc::getgrnam(name.as_ptr()).as_ref().map(|entry| entry.gr_gid) }
 }
 
 /// The inode of a directory in a mount; its path is in the vault, or through the mountpoint.
@@ -526,12 +508,5 @@ mod tests {
         assert_eq!((limit_of_bytes("none"), limit_of_inodes("none")), (Ok(Limit(None)), Ok(Limit(None))));
         assert_eq!(limit_of_inodes("0"), Ok(Limit(Some(0))));
         assert!(limit_of_bytes("much").is_err() && limit_of_inodes("10M").is_err());
-    }
-
-    #[test]
-    fn users_are_found_by_name_and_by_number() {
-        assert_eq!(number_of("user", "root", user_id).unwrap(), 0);
-        assert_eq!(number_of("group", "4711", group_id).unwrap(), 4711);
-        assert!(number_of("user", "nobody of that name", user_id).is_err());
     }
 }

@@ -6,8 +6,7 @@
 use super::exit::{Exit, Failure};
 use super::options::{self, Emergency};
 use super::print::{self, Progress};
-use super::{derive, emergency, key, mounts, pins};
-use crate::backing::{Backing, DirBacking};
+use super::{derive, emergency, key, pins, places};
 use crate::base::id::Generation;
 use crate::base::world::{RealWorld, World};
 use crate::vault::{self, OpenOptions, State};
@@ -38,12 +37,8 @@ pub struct Args {
 
 /// Does it.
 pub fn run(args: &Args) -> Result<Exit, Failure> {
-    let path = args.vault.canonicalize().map_err(|e| Failure::io(&args.vault, &e))?;
-    if !mounts::is_vault(&path) {
-        return Err(Failure::new(Exit::NotAVault, format!("{} is not a vault", path.display())));
-    }
+    let (path, backing) = places::vault(&args.vault)?;
     let unlock = key::read(&args.key, false)?;
-    let backing: Arc<dyn Backing> = Arc::new(DirBacking::open(&path).map_err(|e| Failure::io(&path, &e))?);
     let world: Arc<dyn World> = Arc::new(RealWorld::default());
     let mut options = OpenOptions::default();
     emergency::choose(args.emergency_dir.as_ref(), &path, &mut options)?;

@@ -9,8 +9,8 @@
 use super::exit::{Exit, Failure};
 use super::init::Argon2;
 use super::print::{self, Progress};
-use super::{derive, init, key, mounts, options, pins, size};
-use crate::backing::{Backing, DirBacking};
+use super::{derive, init, key, options, pins, places, size};
+use crate::backing::Backing;
 use crate::base::id::Generation;
 use crate::base::world::{RealWorld, World};
 use crate::fs::printable;
@@ -58,11 +58,7 @@ pub struct Args {
 
 /// Does it.
 pub fn run(args: &Args) -> Result<Exit, Failure> {
-    let path = args.vault.canonicalize().map_err(|e| Failure::io(&args.vault, &e))?;
-    if !mounts::is_vault(&path) {
-        return Err(Failure::new(Exit::NotAVault, format!("{} is not a vault", path.display())));
-    }
-    let backing: Arc<dyn Backing> = Arc::new(DirBacking::open(&path).map_err(|e| Failure::io(&path, &e))?);
+    let (path, backing) = places::vault(&args.vault)?;
     let world: Arc<dyn World> = Arc::new(RealWorld::default());
     let (secrets, unlock) = settle(args, &path, &backing, &world)?;
     let locked = vault::lock(backing).map_err(|fault| refused(&path, fault.into()))?;

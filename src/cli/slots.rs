@@ -7,8 +7,8 @@
 
 use super::exit::{Exit, Failure};
 use super::init::Argon2;
-use super::{init, key, mounts, options, pins, print, status};
-use crate::backing::{Backing, DirBacking, read_file};
+use super::{init, key, options, pins, places, print, status};
+use crate::backing::{DirBacking, read_file};
 use crate::base::id::Generation;
 use crate::base::world::{RealWorld, Time, World};
 use crate::fs::printable;
@@ -158,21 +158,6 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
     }
 }
 
-/// The vault's directory, whether its header is there or not.
-fn directory(place: &Place) -> Result<(PathBuf, Arc<dyn Backing>), Failure> {
-    let path = place.vault.canonicalize().map_err(|e| Failure::io(&place.vault, &e))?;
-    let backing = DirBacking::open(&path).map_err(|e| Failure::io(&path, &e))?;
-    Ok((path, Arc::new(backing)))
-}
-
-fn vault(place: &Place) -> Result<(PathBuf, Arc<dyn Backing>), Failure> {
-    let (path, backing) = directory(place)?;
-    if !mounts::is_vault(&path) {
-        return Err(Failure::new(Exit::NotAVault, format!("{} is not a vault", path.display())));
-    }
-    Ok((path, backing))
-}
-
 pub(super) fn refused(path: &Path, fault: SlotFault) -> Failure {
     let at = path.display();
     match fault {
@@ -189,7 +174,7 @@ pub(super) fn refused(path: &Path, fault: SlotFault) -> Failure {
 }
 
 fn open(opened: &Opened) -> Result<(PathBuf, Slots), Failure> {
-    let (path, backing) = vault(&opened.place)?;
+    let (path, backing) = places::vault(&opened.place.vault)?;
     let locked = vault::lock(backing).map_err(|fault| refused(&path, fault.into()))?;
     // Asked only once it is known that the answer is of use.
     let unlock = key::read(&opened.key, false)?;
@@ -200,7 +185,7 @@ fn open(opened: &Opened) -> Result<(PathBuf, Slots), Failure> {
 }
 
 fn list(place: &Place) -> Result<Exit, Failure> {
-    let (path, backing) = vault(place)?;
+    let (path, backing) = places::vault(&place.vault)?;
     let header = status::header(&*backing, &path)?;
     if place.json {
         let slots: Vec<Value> = header.slots.iter().map(described).collect();
@@ -325,7 +310,7 @@ fn is_meant(path: &Path) -> Result<bool, Failure> {
 }
 
 fn export(args: &Export) -> Result<Exit, Failure> {
-    let (path, backing) = vault(&args.place)?;
+    let (path, backing) = places::vault(&args.place.vault)?;
     let texts = HeaderTexts::read(&*backing).map_err(|e| Failure::io(&path, &e))?;
     let text = texts.ok_or(OpenFault::NotAVault).and_then(|texts| Ok(texts.shown_text()?.to_vec()));
     let text = text.map_err(|fault| Failure::open(&path, &fault))?;
@@ -345,7 +330,7 @@ fn export(args: &Export) -> Result<Exit, Failure> {
 }
 
 fn import(args: &ImportHeader) -> Result<Exit, Failure> {
-    let (path, backing) = directory(&args.opened.place)?;
+    let (path, backing) = places::directory(&args.opened.place.vault)?;
     let kept = DirBacking::open(args.file.parent().filter(|dir| *dir != Path::new("")).unwrap_or(Path::new(".")));
     let name = args.file.file_name().unwrap_or_default().to_string_lossy();
     let text =

@@ -6,7 +6,7 @@
 //! Called by: `render`, `storage`, `cli::quota`, tests. On failure: the vault's.
 
 use super::{FileSystem, FsFault, paths_of, printable};
-use crate::base::id::{Ino, ROOT_INO};
+use crate::base::id::Ino;
 use crate::base::lock::Held;
 use crate::base::world::Time;
 use crate::format::inode::{Inode, NameEntry};
@@ -163,7 +163,7 @@ impl FileSystem {
                     " state={walk} within={} root={} path={}",
                     tree.parent,
                     tree.root,
-                    path(self.path_of_dir(tree.root))
+                    path(self.vault.path_of_directory(tree.root))
                 );
             }
             out.push('\n');
@@ -190,26 +190,6 @@ impl FileSystem {
             }
         }
         out
-    }
-
-    /// A directory's path: upwards by its parents, whose names are looked through; a look at all names would be dear for a
-    /// file that is read often.
-    fn path_of_dir(&self, dir: Ino) -> Option<Vec<u8>> {
-        let (mut at, mut parts) = (dir, Vec::new());
-        while at != ROOT_INO {
-            let parent = self.pin(at).ok()?.inode().parent;
-            let mut found = None;
-            self.scan_all(&key::prefix(key::NAME, parent.0), |k, value| {
-                if NameEntry::decode(value)?.ino == at {
-                    found = Some([b"/", key::split(k)?.2].concat());
-                }
-                Ok(())
-            })
-            .ok()?;
-            parts.push(found?);
-            at = parent;
-        }
-        Some(parts.into_iter().rev().flatten().collect())
     }
 
     /// Who is over a soft limit, or has used up a hard one; a sentence each.

@@ -7,7 +7,6 @@
 //! On failure: the vault's fault; nothing was set.
 
 use super::place::Everywhere;
-use super::rekey::under_old_keys;
 use super::{Locked, OpenFault, Vault, VaultFault, apply, root};
 use crate::backing::{Backing, Cache, Open};
 use crate::base::choice::Codec;
@@ -87,17 +86,6 @@ impl Vault {
         // What else is wrong with it, its readers find.
         walk.next(&s.keys).ok()?;
         walk.missing_key()
-    }
-
-    /// Segments that are under an old key, and their bytes; nothing if no rekey is unfinished. Looked at once: while the vault is
-    /// open it is not sealed anew, and the log goes on under the new key.
-    pub fn left_to_rekey(&self) -> Option<(u64, u64)> {
-        let look = || {
-            let s = &self.shared;
-            s.segments.keys.old().next()?;
-            under_old_keys(&*s.backing, s.segments.keys.number()).ok()
-        };
-        *self.left_to_rekey.get_or_init(look)
     }
 
     /// What the index should say of a segment of which it says nothing: epoch and salt as its first group has them, or

@@ -1,7 +1,8 @@
-//! A path for an inode, found by looking through all names: for whoever must tell a person which file is meant.
+//! A path for an inode, found by looking through names: for whoever must tell a person which file is meant.
 //!
 //! Promise: a path that is given led to its inode when it was looked for; an inode without a name has none.
-//! Called by: `scrub`, `rekey`, when something is hurt. Cost: every name of the vault is looked at once.
+//! Called by: `scrub`, `rekey`, when something is hurt; `report`, for directories. Cost: every name of the vault is looked at once; for a
+//! directory, which knows the one above, those beside it and beside each above it.
 //! On failure: the index's fault.
 
 use super::VaultFault;
@@ -20,7 +21,7 @@ const DEPTH_MAX: usize = 4096;
 pub fn of(index: &Index, wanted: &BTreeSet<Ino>) -> Result<BTreeMap<Ino, Vec<u8>>, VaultFault> {
     let mut paths = BTreeMap::new();
     for (ino, (parent, name)) in homes(index, wanted)? {
-        if let Some(path) = directory(index, parent) {
+        if let Some(path) = of_directory(index, parent) {
             paths.insert(ino, [&path[..], b"/", &name[..]].concat());
         }
     }
@@ -40,7 +41,7 @@ fn homes(index: &Index, wanted: &BTreeSet<Ino>) -> Result<BTreeMap<Ino, (Ino, Ve
 }
 
 /// The path of a directory, without a `/` at its end.
-fn directory(index: &Index, mut at: Ino) -> Option<Vec<u8>> {
+pub fn of_directory(index: &Index, mut at: Ino) -> Option<Vec<u8>> {
     let mut parts = Vec::new();
     while at != ROOT_INO {
         let parent = Inode::decode(&index.get(&key::inode(at)).ok()??).ok()?.parent;

@@ -1,9 +1,12 @@
 //! What an open vault answers about itself: how full, what is in force, what it did, what is not safe yet.
 //!
-//! Promise: each answer is made at once, from what is in memory; no names, no content, no keys.
+//! Promise: each answer is made at once, from what is in memory (what is left to rekey, and a directory's path, are looked up on the
+//! disk); no content, no keys, and no names but in that path.
 //! Called by: `fs::render`, `cli`. On failure: the backing directory's error, where room is asked for.
 
+use super::paths;
 use super::place::Place;
+use super::rekey::under_old_keys;
 use super::state::{Held as HeldState, State};
 use super::totals::{self, Totals};
 use super::{Gauges, Usage, Vault, VaultFault, reserve_bytes};
@@ -33,6 +36,22 @@ impl Vault {
         all.sort_unstable();
         all.dedup();
         all
+    }
+
+    /// Segments that are under an old key, and their bytes; nothing if no rekey is unfinished. Looked at once: while the vault is
+    /// open it is not sealed anew, and the log goes on under the new key.
+    pub fn left_to_rekey(&self) -> Option<(u64, u64)> {
+        let look = || {
+            let s = &self.shared;
+            s.segments.keys.old().next()?;
+            under_old_keys(&*s.backing, s.segments.keys.number()).ok()
+        };
+        *self.left_to_rekey.get_or_init(look)
+    }
+
+    /// The path of a directory, without a `/` at its end; `None` if it has none, or its names do not read.
+    pub fn path_of_directory(&self, dir: Ino) -> Option<Vec<u8>> {
+        paths::of_directory(&self.shared.index, dir)
     }
 
     /// Whether segments lie in the emergency directory.
