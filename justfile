@@ -26,7 +26,7 @@ full: setup
 
 # a million power cuts in simulated worlds, half an hour on two idle cores
 soak:
-    STRONGROOM_SIM_CUTS=1000000 cargo test --release --test simulation every_power_cut -- --nocapture
+    STRONGROOM_SIM_CUTS=1000000 cargo test --release --test simulation every_power_cut_leaves -- --nocapture
     STRONGROOM_SIM_CUTS=200000 cargo test --release --test simulation failing_disk -- --nocapture
     STRONGROOM_SIM_LENGTH=3 cargo test --release --test exhaustive -- --nocapture
 

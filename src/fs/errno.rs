@@ -33,6 +33,8 @@ pub enum FsFault {
     NotPermitted,
     /// Not with this kind of file.
     Denied,
+    /// Whoever asks is not let in.
+    NotLetIn,
     /// No such extended attribute.
     NoAttribute,
     /// The extended attribute's value is too large.
@@ -100,7 +102,7 @@ impl FsFault {
             FsFault::NameTooLong => libc::ENAMETOOLONG,
             FsFault::TooManyLinks => libc::EMLINK,
             FsFault::NotPermitted => libc::EPERM,
-            FsFault::Denied => libc::EACCES,
+            FsFault::Denied | FsFault::NotLetIn => libc::EACCES,
             FsFault::NoAttribute => libc::ENODATA,
             FsFault::ValueTooLarge => libc::E2BIG,
             FsFault::TooManyAttributes => libc::ENOSPC,

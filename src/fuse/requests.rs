@@ -112,7 +112,9 @@ impl Requests {
 
     fn admit(&self, request: &Request) -> Answer<()> {
         match &self.door {
-            Some(door) if !door.lets_in(request, self.fs.vault().world().elapsed()) => Err(Errno::EACCES),
+            Some(door) if !door.lets_in(request, self.fs.vault().world().elapsed()) => {
+                Err(Errno::from_i32(FsFault::NotLetIn.errno()))
+            }
             _ => Ok(()),
         }
     }

@@ -203,6 +203,15 @@ impl From<io::Error> for OpenFault {
     }
 }
 
+impl From<VaultFault> for OpenFault {
+    fn from(fault: VaultFault) -> Self {
+        match fault {
+            VaultFault::Backing(e) => OpenFault::Backing(io::Error::new(e.kind(), e.to_string())),
+            other => OpenFault::Damaged(other.to_string()),
+        }
+    }
+}
+
 impl From<HeaderFault> for OpenFault {
     fn from(e: HeaderFault) -> Self {
         match e {

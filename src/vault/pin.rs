@@ -368,4 +368,38 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn a_power_cut_while_the_copy_of_the_header_is_written_leaves_the_old_or_the_new_one() {
+        let place = MemoryBacking::default();
+        let alone = |place: &MemoryBacking| {
+            let pins = vec![PinStore::alone(Arc::new(place.clone()), "a place")];
+            Pins::read(Remembered { pins, accepted: None }, &keys(), VAULT)
+        };
+        let texts = [vec![b'o'; 700], vec![b'n'; 900]];
+        alone(&place).keep_header(&texts[0]);
+        pins(&[&place], None).keep_header(&texts[1]);
+        let kept = |place: &MemoryBacking| read_file(place, HEADER, HEADER_BYTES_MAX).expect("one is there");
+        assert_eq!(kept(&place), texts[0], "not where the pins of many vaults lie");
+        place.record();
+        alone(&place).keep_header(&texts[1]);
+        let calls = place.calls();
+        alone(&place).keep_header(&texts[1]);
+        assert_eq!(
+            (kept(&place), place.calls()),
+            (texts[1].clone(), calls),
+            "and what is there already is not written"
+        );
+        let (mut cuts, mut seen) = (place.cuts(), [0, 0]);
+        loop {
+            for coins in 0..10 {
+                let found = kept(&cuts.image(&mut |_| Fate::Torn { unit_bytes: 512, coins }));
+                seen[texts.iter().position(|text| *text == found).expect("one of the two, whole")] += 1;
+            }
+            if !cuts.advance() {
+                break;
+            }
+        }
+        assert!(seen.iter().all(|n| *n > 0), "{seen:?}");
+    }
 }

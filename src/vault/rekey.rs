@@ -84,15 +84,6 @@ impl<F: Into<OpenFault>> From<F> for RekeyFault {
     }
 }
 
-impl From<VaultFault> for OpenFault {
-    fn from(fault: VaultFault) -> Self {
-        match fault {
-            VaultFault::Backing(e) => OpenFault::Backing(io::Error::new(e.kind(), e.to_string())),
-            other => OpenFault::Damaged(other.to_string()),
-        }
-    }
-}
-
 /// Which slots a new key is put into.
 pub struct Plan {
     /// Those whose secret is known, with it.
