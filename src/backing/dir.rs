@@ -205,6 +205,11 @@ impl BackingFile for DirFile {
         check(unsafe { libc::fallocate(self.file.as_raw_fd(), mode, offset as libc::off_t, len as libc::off_t) })
     }
 
+    fn taken_bytes(&self) -> io::Result<u64> {
+        // In units of 512 bytes, whatever the filesystem's block.
+        Ok(self.file.metadata()?.blocks() * 512)
+    }
+
     fn is_direct(&self) -> bool {
         self.direct
     }

@@ -86,6 +86,10 @@ pub trait BackingFile: Send + Sync {
     fn preallocate(&self, len: u64) -> io::Result<()>;
     /// Gives a range of whole blocks back; `Unsupported` where the filesystem cannot.
     fn punch(&self, offset: u64, len: u64) -> io::Result<()>;
+    /// Bytes that it takes on its filesystem, as far as that says: holes take none.
+    fn taken_bytes(&self) -> io::Result<u64> {
+        self.len()
+    }
     /// Whether reads and writes go past the page cache.
     fn is_direct(&self) -> bool;
 }

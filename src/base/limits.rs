@@ -76,6 +76,18 @@ pub const CHECKPOINT_ENTRIES: usize = 400_000;
 pub const CHECKPOINT_LOG_BYTES: u64 = 512 << 20;
 /// … or there has been no operation for this long and there is something to store.
 pub const CHECKPOINT_IDLE: Duration = Duration::from_secs(30);
+/// Old segments are cleaned when they take so many bytes more than what is alive in them, …
+pub const CLEAN_BYTES_MIN: u64 = 32 << 20;
+/// … and more than one in so many of what is alive; …
+pub const CLEAN_ONE_IN: u64 = 4;
+/// … but while less than one in so many bytes of the backing filesystem is free, as soon as it is a quarter of `CLEAN_BYTES_MIN`.
+pub const CLEAN_SHORT_ONE_IN: u64 = 16;
+/// A segment is worth emptying if no more than so many of a hundred of its bytes are alive.
+pub const CLEAN_ALIVE_PERCENT_MAX: u64 = 75;
+/// Most bytes that the cleaner reads in a second, unless it was asked to clean: it must not be felt.
+pub const CLEAN_RATE_BYTES: u64 = 64 << 20;
+/// Plaintext that it takes into the buffers at a time.
+pub const CLEAN_STEP_BYTES: u64 = 512 << 10;
 /// Bytes of the backing filesystem that ordinary writes may not take, so that deletes and checkpoints always work.
 pub const RESERVE_BYTES: u64 = 192 << 20;
 /// Most bytes that a scrub of a mount reads in a second unless told otherwise: it must not be felt.

@@ -45,6 +45,11 @@ impl Chunk {
         let Of { ino, compression } = of;
         Chunk { ino, offset_bytes, compression, data, pool: pool.clone(), placed: Mutex::new(Placement::OnItsWay) }
     }
+    /// One of bytes that are at rest already, to be sealed again for the same address.
+    #[must_use]
+    pub fn again(ino: Ino, offset_bytes: u64, data: Vec<u8>, compression: Compression, pool: &Pool) -> Chunk {
+        Chunk::new(Of { ino, compression: Some(compression) }, offset_bytes, data, pool)
+    }
     /// The bytes.
     #[must_use]
     pub fn data(&self) -> &[u8] {

@@ -3,7 +3,7 @@
 //! Promise: a stream of records decodes whole or is refused whole. Called by: `vault` (log and recovery), `check`.
 
 use super::wire::{Malformed, Reader, Write, malformed};
-use crate::base::id::{CommitSeq, Ino};
+use crate::base::id::{CommitSeq, Ino, SegmentId};
 
 /// One change of metadata.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,6 +38,22 @@ pub enum Record<'a> {
         /// First byte after; `u64::MAX` for all that follows.
         to_bytes: u64,
     },
+    /// Frames of a run were sealed again elsewhere: what lies in them lies there from now on, whoever holds it.
+    Move {
+        /// The segment of the run they were in …
+        segment: SegmentId,
+        /// … and its position there.
+        position_bytes: u64,
+        /// The first of them, counted from the run's first.
+        first_frame: u32,
+        /// The whole of the new run, encoded as an extent that was copied from where it was sealed for.
+        extent: &'a [u8],
+    },
+    /// A segment that nothing lies in any more is about to be removed.
+    Forget {
+        /// The segment.
+        segment: SegmentId,
+    },
 }
 
 impl Record<'_> {
@@ -65,6 +81,17 @@ impl Record<'_> {
                 out.varint(from_bytes);
                 out.varint(to_bytes);
             }
+            Record::Move { segment, position_bytes, first_frame, extent } => {
+                out.push(5);
+                out.varint(segment.0);
+                out.varint(position_bytes);
+                out.varint(u64::from(first_frame));
+                out.counted(extent);
+            }
+            Record::Forget { segment } => {
+                out.push(6);
+                out.varint(segment.0);
+            }
         }
     }
 
@@ -86,6 +113,16 @@ impl Record<'_> {
                 }
                 Ok(Record::Punch { ino, from_bytes, to_bytes })
             }
+            5 => {
+                let (segment, position_bytes) = (SegmentId(r.varint("record segment")?), r.varint("record position")?);
+                let first_frame = r.varint("record frame")?;
+                // A run has no more frames than a mask of them has bits.
+                let Some(first_frame) = u32::try_from(first_frame).ok().filter(|n| *n < u32::BITS) else {
+                    return malformed("record frame");
+                };
+                Ok(Record::Move { segment, position_bytes, first_frame, extent: r.counted("record extent")? })
+            }
+            6 => Ok(Record::Forget { segment: SegmentId(r.varint("record segment")?) }),
             _ => malformed("record tag"),
         }
     }
@@ -160,18 +197,22 @@ mod tests {
             Record::Delete { key: b"k" },
             Record::Install { ino: Ino(300), offset_bytes: 4, extent: b"e" },
             Record::Punch { ino: Ino(1), from_bytes: 0, to_bytes: u64::MAX },
+            Record::Move { segment: SegmentId(300), position_bytes: 5, first_frame: 31, extent: b"ee" },
+            Record::Forget { segment: SegmentId(7) },
         ];
         let mut bytes = Vec::new();
         all.iter().for_each(|r| r.encode_to(&mut bytes));
         assert_eq!(
             bytes,
-            b"\x01\x01k\x02vv\x02\x01k\x03\xac\x02\x04\x01e\x04\x01\0\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01"
+            b"\x01\x01k\x02vv\x02\x01k\x03\xac\x02\x04\x01e\x04\x01\0\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01\
+              \x05\xac\x02\x05\x1f\x02ee\x06\x07"
         );
         let mut r = Reader::new(&bytes);
         for want in &all {
             assert_eq!(Record::decode(&mut r).as_ref(), Ok(want));
         }
         assert!(r.is_empty());
+        assert!(Record::decode(&mut Reader::new(b"\x05\x01\x05\x20\0")).is_err(), "no run has a frame 32");
     }
 
     #[test]

@@ -77,6 +77,11 @@ impl Index {
         self.table.get(key)
     }
 
+    /// What the newest checkpoint has of a key.
+    pub fn stored(&self, key: &[u8]) -> Result<Option<Vec<u8>>, IndexFault> {
+        self.table.get(key)
+    }
+
     /// Entries whose keys begin with `prefix` and are not below `from`, ascending, at most `limit_count`.
     ///
     /// A scan that needs several rounds (it met many removals) is not one moment: each round is. What moves to a higher

@@ -6,7 +6,7 @@
 //! Called by: `verifier` (a commit just verified), `recover` (a commit read back). Takes: the index's overlay lock.
 //! On failure: an index that cannot be read or holds what cannot be.
 
-use super::VaultFault;
+use super::{VaultFault, moved};
 use super::shared::DeadRange;
 use super::sharing::Sharing;
 use crate::base::id::{Ino, SegmentId};
@@ -24,11 +24,13 @@ const SCAN_FIRST: usize = 4;
 /// … and at a time when there are more.
 const SCAN_MOST: usize = 256;
 
+/// Epoch, salt and key of a segment that the index does not know yet.
+pub(super) type NewSegment<'a> = &'a dyn Fn(SegmentId) -> Result<SegmentInfo, VaultFault>;
+
 /// Deltas of one commit, stored at its end.
 pub struct Applier<'a> {
     index: &'a Index,
-    /// Epoch and salt of a segment that the index does not know yet.
-    new_segment: &'a dyn Fn(SegmentId) -> Result<SegmentInfo, VaultFault>,
+    new_segment: NewSegment<'a>,
     allocated: BTreeMap<Ino, i64>,
     sharing: Sharing<'a>,
     count: Count,
@@ -48,21 +50,26 @@ pub(super) type Changes = Vec<(Vec<u8>, Option<Vec<u8>>)>;
 /// Applies the Install and Punch records of a stream; gives the change of the vault's allocated bytes.
 pub fn apply(
     index: &Index,
-    new_segment: &dyn Fn(SegmentId) -> Result<SegmentInfo, VaultFault>,
+    new_segment: NewSegment<'_>,
     records: &[u8],
     dead: &mut Vec<DeadRange>,
 ) -> Result<i64, VaultFault> {
     let sharing = Sharing::before(index, records)?;
     let mut a = Applier { index, new_segment, allocated: BTreeMap::new(), sharing, count: Count::default() };
-    let mut r = Reader::new(records);
+    let (mut r, mut moves) = (Reader::new(records), false);
     while !r.is_empty() {
         match Record::decode(&mut r)? {
             Record::Install { ino, offset_bytes, extent } => a.install(ino, offset_bytes, &Extent::decode(extent)?)?,
             Record::Punch { ino, from_bytes, to_bytes } => a.punch(ino, from_bytes, to_bytes)?,
+            Record::Move { .. } | Record::Forget { .. } => moves = true,
             Record::Put { .. } | Record::Delete { .. } => {}
         }
     }
-    a.finish(dead)
+    let sum = a.finish(dead)?;
+    if moves {
+        moved::apply(index, new_segment, records, dead)?;
+    }
+    Ok(sum)
 }
 
 /// Where the run of an extent begins in its file, if no more than one place holds it.
@@ -214,15 +221,7 @@ impl Applier<'_> {
             sum += delta;
         }
         for (id, (data, live)) in self.count.segments {
-            let k = key::segment(id);
-            let mut info = match self.index.get(&k)? {
-                Some(v) => SegmentInfo::decode(&v)?,
-                None => (self.new_segment)(id)?,
-            };
-            info.data_bytes = info.data_bytes.saturating_add_signed(data);
-            let live = info.live_bytes.checked_add_signed(live);
-            info.live_bytes = live.ok_or(VaultFault::Index("a segment's live bytes below zero".into()))?;
-            changes.push((k, Some(info.encode())));
+            changes.push(counted(self.index, self.new_segment, id, data, live)?);
         }
         let k = key::total("bytes");
         let total = read_u64(self.index, &k)?.checked_add_signed(sum);
@@ -231,6 +230,25 @@ impl Applier<'_> {
         self.index.change(changes);
         Ok(sum)
     }
+}
+
+/// What the index is to say of a segment with so many more bytes of data in it, and so many more alive.
+pub(super) fn counted(
+    index: &Index,
+    new_segment: NewSegment<'_>,
+    id: SegmentId,
+    data: i64,
+    live: i64,
+) -> Result<(Vec<u8>, Option<Vec<u8>>), VaultFault> {
+    let k = key::segment(id);
+    let mut info = match index.get(&k)? {
+        Some(v) => SegmentInfo::decode(&v)?,
+        None => new_segment(id)?,
+    };
+    info.data_bytes = info.data_bytes.saturating_add_signed(data);
+    let live = info.live_bytes.checked_add_signed(live);
+    info.live_bytes = live.ok_or(VaultFault::Index("a segment's live bytes below zero".into()))?;
+    Ok((k, Some(info.encode())))
 }
 
 /// The extents of a file that begin in `[from, to)`, in order.

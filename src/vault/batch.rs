@@ -4,6 +4,7 @@
 //! commit, and the log takes the gate alone to cut. A batch that was cut is kept whole until it is at rest.
 //! Called by: `op` (adds), `log` (cuts). Cannot fail.
 
+use super::moves::Cleaned;
 use super::state::BatchState;
 use crate::base::id::SegmentId;
 use crate::base::limits::RECORDS_FRAME_BYTES;
@@ -23,6 +24,8 @@ pub struct Batch {
     pub records_bytes: usize,
     /// Files with a layer of this batch.
     pub touched: Vec<Arc<FileBuffer>>,
+    /// What the cleaner has put into it.
+    pub cleaned: Cleaned,
     /// Chunks handed to the workers and not yet in the log.
     pub outstanding: Arc<AtomicU64>,
     /// When its first change came.
@@ -33,6 +36,13 @@ impl Batch {
     /// Whether nothing has happened in it.
     pub fn is_empty(&self) -> bool {
         self.began.is_none()
+    }
+
+    /// Something happens in it, at `now`; says whether it is the first.
+    pub fn begin(&mut self, now: Duration) -> bool {
+        let first = self.is_empty();
+        self.began.get_or_insert(now);
+        first
     }
 
     /// Appends a record.
@@ -57,6 +67,8 @@ pub struct Cut {
     pub records: Vec<Arc<Vec<u8>>>,
     /// Files with a layer of it.
     pub touched: Vec<Arc<FileBuffer>>,
+    /// What the cleaner has put into it.
+    pub cleaned: Cleaned,
     /// Jobs of it with the workers.
     pub outstanding: Arc<AtomicU64>,
     /// The counters after it.

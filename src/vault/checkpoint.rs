@@ -105,6 +105,9 @@ impl Housekeeper {
                 shared.stats.checkpoint.record(shared.world.elapsed().saturating_sub(began));
                 shared.log_since_checkpoint.store(0, Relaxed);
                 punch(&shared, std::mem::take(&mut self.dead));
+                if shared.snapshot_wanted.swap(false, SeqCst) {
+                    shared.snapshot_floor.store(replay_from.0, SeqCst);
+                }
             }
             Err(e) => {
                 shared.stats.checkpoint_failures.add(1);

@@ -8,6 +8,7 @@
 use super::VaultFault;
 use super::flusher::Flush;
 use super::log::{LOOK, Log};
+use super::moves::Moves;
 use super::place::Place;
 use super::sealer::{Job, seal_here, seal_metadata};
 use super::state::BatchEvent;
@@ -37,7 +38,7 @@ impl Log {
         let cut = &self.cuts[at];
         let (number, touched, outstanding) = (cut.number, cut.touched.clone(), Arc::clone(&cut.outstanding));
         let (mut early, counters, urgent, began) = (cut.records.clone(), cut.counters, cut.urgent, cut.began);
-        let wants_checkpoint = cut.checkpoint;
+        let (wants_checkpoint, cleaned) = (cut.checkpoint, cut.cleaned.clone());
         self.seal_rest(number, &touched, &outstanding)?;
         let tail = early.pop().map_or_else(Vec::new, |last| last.to_vec());
         for bytes in early {
@@ -45,7 +46,8 @@ impl Log {
             s.to_sealers(Job::Records { bytes, outstanding: Arc::clone(&outstanding) });
         }
         self.await_jobs(&outstanding)?;
-        let derived = data_records(&touched, number);
+        let mut derived = data_records(&touched, number, &s.moves);
+        cleaned.records(&mut derived);
         self.await_durable(number - 1)?;
         self.append_commit(tail, &derived, counters)?;
         self.write_group()?;
@@ -70,7 +72,7 @@ impl Log {
         cut.state = cut.state.after(BatchEvent::Written).unwrap_or(cut.state);
         let (generation, position) = (self.generation, self.position);
         let checkpoint = wants_checkpoint.then_some(replay_from);
-        let commit = Commit { generation, number, position, counters, derived, flushed, checkpoint, began };
+        let commit = Commit { generation, number, position, counters, derived, cleaned, flushed, checkpoint, began };
         let _ = self.ends.verify.send(ToVerify::Commit(Box::new(commit)));
         Ok(())
     }
@@ -191,7 +193,7 @@ impl Log {
 }
 
 /// The Install and Punch records of a cut batch, all of whose chunks are in the log.
-fn data_records(touched: &[Arc<FileBuffer>], number: u64) -> Vec<u8> {
+fn data_records(touched: &[Arc<FileBuffer>], number: u64, moves: &Moves) -> Vec<u8> {
     let mut out = Vec::new();
     for file in touched {
         for piece in file.pieces(number) {
@@ -205,6 +207,7 @@ fn data_records(touched: &[Arc<FileBuffer>], number: u64) -> Vec<u8> {
                     Record::Install { ino: file.ino, offset_bytes, extent: &extent }.encode_to(&mut out);
                 }
                 Piece::Copied(offset_bytes, extent) => {
+                    let extent = moves.translated(extent, number);
                     Record::Install { ino: file.ino, offset_bytes, extent: &extent.encode() }.encode_to(&mut out);
                 }
             }

@@ -25,6 +25,8 @@ const PARTS_MAX: usize = 32_768;
 pub struct Content {
     parts: Vec<Part>,
     changes: u64,
+    /// `Moves::seen` before it was looked up.
+    seen: u64,
 }
 
 /// Room for what a copy takes.
@@ -60,6 +62,7 @@ impl Content {
 impl Vault {
     /// What `[from, to)` of a file shows, or the beginning of it. Reads the index, and may wait for the disk.
     pub fn content(&self, file: &FileBuffer, from: u64, to: u64) -> Result<Content, VaultFault> {
+        let seen = self.shared.moves.seen();
         let (mut parts, mut changes) = file.parts(from, to, BUFFERED_BYTES_MAX);
         if parts.iter().any(|part| matches!(part.shown, Shown::More)) {
             self.sync_and_retire()?;
@@ -76,7 +79,13 @@ impl Vault {
                         break;
                     }
                 }
-                Shown::Hole | Shown::Bytes(_) | Shown::Copied(..) => known.push(part),
+                Shown::Copied(extent, skip) => {
+                    // Laid when only another place was known, perhaps.
+                    let named = extent.part(skip, (part.to - part.from) as u32);
+                    let extent = Arc::new(self.shared.moves.in_force(named));
+                    known.push(Part { shown: Shown::Copied(extent, 0), ..part });
+                }
+                Shown::Hole | Shown::Bytes(_) => known.push(part),
             }
             charge += known[begun..].iter().map(Part::charge_bytes).sum::<u64>();
             if charge > charge_max || known.len() > PARTS_MAX {
@@ -91,7 +100,7 @@ impl Vault {
         };
         let fits = known.iter().take(PARTS_MAX).take_while(|part| within(part)).count();
         known.truncate(fits.max(1));
-        Ok(Content { parts: known, changes })
+        Ok(Content { parts: known, changes, seen })
     }
 
     /// Adds what the index says of a range; false if it had to stop before its end.
@@ -165,7 +174,8 @@ impl Op<'_> {
         offset: u64,
         room: CopyRoom<'_>,
     ) -> bool {
-        let Some(first) = content.parts.first().filter(|_| from.is_unchanged(content.changes)) else { return false };
+        let unchanged = from.is_unchanged(content.changes) && self.shared.moves.seen() == content.seen;
+        let Some(first) = content.parts.first().filter(|_| unchanged) else { return false };
         let shift = offset.wrapping_sub(first.from);
         let CopyRoom { room, mut promised } = room;
         // The layer keeps count of them from here on, and gives them back when it retires.

@@ -260,12 +260,13 @@ impl Log {
         self.chain = Chain::after(&self.durable.chain);
         let filling = {
             let batch = s.batch.held();
-            (*gate, batch.touched.clone(), Arc::clone(&batch.outstanding))
+            (*gate, batch.touched.clone(), batch.cleaned.clone(), Arc::clone(&batch.outstanding))
         };
-        let cut = self.cuts.iter().map(|c| (c.number, c.touched.clone(), Arc::clone(&c.outstanding)));
+        let cuts = self.cuts.iter();
+        let cut = cuts.map(|c| (c.number, c.touched.clone(), c.cleaned.clone(), Arc::clone(&c.outstanding)));
         let again: Vec<_> = cut.chain([filling]).collect();
-        for (number, touched, outstanding) in again {
-            for chunk in touched.iter().flat_map(|file| file.chunks(number)) {
+        for (number, touched, cleaned, outstanding) in again {
+            for chunk in touched.iter().flat_map(|file| file.chunks(number)).chain(cleaned.chunks()) {
                 if chunk.send_again() {
                     outstanding.fetch_add(1, SeqCst);
                     s.to_sealers(Job::Chunk { chunk, outstanding: Arc::clone(&outstanding) });

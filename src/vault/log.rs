@@ -391,6 +391,7 @@ impl Log {
             state: BatchState::Filling.after(BatchEvent::Seal).unwrap_or(BatchState::Sealed),
             records: batch.records.into_iter().map(Arc::new).collect(),
             touched: batch.touched,
+            cleaned: batch.cleaned,
             outstanding: batch.outstanding,
             counters,
             checkpoint,

@@ -10,6 +10,7 @@ mod alive;
 mod apply;
 mod batch;
 mod cache;
+mod cleaner;
 mod checkpoint;
 mod commit;
 mod copy;
@@ -22,6 +23,9 @@ mod holes;
 mod home;
 mod log;
 mod mend;
+mod moved;
+mod moves;
+mod occupants;
 mod op;
 mod open;
 mod options;
@@ -103,6 +107,8 @@ struct Running {
     verify: Option<JoinHandle<()>>,
     house: Option<JoinHandle<()>>,
     house_in: Sender<ToHousekeeper>,
+    /// Stops when this goes; `None` if nothing is cleaned.
+    cleaner: Option<(Sender<()>, JoinHandle<()>)>,
 }
 
 /// An open vault.
@@ -414,6 +420,11 @@ impl Vault {
         self.scrub.stop();
     }
 
+    /// Has old segments cleaned, however little there is to gain.
+    pub fn clean(&self) {
+        self.shared.clean_wanted.store(true, SeqCst);
+    }
+
     /// How that reading is doing.
     pub fn scrub_report(&self) -> Result<ScrubReport, VaultFault> {
         self.scrub.report(&self.shared)
@@ -429,6 +440,10 @@ impl Vault {
         let Some(running) = self.running.held().take() else { return Ok(()) };
         // Its last act is an operation.
         self.scrub.stop();
+        if let Some((stop, thread)) = running.cleaner {
+            drop(stop);
+            let _ = thread.join();
+        }
         let s = &self.shared;
         self.say("closing");
         *s.closing_since.held() = Some(s.world.elapsed());

@@ -94,10 +94,7 @@ impl<'a> Op<'a> {
         self.charges.keep();
         shared.inodes.fetch_add(self.inodes, Relaxed);
         let mut batch = shared.batch.held();
-        let first = batch.is_empty();
-        if first {
-            batch.began = Some(shared.world.elapsed());
-        }
+        let first = batch.begin(shared.world.elapsed());
         for (key, value) in &self.changes {
             batch.record(&match value {
                 Some(value) => Record::Put { key, value },

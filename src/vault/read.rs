@@ -77,8 +77,10 @@ pub fn read(shared: &Shared, file: &Arc<FileBuffer>, offset: u64, out: &mut [u8]
         });
         match result {
             Ok(()) => break,
-            // Replaced meanwhile, perhaps: then the buffers or the index have it now.
-            Err(VaultFault::Damaged { .. }) if tries_left > 0 => tries_left -= 1,
+            // Replaced meanwhile, perhaps, and what it was in removed: then the buffers or the index have it now.
+            Err(VaultFault::Damaged { .. } | VaultFault::Backing(_) | VaultFault::Index(_)) if tries_left > 0 => {
+                tries_left -= 1;
+            }
             Err(fault) => {
                 note(shared, &fault);
                 return Err(fault);

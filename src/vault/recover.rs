@@ -525,7 +525,7 @@ impl Tail<'_> {
                 }
                 Record::Put { key, value } => changes.push((key.to_vec(), Some(value.to_vec()))),
                 Record::Delete { key } => changes.push((key.to_vec(), None)),
-                Record::Install { .. } | Record::Punch { .. } => {}
+                Record::Install { .. } | Record::Punch { .. } | Record::Move { .. } | Record::Forget { .. } => {}
             }
         }
         self.index.change(changes);
@@ -556,7 +556,7 @@ fn at_least(mut counters: Counters, records: &[u8]) -> Result<Counters, OpenFaul
                 Ok(_) | Err(_) => (0, 0),
             },
             Record::Install { ino, .. } => (ino.0, 0),
-            Record::Delete { .. } | Record::Punch { .. } => (0, 0),
+            Record::Delete { .. } | Record::Punch { .. } | Record::Move { .. } | Record::Forget { .. } => (0, 0),
         };
         counters.next_ino = counters.next_ino.max(ino.saturating_add(1));
         counters.next_cookie = counters.next_cookie.max(cookie.saturating_add(1));

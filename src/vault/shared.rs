@@ -6,6 +6,7 @@
 
 use super::batch::Batch;
 use super::cache::FrameCache;
+use super::moves::Moves;
 use super::pin::Pins;
 use super::place::{Place, Places};
 use super::progress::{Progress, Reached};
@@ -123,6 +124,8 @@ pub struct Shared {
     /// Number of the batch that is filling; operations hold it shared, a cut alone.
     pub gate: RwLock<u64>,
     pub batch: Mutex<Batch>,
+    /// Frames at rest that are being sealed again elsewhere.
+    pub moves: Moves,
     pub progress: Progress,
     /// Files with a layer of a batch that was cut and is not yet retired: they stay, whatever fails.
     pub in_flight: Mutex<BTreeMap<u64, Vec<Arc<FileBuffer>>>>,
@@ -197,6 +200,12 @@ pub struct Shared {
     pub home_wanted: AtomicBool,
     /// Whether segments that the log has left behind in the emergency directory are to be brought home.
     pub bring_home: AtomicBool,
+    /// Whether old segments are to be cleaned now, however little there is to gain.
+    pub clean_wanted: AtomicBool,
+    /// Whether a snapshot is to follow the next checkpoint.
+    pub snapshot_wanted: AtomicBool,
+    /// Segments below this number are not needed to make the index anew; 0 until there are snapshots.
+    pub snapshot_floor: AtomicU64,
     /// Segments below this number that lie in the emergency directory are not written to any more.
     pub home_below: AtomicU64,
     /// The greatest segment number for which a file may have been prepared.

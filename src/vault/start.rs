@@ -5,8 +5,10 @@
 //! inline. Called by: `open`. On failure: an `OpenFault`; what runs already ends with the value it was to be part of.
 
 use super::checkpoint::{self, Housekeeper};
+use super::cleaner::Cleaner;
 use super::flusher::{Flusher, Flushes};
 use super::log::{Ends, Log};
+use super::moves::Moves;
 use super::open::Parts;
 use super::place::Everywhere;
 use super::progress::Progress;
@@ -88,6 +90,7 @@ pub(super) fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sy
         quota_inodes: header.quota_inodes,
         gate: RwLock::new(1),
         batch: Mutex::default(),
+        moves: Moves::default(),
         progress: Progress::default(),
         in_flight: Mutex::default(),
         next_ino: found.counters.next_ino.into(),
@@ -134,6 +137,9 @@ pub(super) fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sy
         away_for_room: false.into(),
         home_wanted: false.into(),
         bring_home: false.into(),
+        clean_wanted: false.into(),
+        snapshot_wanted: false.into(),
+        snapshot_floor: 0.into(),
         home_below: first.0.into(),
         prepared: 0.into(),
     });
@@ -168,6 +174,11 @@ pub(super) fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sy
     let workers = options.workers.max(1);
     let sealers: Vec<Worker> = (0..workers).map(|_| Worker::new(Arc::clone(&shared))).collect();
     let verifier = Verifier::new(Arc::clone(&shared), to_verify, house_in.clone());
+    // What is damaged is not cleaned away: it is evidence, and may be wanted yet.
+    let is_sound = found.rotten_commits == 0 && found.lost_records == 0 && !options.salvage;
+    let writes = !options.read_only && !options.leave_away;
+    let cleaner = options.clean_bytes.filter(|_| is_sound && writes);
+    let cleaner = cleaner.map(|bytes| Cleaner::new(Arc::clone(&shared), bytes));
     let keeper = Housekeeper::new(Arc::clone(&shared), house, to_prepare);
     let log = |flushes| {
         let ends = Ends { sealed, wake, verify, prepare, flushes };
@@ -183,7 +194,10 @@ pub(super) fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sy
             Box::new(keeper),
         ];
         others.into_iter().for_each(|actor| stepper.add(actor));
-        Running { workers: Vec::new(), log: None, verify: None, house: None, house_in }
+        if let Some(cleaner) = cleaner {
+            stepper.add(Box::new(cleaner));
+        }
+        Running { workers: Vec::new(), log: None, verify: None, house: None, house_in, cleaner: None }
     } else {
         let s = Arc::clone(&shared);
         let flushes = Flushes::spawned(Box::new(move |flushes| {
@@ -202,6 +216,13 @@ pub(super) fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sy
             verify: Some(spawn(&shared, "verify", move || verifier.run())?),
             house: Some(spawn(&shared, "housekeeper", move || keeper.run())?),
             house_in,
+            cleaner: match cleaner {
+                None => None,
+                Some(cleaner) => {
+                    let (stop, stopped) = crossbeam_channel::bounded(0);
+                    Some((stop, spawn(&shared, "cleaner", move || cleaner.run(&stopped))?))
+                }
+            },
         }
     };
     let (running, lock) = (Mutex::new(Some(running)), Mutex::new(Some(lock)));

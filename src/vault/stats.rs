@@ -49,6 +49,12 @@ pub struct Stats {
     pub checkpoint_failures: Counter,
     /// Bytes given back by punching holes.
     pub punched_bytes: Counter,
+    /// Plaintext bytes that the cleaner moved out of old segments.
+    pub moved_bytes: Counter,
+    /// Old segments removed.
+    pub segments_removed: Counter,
+    /// Bytes given back by that.
+    pub removed_bytes: Counter,
     /// Reads answered from the cache of decoded frames.
     pub cache_hits: Counter,
     /// Frames that had to be read from the disk.
@@ -128,6 +134,9 @@ impl Stats {
             ("checkpoints", "Checkpoints.", n(&self.checkpoints)),
             ("checkpoint_failures", "Checkpoints that could not be stored.", n(&self.checkpoint_failures)),
             ("punched_bytes", "Bytes given back by punching holes.", n(&self.punched_bytes)),
+            ("moved_bytes", "Plaintext bytes moved out of old segments.", n(&self.moved_bytes)),
+            ("segments_removed", "Old segments removed.", n(&self.segments_removed)),
+            ("removed_bytes", "Bytes given back by removing segments.", n(&self.removed_bytes)),
             ("cache_hits", "Reads answered from decoded frames.", n(&self.cache_hits)),
             ("cache_misses", "Frames read from the disk.", n(&self.cache_misses)),
             ("prefetched", "Frames read ahead.", n(&self.prefetched)),

@@ -11,6 +11,7 @@
 use super::apply::apply;
 use super::checkpoint::ToHousekeeper;
 use super::flusher::Flushed;
+use super::moves::Cleaned;
 use super::segments::OpenSegment;
 use super::shared::Shared;
 use super::state::Event;
@@ -21,7 +22,7 @@ use crate::backing::AlignedBuf;
 use crate::base::choice::Verify;
 use crate::base::id::SegmentId;
 use crate::base::limits::GROUP_BYTES_MAX;
-use crate::base::lock::Held;
+use crate::base::lock::{Held, Shared as _};
 use crate::buffer::Chunk;
 use crate::format::extent::Run;
 use crate::format::record::Counters;
@@ -62,6 +63,8 @@ pub struct Commit {
     pub position: LogPosition,
     pub counters: Counters,
     pub derived: Vec<u8>,
+    /// What the cleaner had put into it.
+    pub cleaned: Cleaned,
     /// Its device flush.
     pub flushed: Arc<Flushed>,
     /// Set when the direct overlay was sealed at its cut: the first segment to replay after the checkpoint.
@@ -265,6 +268,10 @@ impl Verifier {
     fn apply(&self, commit: &Commit) -> Result<(), VaultFault> {
         let shared = &self.shared;
         let mut dead = Vec::new();
+        let moves = !commit.cleaned.moving.is_empty();
+        if moves {
+            shared.moves.change();
+        }
         let before = shared.index.begin_undoable();
         let applied = apply(&shared.index, &|id| segment_info(shared, id), &commit.derived, &mut dead);
         let sum = match applied {
@@ -278,6 +285,10 @@ impl Verifier {
                 return Err(fault);
             }
         };
+        if moves {
+            let filling = *shared.gate.shared();
+            shared.moves.applied(commit.number, filling);
+        }
         shared.allocated.fetch_add(sum as u64, Relaxed);
         if !dead.is_empty() {
             shared.dead.held().append(&mut dead);
@@ -286,7 +297,7 @@ impl Verifier {
         let copied: u64 = touched.iter().map(|file| file.copied_bytes(commit.number)).sum();
         shared.copied.fetch_sub(copied, Relaxed);
         let freed: u64 = touched.iter().map(|file| file.retire(commit.number)).sum();
-        shared.dirty.give_back(freed);
+        shared.dirty.give_back(freed + commit.cleaned.bytes());
         if let Some(replay_from) = commit.checkpoint {
             shared.index.seal_derived();
             let dead = std::mem::take(&mut *shared.dead.held());
@@ -295,6 +306,7 @@ impl Verifier {
             let _ = self.housekeeper.send(ToHousekeeper::Checkpoint { position, counters, replay_from, dead });
         }
         shared.progress.retired_to(commit.number);
+        shared.moves.retired(commit.number);
         let event = if shared.pending_bytes() == 0 { Event::Idle } else { Event::Settled };
         shared.happened(event, "");
         Ok(())

@@ -528,6 +528,9 @@ impl BackingFile for MemoryFile {
         disk.made(Kind::Punch, &path, Change::Punch { file: self.id, from_block, to_block });
         Ok(())
     }
+    fn taken_bytes(&self) -> io::Result<u64> {
+        Ok(self.disk.held().files.get(&self.id).map_or(0, |f| f.bytes.held_bytes()))
+    }
     fn is_direct(&self) -> bool {
         true
     }

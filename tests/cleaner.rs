@@ -1,0 +1,186 @@
+//! Old segments are emptied and removed, and nothing that anybody holds goes with them.
+//!
+//! Method: a random program on a vault on a disk in memory and on files in memory beside it, opened anew time and again, so that
+//! there are many small segments; the cleaner is asked to clean all the time. After each life the contents are compared, `check`
+//! must find nothing, and an index made anew from what is left must say the same.
+//! Promise: a file reads as it was written, whatever moves meanwhile; what the segments take stays in proportion to what is alive.
+//! `STRONGROOM_SEEDS=n` runs n seeds, `STRONGROOM_SEED=s` one.
+
+#![allow(clippy::unwrap_used, reason = "a test may")]
+
+#[path = "common/damage.rs"]
+#[allow(dead_code, reason = "shared with tests that use more of it")]
+mod damage;
+#[path = "common/rng.rs"]
+#[allow(dead_code, reason = "shared with tests that use more of it")]
+mod rng;
+
+use damage::{checked, copy, fresh, unlock, world};
+use rng::Rng;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use strongroom::backing::{Backing, Cache, MemoryBacking, Open};
+use strongroom::base::id::{Ino, ROOT_INO};
+use strongroom::fs::{Caller, FileSystem, FsOptions, SetAttr, WriteHow};
+use strongroom::vault::{OpenOptions, lock};
+
+const HOW: WriteHow = WriteHow { drop_set_id: false, stamp: true };
+const NAMES: [&str; 6] = ["a", "b", "c", "d", "e", "f"];
+/// Longest wait for the cleaner.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn mounted(disk: &MemoryBacking) -> FileSystem {
+    let options =
+        OpenOptions { clean_bytes: Some(64 << 10), flush_interval: Duration::from_millis(20), ..OpenOptions::default() };
+    let vault = lock(Arc::new(disk.clone())).unwrap().open(&unlock(), &options, world()).unwrap();
+    FileSystem::new(vault, FsOptions::default()).unwrap()
+}
+
+fn segments(disk: &MemoryBacking) -> Vec<(String, u64)> {
+    let taken = |name: &String| {
+        disk.open(&format!("segments/{name}"), Open::Read, Cache::Buffered).map_or(0, |f| f.taken_bytes().unwrap())
+    };
+    disk.list("segments").unwrap().into_iter().map(|name| (name.clone(), taken(&name))).collect()
+}
+
+/// Content of both kinds: what shrinks, and what does not.
+fn some(rng: &mut Rng, len: usize) -> Vec<u8> {
+    if rng.below(2) == 0 {
+        rng.bytes(len)
+    } else {
+        let word = rng.bytes(40);
+        word.iter().copied().cycle().take(len).collect()
+    }
+}
+
+/// What the files should hold.
+type Model = BTreeMap<&'static str, Vec<u8>>;
+
+fn found(fs: &FileSystem, name: &str) -> Option<Ino> {
+    fs.lookup(ROOT_INO, name.as_bytes()).ok().map(|attr| attr.ino)
+}
+
+fn step(fs: &FileSystem, model: &mut Model, rng: &mut Rng) {
+    let name = NAMES[rng.below(NAMES.len() as u64) as usize];
+    let ino = found(fs, name).unwrap_or_else(|| damage::file(fs, ROOT_INO, name, b""));
+    let is = model.entry(name).or_default();
+    match rng.below(12) {
+        0..=5 => {
+            let (at, len) = (rng.below(600_000) as usize, 1 + rng.below(200_000) as usize);
+            let bytes = some(rng, len);
+            fs.write(ino, at as u64, &bytes, HOW).unwrap();
+            is.resize(is.len().max(at + len), 0);
+            is[at..at + len].copy_from_slice(&bytes);
+        }
+        6 | 7 => {
+            let other = NAMES[rng.below(NAMES.len() as u64) as usize];
+            if other == name || is.is_empty() {
+                return;
+            }
+            let from = rng.below(is.len() as u64);
+            let (len, to_at) = (1 + rng.below(is.len() as u64 - from), rng.below(400_000));
+            let to = found(fs, other).unwrap_or_else(|| damage::file(fs, ROOT_INO, other, b""));
+            let bytes = is[from as usize..][..len as usize].to_vec();
+            let done = fs.copy_file_range(ino, from, to, to_at, len, HOW).unwrap() as usize;
+            let there = model.entry(other).or_default();
+            there.resize(there.len().max(to_at as usize + done), 0);
+            there[to_at as usize..][..done].copy_from_slice(&bytes[..done]);
+        }
+        8 => {
+            let size = rng.below(600_000);
+            fs.setattr(&Caller::default(), ino, &SetAttr { size: Some(size), ..SetAttr::default() }).unwrap();
+            is.resize(size as usize, 0);
+        }
+        9 => {
+            fs.unlink(ROOT_INO, name.as_bytes()).unwrap();
+            model.remove(name);
+        }
+        10 => fs.sync_wait().unwrap(),
+        _ => fs.vault().checkpoint().unwrap(),
+    }
+}
+
+fn compare(fs: &FileSystem, model: &Model, what: &str) {
+    for name in NAMES {
+        let is = found(fs, name).map(|ino| {
+            let mut out = Vec::new();
+            fs.read(ino, 0, fs.getattr(ino).unwrap().size as usize, &mut out).unwrap();
+            out
+        });
+        assert!(is.as_ref() == model.get(name), "{what}: {name} is not what was written");
+    }
+}
+
+fn run(seed: u64) -> (u64, u64) {
+    let mut rng = Rng(seed);
+    let disk = fresh();
+    let (mut model, mut moved, mut removed) = (Model::new(), 0, 0);
+    for life in 0..8 {
+        let fs = mounted(&disk);
+        for i in 0..60 {
+            step(&fs, &mut model, &mut rng);
+            if i % 8 == 0 {
+                fs.vault().clean();
+            }
+            if i % 16 == 0 {
+                compare(&fs, &model, &format!("seed {seed}, life {life}, step {i}"));
+            }
+        }
+        compare(&fs, &model, &format!("seed {seed}, life {life}"));
+        moved += fs.vault().stats().moved_bytes.get();
+        removed += fs.vault().stats().segments_removed.get();
+        let errors = fs.vault().stats().errors();
+        assert!(errors.is_empty(), "seed {seed}, life {life}: {errors:?}");
+        fs.vault().close().unwrap();
+        drop(fs);
+        assert_eq!(checked(&copy(&disk), true), [], "seed {seed}, life {life}");
+    }
+    (moved, removed)
+}
+
+#[test]
+fn files_read_as_they_were_written_whatever_moves() {
+    let number = |name: &str| std::env::var(name).ok().map(|n| n.parse::<u64>().expect("a number"));
+    let seeds = match number("STRONGROOM_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 1..1 + number("STRONGROOM_SEEDS").unwrap_or(6),
+    };
+    let (mut moved, mut removed) = (0, 0);
+    for seed in seeds {
+        let (m, r) = run(seed);
+        (moved, removed) = (moved + m, removed + r);
+    }
+    assert!(moved > 1 << 20 && removed > 10, "{moved} bytes moved and {removed} segments removed: too few to tell");
+}
+
+#[test]
+fn what_small_commits_leave_is_given_back() {
+    let disk = fresh();
+    let mut rng = Rng(7);
+    let fs = mounted(&disk);
+    let ino = damage::file(&fs, ROOT_INO, "database", &rng.bytes(1 << 20));
+    for life in 0..6 {
+        let fs = if life == 0 { &fs } else { &mounted_again(&disk, life) };
+        for _ in 0..40 {
+            fs.write(ino, 4096 * rng.below(256), &rng.bytes(4096), HOW).unwrap();
+            fs.sync_wait().unwrap();
+        }
+        fs.vault().close().unwrap();
+    }
+    let before: u64 = segments(&disk).iter().map(|(_, taken)| taken).sum();
+    let fs = mounted(&disk);
+    fs.vault().clean();
+    let began = Instant::now();
+    while segments(&disk).len() > 2 && began.elapsed() < PATIENCE {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    fs.vault().close().unwrap();
+    let after: u64 = segments(&disk).iter().map(|(_, taken)| taken).sum();
+    assert!(after < before / 2 && after < 3 << 20, "{before} bytes before and {after} after: {:?}", segments(&disk));
+    assert_eq!(checked(&disk, true), []);
+}
+
+fn mounted_again(disk: &MemoryBacking, _life: u32) -> FileSystem {
+    mounted(disk)
+}
