@@ -108,7 +108,11 @@ impl Vault {
         let hole = |from, to| Part { from, to, shown: Shown::Hole };
         let mut next = from;
         for (at, extent) in read::extents(&self.shared, ino, from, to)? {
-            let (a, b) = (at.max(from), at.saturating_add(u64::from(extent.len_bytes)).min(to));
+            // Not before what is known already: an index that is damaged must not make a file longer than it is.
+            let (a, b) = (at.max(next), at.saturating_add(u64::from(extent.len_bytes)).min(to));
+            if a >= b {
+                continue;
+            }
             let Some(origin) = extent.origin(ino, at) else {
                 return Err(VaultFault::Index("an extent reaches outside its file".into()));
             };

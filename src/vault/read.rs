@@ -155,8 +155,8 @@ fn each_extent(
     }
 }
 
-/// The extents that touch a range of a file, as of one moment: as in `plan`, where something seems to be a hole it looks until
-/// it sees the same twice.
+/// The extents that touch a range of a file, as of one moment: as in `plan`, where something seems to be a hole, or is there
+/// twice, it looks until it sees the same twice.
 pub fn extents(shared: &Shared, ino: Ino, from: u64, to: u64) -> Result<Vec<(u64, Extent)>, VaultFault> {
     let look = || {
         let mut all: Vec<(u64, Extent)> = Vec::new();
@@ -167,7 +167,7 @@ pub fn extents(shared: &Shared, ino: Ino, from: u64, to: u64) -> Result<Vec<(u64
         Ok::<_, VaultFault>(all)
     };
     let mut all = look()?;
-    while has_hole(&all, from, to) {
+    while !is_seamless(&all, from, to) {
         let again = look()?;
         if again == all {
             break;
@@ -177,12 +177,14 @@ pub fn extents(shared: &Shared, ino: Ino, from: u64, to: u64) -> Result<Vec<(u64
     Ok(all)
 }
 
-fn has_hole(extents: &[(u64, Extent)], from: u64, to: u64) -> bool {
+/// Whether a range is covered without holes and nothing of it twice. A commit that gives an extent's beginning to another moves
+/// its rest to a higher key: seen before under the one, and then under the other.
+fn is_seamless(extents: &[(u64, Extent)], from: u64, to: u64) -> bool {
     let ends = |(at, e): &(u64, Extent)| at.saturating_add(u64::from(e.len_bytes));
     let begins = extents.first().map_or(to, |(at, _)| *at);
-    begins > from
-        || extents.windows(2).any(|w| ends(&w[0]) < w[1].0)
-        || extents.last().is_none_or(|last| ends(last) < to)
+    begins <= from
+        && extents.windows(2).all(|w| ends(&w[0]) == w[1].0)
+        && extents.last().is_some_and(|last| ends(last) >= to)
 }
 
 /// Adds the frames of an extent at `at` that `[from, to)` needs.
