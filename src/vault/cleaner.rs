@@ -114,8 +114,8 @@ impl Cleaner {
         }
     }
 
-    /// Its life; ends when the other side of `stop` goes.
-    pub fn run(mut self, stop: &Receiver<()>) {
+    /// Its life; ends when the other side of `wake` goes.
+    pub fn run(mut self, wake: &Receiver<()>) {
         loop {
             let did = self.turn();
             let wait = match did {
@@ -123,14 +123,15 @@ impl Cleaner {
                 false if self.is_idle() => IDLE,
                 false => BUSY,
             };
-            if matches!(stop.recv_timeout(wait), Err(RecvTimeoutError::Disconnected)) {
+            if matches!(wake.recv_timeout(wait), Err(RecvTimeoutError::Disconnected)) {
                 return;
             }
         }
     }
 
     fn is_idle(&self) -> bool {
-        self.task.is_none() && self.victims.is_empty() && self.empty.is_empty() && self.forgotten.is_empty()
+        let nothing_begun = self.task.is_none() && self.victims.is_empty() && self.empty.is_empty();
+        nothing_begun && self.snapshots.is_none() && self.swept == self.shared.stats.checkpoints.get()
     }
 
     /// One piece of work; says whether there was one.

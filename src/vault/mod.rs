@@ -107,7 +107,7 @@ struct Running {
     verify: Option<JoinHandle<()>>,
     house: Option<JoinHandle<()>>,
     house_in: Sender<ToHousekeeper>,
-    /// Stops when this goes; `None` if nothing is cleaned.
+    /// Ends when the first goes; `None` if nothing is cleaned.
     cleaner: Option<(Sender<()>, JoinHandle<()>)>,
 }
 
@@ -423,6 +423,9 @@ impl Vault {
     /// Has old segments cleaned, however little there is to gain.
     pub fn clean(&self) {
         self.shared.clean_wanted.store(true, SeqCst);
+        if let Some(Running { cleaner: Some((wake, _)), .. }) = &*self.running.held() {
+            let _ = wake.try_send(());
+        }
     }
 
     /// How that reading is doing.
@@ -440,8 +443,8 @@ impl Vault {
         let Some(running) = self.running.held().take() else { return Ok(()) };
         // Its last act is an operation.
         self.scrub.stop();
-        if let Some((stop, thread)) = running.cleaner {
-            drop(stop);
+        if let Some((wake, thread)) = running.cleaner {
+            drop(wake);
             let _ = thread.join();
         }
         let s = &self.shared;

@@ -219,8 +219,8 @@ pub(super) fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sy
             cleaner: match cleaner {
                 None => None,
                 Some(cleaner) => {
-                    let (stop, stopped) = crossbeam_channel::bounded(0);
-                    Some((stop, spawn(&shared, "cleaner", move || cleaner.run(&stopped))?))
+                    let (wake, woken) = crossbeam_channel::bounded(1);
+                    Some((wake, spawn(&shared, "cleaner", move || cleaner.run(&woken))?))
                 }
             },
         }
