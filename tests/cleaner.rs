@@ -19,6 +19,7 @@ use damage::{checked, copy, fresh, unlock, world};
 use rng::Rng;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 use strongroom::backing::{Backing, Cache, MemoryBacking, Open};
 use strongroom::base::id::{Ino, ROOT_INO};
@@ -183,4 +184,60 @@ fn what_small_commits_leave_is_given_back() {
     let after = all();
     assert!(after < before / 2 && after < 2 << 20, "{before} bytes before and {after} after: {:?}", segments(&disk));
     assert_eq!(checked(&disk, true), []);
+}
+
+/// A copy that was looked up when the old place was the only one, and is logged behind the move, names the new one.
+#[test]
+fn what_is_copied_while_it_moves_is_found() {
+    let disk = fresh();
+    let (mut rng, name) = (Rng(9), |i: u64| format!("source-{i}"));
+    let of = |fs: &FileSystem, name: &str| {
+        let mut out = Vec::new();
+        let ino = found(fs, name).unwrap();
+        fs.read(ino, 0, fs.getattr(ino).unwrap().size as usize, &mut out).unwrap();
+        out
+    };
+    for life in 0..3 {
+        let fs = mounted(&disk);
+        let sources: Vec<Vec<u8>> = (0..30).map(|_| rng.bytes(16 << 10)).collect();
+        for (i, bytes) in sources.iter().enumerate() {
+            let ino = found(&fs, &name(i as u64)).unwrap_or_else(|| damage::file(&fs, ROOT_INO, &name(i as u64), b""));
+            fs.write(ino, 0, bytes, HOW).unwrap();
+            fs.sync_wait().unwrap();
+        }
+        fs.vault().close().unwrap();
+        drop(fs);
+        let fs = mounted(&disk);
+        let (stop, mut laid) = (AtomicBool::new(false), BTreeMap::new());
+        std::thread::scope(|s| {
+            s.spawn(|| {
+                while !stop.load(Relaxed) {
+                    fs.sync_wait().unwrap();
+                }
+            });
+            fs.vault().clean();
+            let began = Instant::now();
+            while fs.vault().stats().segments_removed.get() == 0 && began.elapsed() < PATIENCE {
+                let (from, to) = (rng.below(30), rng.below(100));
+                let to_name = format!("copy-{to}");
+                let ino = found(&fs, &to_name).unwrap_or_else(|| damage::file(&fs, ROOT_INO, &to_name, b""));
+                let source = found(&fs, &name(from)).unwrap();
+                assert_eq!(fs.copy_file_range(source, 0, ino, 0, 16 << 10, HOW).unwrap(), 16 << 10);
+                laid.insert(to_name, from as usize);
+                std::thread::sleep(Duration::from_micros(500));
+            }
+            stop.store(true, Relaxed);
+        });
+        let moved = fs.vault().stats().moved_bytes.get();
+        assert!(moved >= 30 * (16 << 10), "life {life}: {moved} bytes moved");
+        for pass in ["before", "after"] {
+            for (to, from) in &laid {
+                assert!(of(&fs, to) == sources[*from], "life {life}: {to} is not as source {from}, {pass}");
+            }
+            fs.vault().checkpoint().unwrap();
+        }
+        fs.vault().close().unwrap();
+        drop(fs);
+        assert_eq!(checked(&copy(&disk), true), [], "life {life}");
+    }
 }

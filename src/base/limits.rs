@@ -84,6 +84,8 @@ pub const CLEAN_ONE_IN: u64 = 4;
 pub const CLEAN_SHORT_ONE_IN: u64 = 16;
 /// A segment is worth emptying if no more than so many of a hundred of its bytes are alive.
 pub const CLEAN_ALIVE_PERCENT_MAX: u64 = 75;
+/// The same where it was asked to clean.
+pub const CLEAN_ORDERED_ALIVE_PERCENT_MAX: u64 = 94;
 /// Most bytes that the cleaner reads in a second, unless it was asked to clean: it must not be felt.
 pub const CLEAN_RATE_BYTES: u64 = 64 << 20;
 /// Plaintext that it takes into the buffers at a time.

@@ -23,7 +23,8 @@ use crate::backing::{Cache, Open};
 use crate::base::choice::{Codec, Compression};
 use crate::base::id::SegmentId;
 use crate::base::limits::{
-    CLEAN_ALIVE_PERCENT_MAX, CLEAN_ONE_IN, CLEAN_RATE_BYTES, CLEAN_SHORT_ONE_IN, CLEAN_STEP_BYTES,
+    CLEAN_ALIVE_PERCENT_MAX, CLEAN_ONE_IN, CLEAN_ORDERED_ALIVE_PERCENT_MAX, CLEAN_RATE_BYTES, CLEAN_SHORT_ONE_IN,
+    CLEAN_STEP_BYTES,
 };
 use crate::base::lock::{Held, Shared as _};
 use crate::buffer::Chunk;
@@ -64,6 +65,8 @@ struct Task {
 pub struct Cleaner {
     shared: Arc<Shared>,
     clean_bytes: u64,
+    /// The first segment of this mount.
+    first: SegmentId,
     /// Segments to be emptied, …
     victims: VecDeque<SegmentId>,
     /// … and to be gone through, for they count nothing alive.
@@ -94,10 +97,11 @@ pub struct Cleaner {
 impl Cleaner {
     /// One that has not looked yet; cleans when so much is to be gained.
     pub fn new(shared: Arc<Shared>, clean_bytes: u64) -> Cleaner {
-        let rest_until = shared.world.elapsed();
+        let (rest_until, first) = (shared.world.elapsed(), shared.cursor.segment());
         Cleaner {
             shared,
             clean_bytes,
+            first,
             victims: VecDeque::new(),
             empty: VecDeque::new(),
             task: None,
@@ -323,7 +327,8 @@ impl Cleaner {
 
     /// Looks what there is to gain, and begins to gain it; asks for snapshots before, if that may be.
     fn look(&mut self, shared: &Shared, may_ask: bool) -> Result<bool, VaultFault> {
-        let now = SegmentId(shared.newest_begun.load(SeqCst));
+        // The one that is written, or will be.
+        let now = SegmentId(shared.newest_begun.load(SeqCst)).max(self.first);
         let mut all = Vec::new();
         for id in list_segments(&*shared.backing)?.into_iter().take_while(|id| *id < now) {
             let info = shared.index.get(&key::segment(id))?.map(|v| SegmentInfo::decode(&v)).transpose()?;
@@ -349,10 +354,11 @@ impl Cleaner {
             (self.snapshots, self.ordered) = (Some(2), ordered);
             return Ok(true);
         }
+        let percent = if ordered { CLEAN_ORDERED_ALIVE_PERCENT_MAX } else { CLEAN_ALIVE_PERCENT_MAX };
         let worth = |t: &&Taken| {
             t.id < floor
                 && t.live_bytes > 0
-                && t.live_bytes.saturating_mul(100) <= t.taken_bytes.saturating_mul(CLEAN_ALIVE_PERCENT_MAX)
+                && t.live_bytes.saturating_mul(100) <= t.taken_bytes.saturating_mul(percent)
                 && !self.left.contains(&t.id)
         };
         let mut worst: Vec<&Taken> = all.iter().filter(worth).collect();
