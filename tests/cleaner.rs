@@ -197,7 +197,7 @@ fn what_is_copied_while_it_moves_is_found() {
         fs.read(ino, 0, fs.getattr(ino).unwrap().size as usize, &mut out).unwrap();
         out
     };
-    for life in 0..3 {
+    for life in 0..2 {
         let fs = mounted(&disk);
         let sources: Vec<Vec<u8>> = (0..30).map(|_| rng.bytes(16 << 10)).collect();
         for (i, bytes) in sources.iter().enumerate() {
