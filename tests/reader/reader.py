@@ -270,7 +270,7 @@ def parse_header(text):
     refuse_unless(len(text) <= 65536, "the header is too long")
     header = tomllib.loads(text.decode())
     refuse_unless(header.keys() - {"revision", "quota_bytes", "quota_inodes", "key", "old_key"} == HEADER, "its keys")
-    refuse_unless(header["format"] in (1, 2, 3, 4) and header["features"] == [], "it needs a newer strongroom")
+    refuse_unless(header["format"] in (1, 2, 3, 4, 5) and header["features"] == [], "it needs a newer strongroom")
     refuse_unless(header.get("revision", 1) > 0 and (header["format"] > 2 or "revision" not in header), "revision")
     key, old_keys = header.get("key", 0), header.get("old_key", [])
     refuse_unless("key" not in header or 1 <= key <= 65535 and header["format"] > 3 and "revision" in header, "key")

@@ -151,7 +151,7 @@ def headers():
     ):
         edited(f"{cost} in a slot that nobody uses", lambda h, s: s[0].update(cost), refused=refused, sealed_again=True)
     for what, change, refused in (
-        ("a format of the future", {"format": 5}, "newer"),
+        ("a format of the future", {"format": 6}, "newer"),
         ("a revision in format 2", {"format": 2}, "malformed"),
         ("a revision of 0", {"revision": 0}, "malformed"),
         ("something unknown", {"surprise": 1}, "malformed"),
