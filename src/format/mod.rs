@@ -18,6 +18,7 @@ pub mod recovery;
 pub mod root;
 pub mod segment;
 pub mod setting;
+pub mod snapshot;
 pub mod wire;
 
 pub use wire::Malformed;

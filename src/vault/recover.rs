@@ -332,7 +332,8 @@ impl Tail<'_> {
                     self.since.sealed_anew |= group.header.is_sealed_anew();
                     continue;
                 }
-                Kind::Data | Kind::Directory => {}
+                // The last three stand in no segment: a walk gives none.
+                Kind::Data | Kind::Directory | Kind::Covered | Kind::Entries | Kind::End => {}
             }
             self.chain.add(group.header.segment, frame.entry.slot, &tag);
             self.since.frames += 1;
