@@ -76,6 +76,14 @@ pub const CHECKPOINT_ENTRIES: usize = 400_000;
 pub const CHECKPOINT_LOG_BYTES: u64 = 512 << 20;
 /// … or there has been no operation for this long and there is something to store.
 pub const CHECKPOINT_IDLE: Duration = Duration::from_secs(30);
+/// A snapshot of the index is due when so many bytes of log were written since the last …
+pub const SNAPSHOT_LOG_BYTES_MIN: u64 = 256 << 20;
+/// … and so many times its size: then reading it is worth it, and writing one costs a small part of the log.
+pub const SNAPSHOT_LOG_TIMES: u64 = 4;
+/// Most bytes of one that are written or read in a second: it must not be felt.
+pub const SNAPSHOT_RATE_BYTES: u64 = 32 << 20;
+/// Generations of them that are kept.
+pub const SNAPSHOTS_KEPT: usize = 2;
 /// Bytes of the backing filesystem that ordinary writes may not take, so that deletes and checkpoints always work.
 pub const RESERVE_BYTES: u64 = 192 << 20;
 /// Most bytes that a scrub of a mount reads in a second unless told otherwise: it must not be felt.

@@ -192,6 +192,7 @@ impl FileSystem {
             // Everything flushed is verified as well.
             b"flush" | b"verify" => self.sync_wait(),
             b"checkpoint" => Ok(self.vault.checkpoint()?),
+            b"snapshot" => Ok(self.vault.snapshot()?),
             b"quota check" => self.check_quotas().map(drop),
             order if order.starts_with(b"quota set ") => {
                 let (of, change) = limit_order(&order[10..]).ok_or(FsFault::Invalid)?;

@@ -1,4 +1,4 @@
-//! The housekeeper: stores checkpoints, gives dead space back, prepares segments.
+//! The housekeeper: stores checkpoints, gives dead space back, prepares segments, has snapshots taken.
 //!
 //! Promise (I3): a checkpoint covers only log that is synced and verified, for it is told of a commit only after that.
 //! (I10): a hole is punched only once a durable checkpoint no longer names the bytes. Nothing here is on an operation's
@@ -11,7 +11,7 @@ use super::shared::{DeadRange, Shared};
 use super::state::Event;
 use super::step::Actor;
 use super::writer::is_full;
-use super::{VaultFault, home, reserve_bytes, root, totals};
+use super::{VaultFault, home, reserve_bytes, root, snapshot, totals};
 use crate::backing::{BackingFile, Cache, Open};
 use crate::base::id::{Generation, SegmentId};
 use crate::base::limits::{ALLOCATE_STEP_BYTES, BLOCK_BYTES, CHECKPOINT_IDLE};
@@ -47,6 +47,7 @@ pub struct Housekeeper {
     probe_wait: Duration,
     ticked: Duration,
     pressure: Pressure,
+    snapshots: snapshot::Keeper,
     ended: bool,
 }
 
@@ -59,8 +60,9 @@ impl Housekeeper {
     /// One with nothing to do.
     pub fn new(shared: Arc<Shared>, told: Receiver<ToHousekeeper>, prepare: Receiver<SegmentId>) -> Housekeeper {
         let (home_at, probe_at, probe_wait, ticked) = (Duration::ZERO, Duration::ZERO, TICK, shared.world.elapsed());
-        let (dead, pressure) = (Vec::new(), Pressure::none());
-        Housekeeper { shared, told, prepare, dead, home_at, probe_at, probe_wait, ticked, pressure, ended: false }
+        let (dead, pressure, snapshots) = (Vec::new(), Pressure::none(), snapshot::Keeper::new());
+        let ended = false;
+        Housekeeper { shared, told, prepare, dead, home_at, probe_at, probe_wait, ticked, pressure, snapshots, ended }
     }
 
     /// Its life.
@@ -68,6 +70,7 @@ impl Housekeeper {
         let told = self.told.clone();
         let (mut prepare, no_more) = (self.prepare.clone(), crossbeam_channel::never());
         while !self.ended {
+            let next = self.snapshots.due_in(&self.shared).map_or(TICK, |due| due.min(TICK));
             select! {
                 recv(prepare) -> id => match id {
                     Ok(id) => self.prepare(id),
@@ -75,7 +78,7 @@ impl Housekeeper {
                     Err(_) => prepare = no_more.clone(),
                 },
                 recv(told) -> item => self.take(item.unwrap_or(ToHousekeeper::Stop)),
-                default(TICK) => {}
+                default(next) => {}
             }
             self.tick();
         }
@@ -105,6 +108,7 @@ impl Housekeeper {
                 shared.stats.checkpoint.record(shared.world.elapsed().saturating_sub(began));
                 shared.log_since_checkpoint.store(0, Relaxed);
                 punch(&shared, std::mem::take(&mut self.dead));
+                self.snapshots.after_checkpoint(&shared, &Covered { position, counters, replay_from });
             }
             Err(e) => {
                 shared.stats.checkpoint_failures.add(1);
@@ -126,6 +130,7 @@ impl Housekeeper {
             self.pressure.mind(&shared);
         }
         if shared.away.load(SeqCst) {
+            self.snapshots.step(&shared);
             return self.probe();
         }
         (self.probe_at, self.probe_wait) = (Duration::ZERO, TICK);
@@ -137,7 +142,7 @@ impl Housekeeper {
             shared.refill_reserve();
             ask_when_idle(&shared);
         }
-        false
+        self.snapshots.step(&shared)
     }
 
     /// Looks whether the backing directory is well again; less often each time it is not.

@@ -13,6 +13,7 @@ use super::quota::Quotas;
 use super::reserve::Reserve;
 use super::sealer::{Cursor, Job, Sealed};
 use super::segments::Segments;
+use super::snapshot::Kept;
 use super::state::{Event, Machine, State};
 use super::stats::Stats;
 use super::step::Stepper;
@@ -173,6 +174,11 @@ pub struct Shared {
     pub root: Mutex<Root>,
     pub pins: Pins,
     pub space: Mutex<Option<(Duration, Space)>>,
+
+    /// The snapshots of the index that lie in the backing directory, the newest first.
+    pub snapshots: Mutex<Vec<Kept>>,
+    /// Whether the next checkpoint is to be followed by one.
+    pub snapshot_wanted: AtomicBool,
 
     /// Room kept for when there is none.
     pub reserve: Reserve,

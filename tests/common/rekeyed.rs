@@ -15,6 +15,7 @@ use strongroom::base::world::{RealWorld, World};
 use strongroom::check::check;
 use strongroom::fs::{Caller, Fallocate, FileSystem, FsOptions, WriteHow};
 use strongroom::seal::{MasterKey, Unlock};
+use strongroom::segment::SNAPSHOTS;
 use strongroom::vault::{
     CreateOptions, HEADER, HeaderTexts, OpenFault, OpenOptions, PinStore, Rekey, RekeyFault, RekeyReport, create, lock,
 };
@@ -194,5 +195,6 @@ pub fn put(disk: &MemoryBacking, path: &str, bytes: &[u8]) {
 pub fn all_files(disk: &MemoryBacking) -> Vec<String> {
     let below = |dir: &'static str| disk.list(dir).unwrap().into_iter().map(move |name| format!("{dir}/{name}"));
     let top = [HEADER.to_owned(), format!("{HEADER}.copy")].into_iter().chain(ROOTS.map(str::to_owned));
-    top.chain(below("segments")).chain(below("index")).collect()
+    let snapshots = disk.list(SNAPSHOTS).unwrap_or_default().into_iter().map(|name| format!("{SNAPSHOTS}/{name}"));
+    top.chain(below("segments")).chain(below("index")).chain(snapshots).collect()
 }

@@ -232,6 +232,10 @@ def keys():
             info = b"strongroom segment 1" + bytes([suite]) + VAULT + struct.pack("<QQ", epoch, segment)
             key = r.segment_key(MASTER, suite, VAULT, epoch, segment, salt)
             made.append({"what": f"suite {suite}, epoch {epoch}, segment {segment}", "salt": salt, "info": info, "key": key})
+    for suite in (1, 2):
+        info = b"strongroom snapshot 1" + bytes([suite]) + VAULT + struct.pack("<QQ", 1, 1)
+        key = r.snapshot_key(MASTER, suite, VAULT, 1, 1, salt)
+        made.append({"what": f"suite {suite}, epoch 1, snapshot of commit 1", "salt": salt, "info": info, "key": key})
     for purpose in ("root", "index"):
         info = b"strongroom pages 1" + VAULT + bytes([len(purpose)]) + purpose.encode()
         made.append({"what": purpose, "salt": bytes(16), "info": info, "key": r.page_key(MASTER, VAULT, purpose)})
