@@ -14,6 +14,7 @@ mod rekeyed;
 mod small;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 use strongroom::backing::{Backing, Cache, Effect, Fate, Fault, Kind, MemoryBacking, Open, mix, read_file};
 use strongroom::base::id::{CommitSeq, Ino, ROOT_INO, SegmentId};
@@ -133,12 +134,14 @@ fn an_index_made_from_a_snapshot_is_entry_by_entry_the_one_that_the_log_makes() 
 fn a_snapshot_taken_beside_writers_is_of_one_moment() {
     let disk = small::made();
     let vault = small::opened(&disk);
+    let (enough, written) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| {
         for writer in 0..3 {
-            let vault = &vault;
+            let (vault, enough, written) = (&vault, &enough, &written);
             scope.spawn(move || {
-                for round in 0..60 {
+                for round in (0..).take_while(|_| !enough.load(SeqCst)) {
                     small::write(vault, 100 + writer * 20 + round % 20);
+                    written.fetch_add(1, SeqCst);
                     if round % 7 == 0 {
                         vault.sync_wait().unwrap();
                     }
@@ -146,9 +149,14 @@ fn a_snapshot_taken_beside_writers_is_of_one_moment() {
             });
         }
         for _ in 0..4 {
-            std::thread::sleep(Duration::from_millis(20));
+            // Something new each time.
+            let before = written.load(SeqCst);
+            while written.load(SeqCst) < before + 5 {
+                std::thread::sleep(Duration::from_millis(1));
+            }
             vault.snapshot().unwrap();
         }
+        enough.store(true, SeqCst);
     });
     vault.sync_wait().unwrap();
     let kept = numbers(&disk);
