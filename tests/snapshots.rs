@@ -100,7 +100,7 @@ fn both_ways(disk: &MemoryBacking, unlock: &strongroom::seal::Unlock, used: Comm
 
 #[test]
 fn an_index_made_from_a_snapshot_is_entry_by_entry_the_one_that_the_log_makes() {
-    let disk = rekeyed::made();
+    let disk = without_snapshots(&rekeyed::made());
     let fs = rekeyed::mounted(&disk, &rekeyed::first()).unwrap();
     fs.setxattr(ROOT_INO, b"user.a", b"value", strongroom::fs::XattrHow::Set).unwrap();
     let caller = strongroom::fs::Caller { uid: 1000, gid: 100, umask: 0 };
@@ -227,6 +227,24 @@ fn two_generations_are_kept_and_say_from_where_the_log_is_needed() {
 }
 
 #[test]
+fn a_log_that_has_grown_by_much_is_followed_by_one_that_nobody_asked_for() {
+    for (mib, due) in [(200, false), (300, true)] {
+        let disk = lived(2);
+        // As long as if so much had been logged.
+        disk.open(&path(SegmentId(1)), Open::Write, Cache::Buffered).unwrap().set_len(mib << 20).unwrap();
+        let vault = small::opened(&disk);
+        small::write(&vault, 300);
+        vault.checkpoint().unwrap();
+        let began = Instant::now();
+        let most = if due { Duration::from_secs(60) } else { Duration::from_millis(500) };
+        while began.elapsed() < most && vault.stats().snapshots.get() == 0 {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        assert_eq!((vault.stats().snapshots.get() > 0, numbers(&disk).len()), (due, usize::from(due)), "{mib} MiB");
+    }
+}
+
+#[test]
 fn a_snapshot_that_rotted_is_noticed_by_the_next_mount_and_another_one_taken() {
     let disk = lived(4);
     let kept = numbers(&disk);
@@ -344,10 +362,13 @@ fn a_full_disk_costs_a_snapshot_and_nothing_else() {
     // Not from what is kept for the vault's own writes either.
     let used: u64 = ["segments", "index", SNAPSHOTS].iter().map(|dir| bytes_in(&disk, dir)).sum();
     disk.limit(Some(used + (4 << 20)));
+    std::thread::sleep(Duration::from_millis(100));
     small::write(&vault, 401);
     assert!(vault.snapshot().is_err());
     assert_eq!(vault.stats().snapshot_failures.get(), 2);
     disk.limit(None);
+    // What is known of the room may be a little old.
+    std::thread::sleep(Duration::from_millis(100));
     vault.snapshot().unwrap();
     assert!(small::has(&vault, 401));
 }
@@ -437,7 +458,7 @@ fn with_a_log_that_was_cleaned_either_snapshot_gives_every_name_and_neither_is_r
 
 #[test]
 fn a_segment_that_is_gone_and_named_again_behind_the_snapshot_is_entered_and_counted() {
-    let disk = rekeyed::made();
+    let disk = without_snapshots(&rekeyed::made());
     let unlock = rekeyed::first();
     let fs = rekeyed::mounted(&disk, &unlock).unwrap();
     fs.vault().snapshot().unwrap();
@@ -568,7 +589,7 @@ fn what_a_look_finds_of_snapshots_is_named_and_mended() {
 
 #[test]
 fn a_new_master_key_takes_the_snapshots_along() {
-    let disk = rekeyed::made();
+    let disk = without_snapshots(&rekeyed::made());
     let fs = rekeyed::mounted(&disk, &rekeyed::first()).unwrap();
     fs.vault().snapshot().unwrap();
     rekeyed::write(&fs, "late", 0, &rekeyed::noise(9, 70_000));

@@ -8,10 +8,11 @@
 use super::place::{Place, remove_if_there};
 use super::pressure::Pressure;
 use super::shared::{DeadRange, Shared};
+use super::snapshot_keeper::Keeper;
 use super::state::Event;
 use super::step::Actor;
 use super::writer::is_full;
-use super::{VaultFault, home, reserve_bytes, root, snapshot, totals};
+use super::{VaultFault, home, reserve_bytes, root, totals};
 use crate::backing::{BackingFile, Cache, Open};
 use crate::base::id::{Generation, SegmentId};
 use crate::base::limits::{ALLOCATE_STEP_BYTES, BLOCK_BYTES, CHECKPOINT_IDLE};
@@ -47,7 +48,7 @@ pub struct Housekeeper {
     probe_wait: Duration,
     ticked: Duration,
     pressure: Pressure,
-    snapshots: snapshot::Keeper,
+    snapshots: Keeper,
     ended: bool,
 }
 
@@ -60,7 +61,7 @@ impl Housekeeper {
     /// One with nothing to do.
     pub fn new(shared: Arc<Shared>, told: Receiver<ToHousekeeper>, prepare: Receiver<SegmentId>) -> Housekeeper {
         let (home_at, probe_at, probe_wait, ticked) = (Duration::ZERO, Duration::ZERO, TICK, shared.world.elapsed());
-        let (dead, pressure, snapshots) = (Vec::new(), Pressure::none(), snapshot::Keeper::new());
+        let (dead, pressure, snapshots) = (Vec::new(), Pressure::none(), Keeper::new());
         let ended = false;
         Housekeeper { shared, told, prepare, dead, home_at, probe_at, probe_wait, ticked, pressure, snapshots, ended }
     }

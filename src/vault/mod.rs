@@ -3,7 +3,8 @@
 //! Promise: DESIGN's table, as far as one directory goes: an answered sync is on stable media, verified; a crash leaves an
 //! atomic prefix of the operations; a frame that does not open is a fault, never wrong bytes. The files of this folder:
 //! `create`, `open`, `recover` begin; `op` and `batch` take in; `sealer`, `log`, `verifier` bring to rest; `apply` and
-//! `checkpoint` keep the index; `read` and `cache` give back; `quota` counts. Called by: `fs`, `check`, `cli`.
+//! `checkpoint` keep the index, `snapshot_keeper` copies it and `rebuild` makes it anew; `read` and `cache` give back; `quota`
+//! counts. Called by: `fs`, `check`, `cli`.
 //! On failure: `VaultFault` while running, `OpenFault` before.
 
 mod alive;
@@ -38,6 +39,7 @@ mod recover;
 mod rekey;
 mod report;
 mod reseal;
+mod reseal_snapshots;
 mod reserve;
 mod room;
 mod root;
@@ -48,6 +50,7 @@ mod shared;
 mod sharing;
 mod slots;
 mod snapshot;
+mod snapshot_keeper;
 mod start;
 mod state;
 mod stats;

@@ -15,24 +15,24 @@ use super::pin::Pins;
 use super::place::remove_if_there;
 use super::recover::{last_commits, list_segments};
 use super::reseal::{Resealed, Wanted, reseal};
+use super::reseal_snapshots::Sealing;
 use super::scrub::Hurt;
 use super::slots::Judged;
-use super::snapshot::{self, Making};
 use super::writer::is_full;
-use super::{Locked, OpenFault, VaultFault, header_file, paths, root};
+use super::{Locked, OpenFault, VaultFault, header_file, paths, root, snapshot};
 use crate::backing::{Backing, Cache, Open};
 use crate::base::id::{CommitSeq, Generation, KeyNumber, SegmentId, Slot};
 use crate::base::world::World;
 use crate::format::FORMAT_VERSION;
 use crate::format::key;
 use crate::format::root::Root;
-use crate::format::segment::{Covered, SegmentInfo};
+use crate::format::segment::SegmentInfo;
 use crate::index::{Index, RedbTable, Table};
 use crate::seal::{
     Header, HeaderFault, KeySlot, MasterKey, OLD_KEYS_MAX, RecoveryKey, SlotKind, Unlock, VaultKeys, fitting_slots,
     header_mark, replace_slot, wrap_old_key, write_header,
 };
-use crate::segment::{SNAPSHOTS, Shapes, SnapshotReader, Unreadable, Walk, first_header, path, snapshot_path};
+use crate::segment::{Shapes, Unreadable, Walk, first_header, path, snapshot_path};
 use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
@@ -334,7 +334,15 @@ impl Rekey {
         self.tell_index()?;
         progress(done, total);
         report.hurt = self.named(&bad)?;
-        self.seal_snapshots()?;
+        let from = Sealing {
+            backing: &self.backing,
+            header: &self.header,
+            keys: &self.keys,
+            index: &self.index,
+            epoch: self.root.epoch,
+            world: &*self.world,
+        };
+        from.seal_all()?;
         if report.stay.is_empty() && self.is_unfinished() {
             self.forget_old_keys()?;
         }
@@ -430,90 +438,6 @@ impl Rekey {
         let paths = paths::of(&self.index, &ranges.iter().map(|(ino, ..)| *ino).collect())?;
         let hurt = |(ino, from_bytes, to_bytes)| Hurt { ino, path: paths.get(&ino).cloned(), from_bytes, to_bytes };
         Ok(ranges.into_iter().map(hurt).collect())
-    }
-
-    /// Seals every snapshot anew that is under an old key. One that does not hold goes: it is good for nothing, and under that key.
-    /// If none is left of those that were there, one is taken of the index.
-    fn seal_snapshots(&self) -> Result<(), RekeyFault> {
-        let numbers = snapshot::list(&*self.backing)?;
-        let mut left = 0;
-        for number in &numbers {
-            let name = snapshot_path(*number);
-            match self.seal_snapshot(*number)? {
-                None => left += 1,
-                Some(why) => {
-                    log::warn!("{name} does not hold ({why}): it is removed");
-                    remove_if_there(&*self.backing, &name)?;
-                    self.backing.sync_dir(SNAPSHOTS)?;
-                }
-            }
-        }
-        if left > 0 || numbers.is_empty() {
-            return Ok(());
-        }
-        let covered = self.index.get(&key::total("log")).map_err(VaultFault::from)?;
-        let covered = Covered::decode(&covered.unwrap_or_default()).map_err(VaultFault::from)?;
-        let mut making = self.begin_snapshot(&covered)?;
-        let mut next = Vec::new();
-        loop {
-            let page = self.index.scan(&[], &next, SCAN).map_err(VaultFault::from)?;
-            let Some((last, _)) = page.last() else { break };
-            next = [&last[..], &[0]].concat();
-            page.iter().for_each(|(k, v)| making.add(k, v));
-            making.write(&|_| Ok(()))?;
-        }
-        self.finish_snapshot(making)
-    }
-
-    /// The same of one; why it could not be, if it does not hold.
-    fn seal_snapshot(&self, number: CommitSeq) -> Result<Option<String>, RekeyFault> {
-        let file = self.backing.open(&snapshot_path(number), Open::Read, Cache::Direct)?;
-        let need_bytes = file.len()? + ROOM_BESIDE_BYTES;
-        let mut reader = SnapshotReader::new(file, number, self.header.suite, self.header.vault);
-        let (mut making, mut gathered) = (None, Vec::new());
-        loop {
-            let read = reader.next(&self.keys, &mut |k, v| gathered.push((k.to_vec(), v.to_vec())));
-            let whole = match read {
-                Ok(whole) => whole,
-                Err(e) => return Ok(Some(e.to_string())),
-            };
-            let key = reader.walk().context().map(|context| context.key_number);
-            let (Some(covered), Some(key)) = (reader.covered(), key) else { return Ok(Some("it is empty".to_owned())) };
-            if key == self.keys.number() {
-                return Ok(None);
-            }
-            if making.is_none() && self.backing.space()?.free_bytes < need_bytes {
-                return Err(RekeyFault::NoRoom { need_bytes });
-            }
-            let mut going_on = match making.take() {
-                Some(going_on) => going_on,
-                None => self.begin_snapshot(covered)?,
-            };
-            gathered.drain(..).for_each(|(k, v): (Vec<u8>, Vec<u8>)| going_on.add(&k, &v));
-            going_on.write(&|_| Ok(()))?;
-            if whole.is_some() {
-                // Over the one under the old key, in one step.
-                return self.finish_snapshot(going_on).map(|()| None);
-            }
-            making = Some(going_on);
-        }
-    }
-
-    fn begin_snapshot(&self, covered: &Covered) -> Result<Making, RekeyFault> {
-        let of = (self.header.suite, self.header.vault);
-        Ok(Making::begin(&self.backing, &self.keys, of, self.root.epoch, covered, &*self.world)?)
-    }
-
-    fn finish_snapshot(&self, mut making: Making) -> Result<(), RekeyFault> {
-        making.end(&|_| Ok(()))?;
-        let mut reader = making.reader();
-        loop {
-            let read = reader.next(&self.keys, &mut |_, _| ());
-            if let Some(whole) = read.map_err(|e| io::Error::other(e.to_string()))? {
-                making.give_name(&whole)?;
-                return Ok(());
-            }
-        }
     }
 
     /// Nothing is under them any more.

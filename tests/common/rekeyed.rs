@@ -111,13 +111,14 @@ fn make() -> MemoryBacking {
     let copy = write(&fs, "copy-of-gone", 0, b"");
     fs.copy_file_range(gone, 10_000, copy, 0, 40_000, WriteHow::default()).unwrap();
     fs.fallocate(over, 20_000, 50_000, Fallocate::PunchHole).unwrap();
+    fs.vault().snapshot().unwrap();
     closed(fs);
     let fs = mounted(&disk, &first()).unwrap();
     write(&fs, "over", 10, b"overwritten");
     let (text, copy) = (find(&fs, "text").unwrap(), write(&fs, "copy", 0, b""));
     fs.copy_file_range(text, 5_000, copy, 777, 50_000, WriteHow::default()).unwrap();
     fs.unlink(ROOT_INO, b"gone").unwrap();
-    fs.sync_wait().unwrap();
+    fs.vault().snapshot().unwrap();
     closed(fs);
     // What died is punched out once a checkpoint does not name it.
     closed(mounted(&disk, &first()).unwrap());
