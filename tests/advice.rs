@@ -123,9 +123,13 @@ fn built(cut: bool) -> Built {
 /// Every file of the vault but the lock, on which nothing depends.
 fn all_files(disk: &MemoryBacking) -> Vec<String> {
     let mut all = Vec::new();
-    for dir in ["", "segments/", "index/"] {
+    for dir in ["", "segments/", "index/", "snapshots/"] {
         let names = disk.list(dir.trim_end_matches('/')).unwrap().into_iter();
-        all.extend(names.filter(|n| !["segments", "index", "lock"].contains(&n.as_str())).map(|n| format!("{dir}{n}")));
+        all.extend(
+            names
+                .filter(|n| !["segments", "index", "snapshots", "lock"].contains(&n.as_str()))
+                .map(|n| format!("{dir}{n}")),
+        );
     }
     all
 }

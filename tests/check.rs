@@ -42,9 +42,9 @@ fn a_vault_that_was_never_mounted_has_no_findings() {
 /// Every file of a disk but the lock, whole.
 fn files(disk: &MemoryBacking) -> Vec<(String, Vec<u8>)> {
     let mut all = Vec::new();
-    for dir in ["", "segments/", "index/"] {
+    for dir in ["", "segments/", "index/", "snapshots/"] {
         for name in disk.list(dir.trim_end_matches('/')).unwrap() {
-            if ![LOCK, "segments", "index"].contains(&name.as_str()) {
+            if ![LOCK, "segments", "index", "snapshots"].contains(&name.as_str()) {
                 let path = format!("{dir}{name}");
                 let bytes = read_file(disk, &path, 1 << 30).unwrap();
                 all.push((path, bytes));

@@ -45,9 +45,9 @@ type Files = BTreeMap<String, Vec<u8>>;
 
 fn files(disk: &MemoryBacking) -> Files {
     let mut all = Files::new();
-    for dir in ["", "segments/", "index/"] {
+    for dir in ["", "segments/", "index/", "snapshots/"] {
         for name in disk.list(dir.trim_end_matches('/')).unwrap() {
-            if !["segments", "index", "lock"].contains(&name.as_str()) {
+            if !["segments", "index", "snapshots", "lock"].contains(&name.as_str()) {
                 let path = format!("{dir}{name}");
                 let bytes = read_file(disk, &path, 1 << 30).unwrap();
                 all.insert(path, bytes);
@@ -61,12 +61,13 @@ fn disk(files: &Files) -> MemoryBacking {
     let disk = MemoryBacking::default();
     disk.make_dir("segments").unwrap();
     disk.make_dir("index").unwrap();
+    disk.make_dir("snapshots").unwrap();
     for (path, bytes) in files {
         let file = disk.open(path, Open::Create, Cache::Buffered).unwrap();
         file.write_all_at(bytes, 0).unwrap();
         file.sync_data().unwrap();
     }
-    for dir in ["", "segments", "index"] {
+    for dir in ["", "segments", "index", "snapshots"] {
         disk.sync_dir(dir).unwrap();
     }
     disk
@@ -351,6 +352,7 @@ fn raw_damages() -> Vec<(&'static str, Change)> {
     }
     vec![
         ("copy-spoiled", |files, _| rot(files, "root.a", 100)),
+        ("snapshot-spoiled", |files, _| drop(files.insert("snapshots/0000000000000001".to_owned(), vec![0x5a; 4096]))),
         ("roots-lost", |files, _| ["root.a", "root.b"].iter().for_each(|root| rot(files, root, 100))),
         ("index-lost", |files, _| files.retain(|path, _| !path.starts_with("index/"))),
         ("segment-missing", |files, _| drop(files.remove(SEGMENT))),

@@ -417,9 +417,9 @@ fn an_emergency_directory_that_was_taken_away_is_used_when_it_is_back() {
 /// Every file of a disk but the lock, whole.
 fn files(disk: &MemoryBacking) -> Vec<(String, Vec<u8>)> {
     let mut all = Vec::new();
-    for dir in ["", "segments/", "index/"] {
+    for dir in ["", "segments/", "index/", "snapshots/"] {
         for name in disk.list(dir.trim_end_matches('/')).unwrap_or_default() {
-            if !["lock", "segments", "index"].contains(&name.as_str()) {
+            if !["lock", "segments", "index", "snapshots"].contains(&name.as_str()) {
                 let path = format!("{dir}{name}");
                 let bytes = read_file(disk, &path, 1 << 30).unwrap();
                 all.push((path, bytes));

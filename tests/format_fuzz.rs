@@ -28,6 +28,7 @@ use strongroom::format::record::{Commit, Counters, Record};
 use strongroom::format::root::{HeaderMark, Root};
 use strongroom::format::segment::{Covered, LogPosition, SegmentInfo, Start};
 use strongroom::format::setting::ScrubMark;
+use strongroom::format::snapshot::{holds, push_entry};
 use strongroom::seal::Compressor;
 
 /// One change of some bytes.
@@ -77,7 +78,7 @@ fn judge(bytes: &[u8]) -> Vec<&'static str> {
 }
 
 /// Those that take edits, and open an index or a whole vault each time.
-const DEEP: [&str; 4] = ["walk", "index", "values", "vault"];
+const DEEP: [&str; 5] = ["walk", "index", "values", "vault", "snapshot"];
 
 fn codec() -> impl Strategy<Value = Codec> {
     prop_oneof![Just(Codec::Raw), Just(Codec::Lz4), Just(Codec::Zstd)]
@@ -116,7 +117,9 @@ fn extent() -> impl Strategy<Value = Extent> {
 }
 
 fn directory() -> impl Strategy<Value = Vec<Entry>> {
+    let of_snapshots = [Kind::Covered, Kind::Entries, Kind::End];
     let kind = prop_oneof![Just(Kind::Data), Just(Kind::Records), Just(Kind::Commit), Just(Kind::Start)];
+    let kind = prop_oneof![4 => kind, 1 => prop::sample::select(of_snapshots.to_vec())];
     let entry = (kind, codec(), any::<u32>(), 16u32..200_000, number(), number(), number());
     vec(
         entry.prop_map(|(kind, codec, slot, sealed_len_bytes, plain, ino, offset)| {
@@ -453,6 +456,19 @@ proptest! {
     }
 
     #[test]
+    fn entries_of_a_snapshot_come_back_however_they_are_cut_and_changed_ones_are_judged(
+        pairs in proptest::collection::btree_map(vec(any::<u8>(), 0..20), vec(any::<u8>(), 0..300), 0..12),
+        piece in any::<u8>(), changes in vec(change(), 1..4),
+    ) {
+        let mut stream = vec![piece];
+        for (key, value) in pairs.iter().filter(|(key, _)| holds(key)) {
+            push_entry(&mut stream, key, value);
+        }
+        prop_assert!(entry("snapshot_entries")(&stream));
+        entry("snapshot_entries")(&changed(stream, &changes));
+    }
+
+    #[test]
     fn groups_of_any_numbers_and_places_are_walked_to_an_end(bytes in vec(any::<[u8; 8]>(), 0..40)) {
         entry("shapes")(bytes.as_flattened());
     }
@@ -486,6 +502,11 @@ proptest! {
     #[test]
     fn frames_of_damaged_segments_open_to_what_was_sealed_or_not_at_all(edits in edits()) {
         entry("walk")(&edits);
+    }
+
+    #[test]
+    fn a_damaged_snapshot_is_what_was_written_or_an_error(edits in edits()) {
+        entry("snapshot")(&edits);
     }
 
     #[test]
@@ -572,7 +593,7 @@ fn an_extent_that_begins_before_its_file_is_an_error_and_no_panic() {
 
 #[test]
 fn whole_vaults_and_files_without_edits_are_taken() {
-    for (name, bytes) in [("walk", &[][..]), ("index", &[]), ("vault", &[0]), ("vault", &[1])] {
+    for (name, bytes) in [("walk", &[][..]), ("index", &[]), ("snapshot", &[]), ("vault", &[0]), ("vault", &[1])] {
         assert!(entry(name)(bytes), "{name}");
     }
 }

@@ -400,7 +400,7 @@ fn with_header(name: &str, edit: impl Fn(String) -> String) -> tempfile::TempDir
 /// A header's text with another format in it.
 fn format_of(text: &str, format: u16) -> String {
     let (first, rest) = text.split_once('\n').unwrap();
-    assert!(["format = 1", "format = 2", "format = 3", "format = 4"].contains(&first), "{first}");
+    assert!(["format = 1", "format = 2", "format = 3", "format = 4", "format = 5"].contains(&first), "{first}");
     format!("format = {format}\n{rest}")
 }
 
@@ -411,8 +411,8 @@ fn a_vault_of_an_older_format_becomes_one_of_ours_before_anything_else_is_writte
         let header = || fs::read_to_string(dir.path().join("vault.toml")).unwrap();
         let before = header();
         let fs = opened(dir.path()).unwrap();
-        assert!(header().starts_with("format = 4\n"), "an older strongroom must refuse what follows");
-        assert_eq!(header() == before, name.starts_with("v4"), "it is rewritten once");
+        assert!(header().starts_with("format = 5\n"), "an older strongroom must refuse what follows");
+        assert_eq!(header() == before, name.starts_with("v5"), "it is rewritten once");
         let ino = fs.mknod(&Caller::default(), ROOT_INO, b"new", 0o644, 0).unwrap().ino;
         fs.write(ino, 0, &noise(4, 50_000), WriteHow::default()).unwrap();
         fs.vault().close().unwrap();
@@ -468,7 +468,7 @@ fn a_power_cut_while_a_vault_becomes_one_of_ours_leaves_one_that_opens_and_none_
         for coins in 0..3 {
             let after = cuts.image(&mut |_| Fate::Torn { unit_bytes: 512, coins });
             let bytes = |path: &str| read_file(&after, path, 1 << 30).unwrap();
-            let is_new = bytes("vault.toml").starts_with(b"format = 4\n");
+            let is_new = bytes("vault.toml").starts_with(b"format = 5\n");
             *if is_new { &mut new } else { &mut old } += 1;
             let roots = ["root.a", "root.b"].map(|name| bytes(name)[4]);
             let segments = after.list("segments").unwrap();
@@ -500,8 +500,8 @@ fn the_format_in_the_header_is_authenticated() {
 #[test]
 fn a_header_of_the_future_is_refused_before_anything_else_is_looked_at() {
     for (name, ..) in FROZEN {
-        let dir = with_header(name, |t| format_of(&t, 5) + "\nsurprise = 'yes'\n");
-        assert!(matches!(fault(dir.path()), OpenFault::Header(HeaderFault::UnknownFeature(f)) if f == "format 5"));
+        let dir = with_header(name, |t| format_of(&t, 6) + "\nsurprise = 'yes'\n");
+        assert!(matches!(fault(dir.path()), OpenFault::Header(HeaderFault::UnknownFeature(f)) if f == "format 6"));
         let dir = with_header(name, |t| t.replace("features = []", "features = ['holes']"));
         assert!(matches!(fault(dir.path()), OpenFault::Header(HeaderFault::UnknownFeature(f)) if f == "holes"));
     }

@@ -187,6 +187,64 @@ fn another_program_reads_what_we_wrote_and_refuses_what_was_changed() {
 }
 
 #[test]
+fn another_program_reads_a_vault_through_a_snapshot_of_its_index() {
+    for &suite in SuiteId::ALL {
+        let dir = tempfile::tempdir().unwrap();
+        let mut files = make(dir.path(), suite, Compression::Auto);
+        let world: Arc<dyn World> = Arc::new(RealWorld::default());
+        let open = || {
+            let backing: Arc<dyn Backing> = Arc::new(DirBacking::open(&dir.path().join("vault")).unwrap());
+            let key_file = Unlock::KeyFile(Passphrase(noise(100)));
+            let vault = vault::open(backing, &key_file, &OpenOptions::default(), Arc::clone(&world)).unwrap();
+            FileSystem::new(vault, FsOptions { uid: 1000, gid: 100, ..FsOptions::default() }).unwrap()
+        };
+        let (caller, how) = (Caller { uid: 1000, gid: 100, umask: 0o027 }, WriteHow::default());
+        let fs = open();
+        let late = fs.mknod(&caller, ROOT_INO, b"late", 0o666, 0).unwrap().ino;
+        fs.write(late, 0, &words(50_000), how).unwrap();
+        fs.vault().snapshot().unwrap();
+        // In the same lease, and in the next.
+        fs.write(late, 20_000, b"behind it", how).unwrap();
+        fs.sync_wait().unwrap();
+        fs.vault().close().unwrap();
+        drop(fs);
+        let fs = open();
+        fs.unlink(ROOT_INO, b"sparse").unwrap();
+        fs.vault().close().unwrap();
+        let mut body = words(50_000);
+        body[20_000..20_009].copy_from_slice(b"behind it");
+        files.retain(|(path, _)| *path != "/sparse");
+        files.push(("/late", body.clone()));
+        files.sort();
+        let key = ["--key-file", "key"];
+        let list: String = files.iter().map(|(path, body)| format!("{} {path}\n", body.len())).collect();
+        let by_snapshot = |path: Option<&str>| {
+            let mut command = Command::new(python());
+            command.arg(tests().join("reader/reader.py")).arg(dir.path().join("vault")).arg("--by-snapshot");
+            command.arg(key[0]).arg(dir.path().join(key[1])).args(path);
+            command.env("PYTHONDONTWRITEBYTECODE", "1").output().unwrap()
+        };
+        for listed in [reader(dir.path(), key, None), by_snapshot(None)] {
+            let said = String::from_utf8_lossy(&listed.stderr);
+            assert_eq!(String::from_utf8_lossy(&listed.stdout), list, "{suite}: {said}");
+        }
+        for (path, body) in &files {
+            assert!(by_snapshot(Some(path)).stdout == *body, "{suite}: {path}");
+        }
+        // Without the beginning of the log, what does not lie in it reads.
+        fs::remove_file(dir.path().join("vault/segments/0000000000000001")).unwrap();
+        assert!(reader(dir.path(), key, Some("/late")).stdout == body);
+        let snapshots: Vec<_> = fs::read_dir(dir.path().join("vault/snapshots")).unwrap().collect();
+        assert_eq!(snapshots.len(), 1);
+        let snapshot = snapshots[0].as_ref().unwrap().path();
+        let mut bytes = fs::read(&snapshot).unwrap();
+        bytes[100] ^= 1;
+        fs::write(&snapshot, bytes).unwrap();
+        refuses(&reader(dir.path(), key, Some("/late")), "no snapshot holds");
+    }
+}
+
+#[test]
 fn a_count_that_does_not_add_up_is_refused_by_another_program() {
     let dir = tempfile::tempdir().unwrap();
     make(dir.path(), SuiteId::Aes256Gcm, Compression::Auto);

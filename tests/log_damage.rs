@@ -163,6 +163,7 @@ fn places(disk: &MemoryBacking) -> Vec<Place> {
                     Kind::Commit => "commit",
                     Kind::Start => "start",
                     Kind::Directory => unreachable!("no frame of a directory names one"),
+                    Kind::Covered | Kind::Entries | Kind::End => unreachable!("no segment has one"),
                 };
                 place(what, frame.position_bytes + 3);
                 committed |= frame.entry.kind == Kind::Commit;

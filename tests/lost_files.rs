@@ -25,6 +25,9 @@ fn built(leases: u64, crash: bool) -> MemoryBacking {
         let vault = opened(&disk);
         write(&vault, 10 + lease);
         vault.sync_wait().unwrap();
+        if (1..3).contains(&lease) {
+            vault.snapshot().unwrap();
+        }
         if crash && lease == leases - 1 {
             return disk.crash(|_, _| false);
         }
@@ -185,8 +188,9 @@ fn noise(len: usize) -> Vec<u8> {
 /// Every file of a backing directory.
 fn files(disk: &MemoryBacking) -> Vec<String> {
     let below = |dir: &str| disk.list(dir).unwrap().into_iter().map(move |n| format!("{dir}/{n}")).collect::<Vec<_>>();
-    let top = disk.list("").unwrap().into_iter().filter(|name| name != "segments" && name != "index");
-    top.chain(below("segments")).chain(below("index")).collect()
+    let dirs = ["segments", "index", "snapshots"];
+    let top = disk.list("").unwrap().into_iter().filter(|name| !dirs.contains(&name.as_str()));
+    top.chain(dirs.iter().flat_map(|dir| below(dir))).collect()
 }
 
 #[test]

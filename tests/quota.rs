@@ -656,7 +656,7 @@ fn a_vault_of_format_3_takes_quotas_and_is_none_of_format_3_any_more() {
     nothing_drifted(&fs);
     closed(fs);
     let header = strongroom::backing::read_file(&disk, "vault.toml", 1 << 16).unwrap();
-    assert!(header.starts_with(b"format = 4\n"));
+    assert!(header.starts_with(b"format = 5\n"));
     let fs = opened_with(&disk, &unlock);
     assert_eq!(used(&fs, Account::Tree(1)), (204_800 + 40_960, 3));
     std::thread::sleep(Duration::from_millis(1));

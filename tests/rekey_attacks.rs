@@ -20,7 +20,10 @@ use strongroom::base::id::{KeyNumber, SegmentId, Slot};
 use strongroom::format::group::{SEALED_ANEW, TABLE_ENTRY_BYTES};
 use strongroom::format::segment::SegmentInfo;
 use strongroom::seal::{Header, MasterKey, Unlock, VaultKeys, open_header};
-use strongroom::segment::{SegmentContext, Walk, WalkedGroup, parse_file_name, path};
+use strongroom::segment::{
+    SNAPSHOTS, SegmentContext, SnapshotReader, Walk, WalkedGroup, parse_file_name, parse_snapshot_name, path,
+    snapshot_path,
+};
 use strongroom::vault::{
     HEADER, HEADER_COPY, Import, OpenFault, OpenOptions, PinStore, RekeyFault, lock, under_old_keys,
 };
@@ -132,6 +135,11 @@ impl OldKey {
             }
         }
         walk(disk, &self.header, &keys, |_, _| opened += 1);
+        for number in disk.list(SNAPSHOTS).unwrap().iter().filter_map(|name| parse_snapshot_name(name)) {
+            let file = disk.open(&snapshot_path(number), Open::Read, Cache::Direct).unwrap();
+            let read = SnapshotReader::new(file, number, suite, vault).next(&keys, &mut |_, _| ());
+            opened += usize::from(read.is_ok());
+        }
         for root in ROOTS {
             let image = bytes(disk, root);
             for bound in [image[..8].to_vec(), [&image[..6], &[0, 0]].concat()] {
@@ -598,6 +606,12 @@ fn a_segment_left_behind_under_a_key_that_is_gone_is_a_finding_that_names_it() {
     let disk = made();
     let (old, before) = (OldKey::of(&disk), disk.copy());
     assert!(rekeyed(&disk).unwrap().finished);
+    assert_eq!(old.opens(&disk), 0);
+    let snapshot = format!("{SNAPSHOTS}/{}", disk.list(SNAPSHOTS).unwrap()[0]);
+    let anew = bytes(&disk, &snapshot);
+    put(&disk, &snapshot, &bytes(&before, &snapshot));
+    assert_eq!(old.opens(&disk), 1, "the harness sees a snapshot of before");
+    put(&disk, &snapshot, &anew);
     put(&disk, &path(SegmentId(1)), &bytes(&before, &path(SegmentId(1))));
     assert!(old.opens(&disk) > 0, "the harness sees it");
     let backing: Arc<dyn Backing> = Arc::new(disk.clone());
@@ -608,7 +622,8 @@ fn a_segment_left_behind_under_a_key_that_is_gone_is_a_finding_that_names_it() {
     let findings = strongroom::check::check(&backing, &first(), &world(), true, &|_, _| {}).unwrap();
     let told: Vec<String> = findings.iter().map(ToString::to_string).collect();
     assert!(told.iter().any(|line| line.contains("under key 0, which the header does not have")), "{told:?}");
-    // Where recovery would meet it, nothing is taken for the end of the log.
+    // Where recovery would meet it, nothing is taken for the end of the log. By a snapshot it does not.
+    disk.list(SNAPSHOTS).unwrap().iter().for_each(|name| disk.remove(&format!("{SNAPSHOTS}/{name}")).unwrap());
     disk.list("index").unwrap().iter().for_each(|name| disk.remove(&format!("index/{name}")).unwrap());
     let fault = mounted(&disk, &first()).map(|_| ()).unwrap_err();
     assert!(matches!(fault, OpenFault::KeyMissing { segment: SegmentId(1), key: KeyNumber(0) }), "{fault}");

@@ -78,10 +78,10 @@ impl Machine {
 /// Every file with its content, the lock left out.
 fn everything(disk: &MemoryBacking) -> Vec<(String, Vec<u8>)> {
     let mut all = Vec::new();
-    for dir in ["", "segments", "index"] {
+    for dir in ["", "segments", "index", "snapshots"] {
         for name in disk.list(dir).unwrap() {
             let path = if dir.is_empty() { name } else { format!("{dir}/{name}") };
-            if !["lock", "segments", "index"].contains(&&*path) {
+            if !["lock", "segments", "index", "snapshots"].contains(&&*path) {
                 let bytes = read_file(disk, &path, 1 << 30).unwrap();
                 all.push((path, bytes));
             }

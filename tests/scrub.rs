@@ -107,6 +107,7 @@ fn places(disk: &MemoryBacking) -> Vec<(&'static str, u64)> {
                 Kind::Commit => "commit",
                 Kind::Start => "start",
                 Kind::Directory => unreachable!("no frame of a directory names one"),
+                Kind::Covered | Kind::Entries | Kind::End => unreachable!("no segment has one"),
             };
             all.push((what, frame.position_bytes));
         }

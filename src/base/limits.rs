@@ -90,6 +90,14 @@ pub const CLEAN_ORDERED_ALIVE_PERCENT_MAX: u64 = 94;
 pub const CLEAN_RATE_BYTES: u64 = 64 << 20;
 /// Plaintext that it takes into the buffers at a time.
 pub const CLEAN_STEP_BYTES: u64 = 512 << 10;
+/// A snapshot of the index is due when so many bytes of log were written since the last …
+pub const SNAPSHOT_LOG_BYTES_MIN: u64 = 256 << 20;
+/// … and so many times its size: then reading it is worth it, and writing one costs a small part of the log.
+pub const SNAPSHOT_LOG_TIMES: u64 = 4;
+/// Most bytes of one that are written or read in a second: it must not be felt.
+pub const SNAPSHOT_RATE_BYTES: u64 = 32 << 20;
+/// Generations of them that are kept.
+pub const SNAPSHOTS_KEPT: usize = 2;
 /// Bytes of the backing filesystem that ordinary writes may not take, so that deletes and checkpoints always work.
 pub const RESERVE_BYTES: u64 = 192 << 20;
 /// Most bytes that a scrub of a mount reads in a second unless told otherwise: it must not be felt.

@@ -68,6 +68,7 @@ kinds! {
     Unreadable = "unreadable",
     TreeNumber = "tree-number",
     QuotaCount = "quota-count",
+    SnapshotSpoiled = "snapshot-spoiled",
     More = "more",
 }
 

@@ -3,8 +3,8 @@
 //! Promise: each damage names the file and the bytes, in one sentence, and what to do about it; a kind, once given, never
 //! changes (`docs/cli.md` lists them, a test compares). Called by: `media`, `cli::scrub`, tests. Cannot fail.
 
-use crate::base::id::{KeyNumber, SegmentId};
-use crate::segment::path;
+use crate::base::id::{CommitSeq, KeyNumber, SegmentId};
+use crate::segment::{path, snapshot_path};
 use std::fmt;
 
 /// Damage to a file of the vault.
@@ -56,12 +56,26 @@ pub enum Damage {
         /// The number of the key.
         key: KeyNumber,
     },
+    /// A snapshot of the index does not hold.
+    Snapshot {
+        /// The commit that it covers.
+        commit: CommitSeq,
+        /// What is wrong with it.
+        why: String,
+    },
 }
 
 impl Damage {
     /// Every kind there is.
-    pub const KINDS: [&'static str; 6] =
-        ["file-damaged", "groups-missing", "blocks-rotten", "table-rotten", "log-rotten", "key-missing"];
+    pub const KINDS: [&'static str; 7] = [
+        "file-damaged",
+        "groups-missing",
+        "blocks-rotten",
+        "table-rotten",
+        "log-rotten",
+        "key-missing",
+        "snapshot-damaged",
+    ];
 
     /// What kind it is: a stable name.
     #[must_use]
@@ -73,6 +87,7 @@ impl Damage {
             Damage::TableRotten { .. } => 3,
             Damage::LogRotten { .. } => 4,
             Damage::KeyMissing { .. } => 5,
+            Damage::Snapshot { .. } => 6,
         }]
     }
 
@@ -81,6 +96,7 @@ impl Damage {
     pub fn file(&self) -> String {
         match self {
             Damage::File { name, .. } => (*name).to_owned(),
+            Damage::Snapshot { commit, .. } => snapshot_path(*commit),
             Damage::GroupsMissing { segment, .. }
             | Damage::BlocksRotten { segment, .. }
             | Damage::TableRotten { segment, .. }
@@ -93,7 +109,7 @@ impl Damage {
     #[must_use]
     pub fn bytes(&self) -> Option<(u64, Option<u64>)> {
         match self {
-            Damage::File { .. } | Damage::KeyMissing { .. } => None,
+            Damage::File { .. } | Damage::KeyMissing { .. } | Damage::Snapshot { .. } => None,
             Damage::GroupsMissing { from_bytes, to_bytes, .. } => Some((*from_bytes, *to_bytes)),
             Damage::BlocksRotten { from_bytes, to_bytes, .. } => Some((*from_bytes, Some(*to_bytes))),
             Damage::TableRotten { position_bytes, .. } | Damage::LogRotten { position_bytes, .. } => {
@@ -107,6 +123,7 @@ impl Damage {
     pub fn mend(&self, vault: &str, keyed: bool) -> String {
         match self {
             Damage::File { .. } => format!("the next mount writes it anew: strongroom mount {vault} MNT"),
+            Damage::Snapshot { .. } => format!("strongroom check --repair {vault} takes another one"),
             _ if !keyed => format!("strongroom scrub {vault} with the key says what it hurts"),
             Damage::GroupsMissing { .. } | Damage::LogRotten { .. } => {
                 "the index still has what it said, as long as it is whole: copy the files elsewhere, and put the segment back \
@@ -127,7 +144,7 @@ impl fmt::Display for Damage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let file = self.file();
         match self {
-            Damage::File { why, .. } => write!(f, "{file}: {why}"),
+            Damage::File { why, .. } | Damage::Snapshot { why, .. } => write!(f, "{file}: {why}"),
             Damage::GroupsMissing { from_bytes, to_bytes: Some(to), .. } => {
                 write!(f, "{file}: bytes {from_bytes} to {to}: the groups that lay there cannot be read")
             }

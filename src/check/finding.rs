@@ -3,8 +3,9 @@
 //! Promise: each finding names what it hurts, by path where there is one, and says in one sentence what is wrong.
 //! Called by: the rest of `check`, `cli`, tests. Cannot fail.
 
-use crate::base::id::{Ino, SegmentId};
+use crate::base::id::{CommitSeq, Ino, SegmentId};
 use crate::format::quota::{Account, Used};
+use crate::segment::snapshot_path;
 use crate::vault::NOWHERE;
 use std::fmt::{self, Write as _};
 
@@ -124,6 +125,8 @@ pub enum Finding {
     TreeNumber { at: Place, stored: u32, expected: u32 },
     /// What an account of quotas is said to have used is not what its inodes add up to.
     QuotaCount { account: Account, stored: Used, counted: Used },
+    /// A snapshot of the index does not hold.
+    SnapshotSpoiled { commit: CommitSeq, why: String },
     /// More was found than is listed.
     More { count: u64 },
 }
@@ -187,6 +190,7 @@ impl Finding {
             | SegmentMissing { .. }
             | SegmentShort { .. }
             | QuotaCount { .. }
+            | SnapshotSpoiled { .. }
             | More { .. } => None,
         }
     }
@@ -354,6 +358,10 @@ impl fmt::Display for Finding {
                     f,
                     "quota of {account}: {bytes} bytes and {inodes} inodes are on record, {is_bytes} and {is_inodes} are there"
                 )
+            }
+            SnapshotSpoiled { commit, why } => {
+                let file = snapshot_path(*commit);
+                write!(f, "{file}, a snapshot of the index, does not hold: {why}; the index itself is not hurt by it")
             }
             More { count } => write!(f, "{count} more findings are not listed"),
         }

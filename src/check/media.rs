@@ -8,14 +8,17 @@
 
 use super::damage::Damage;
 use crate::backing::{AlignedBuf, Backing, BackingFile, Cache, Open};
-use crate::base::id::SegmentId;
+use crate::base::id::{CommitSeq, SegmentId};
 use crate::base::limits::BLOCK_BYTES;
 use crate::format::FORMAT_VERSION_OLDEST;
 use crate::format::frame::Kind;
 use crate::format::group::{HEADER_BYTES, Header as GroupHeader};
 use crate::format::root::{MAGIC, ROOT_BYTES, ROOT_VERSION, ROOT_VERSION_1};
 use crate::seal::{Header, VaultKeys, read_header};
-use crate::segment::{Body, Shapes, Unreadable, Walk, parse_file_name, path};
+use crate::segment::{
+    Body, SNAPSHOTS, Shapes, SnapshotReader, Unreadable, Walk, parse_file_name, parse_snapshot_name, path,
+    snapshot_path,
+};
 use crate::vault::{HEADER, HEADER_COPY, ROOTS};
 use std::io;
 use std::sync::Arc;
@@ -27,6 +30,8 @@ const BLOCK: u64 = BLOCK_BYTES as u64;
 pub struct Media {
     /// Segments read.
     pub segments: u64,
+    /// Snapshots of the index read.
+    pub snapshots: u64,
     /// Groups in them.
     pub groups: u64,
     /// Their bytes, padding included.
@@ -67,7 +72,19 @@ pub fn scrub_media(
         total += file.len()?;
         files.push((id, file));
     }
+    let snapshots = snapshots(backing, &mut total)?;
     let mut done = 0;
+    for (commit, file) in snapshots {
+        let len = file.len()?;
+        let damage = match key {
+            None => media.snapshot_shapes(file, commit)?,
+            Some((header, keys)) => media.snapshot(file, commit, header, keys)?,
+        };
+        media.damage.extend(damage.map(|why| Damage::Snapshot { commit, why }));
+        media.snapshots += 1;
+        done += len;
+        progress(done, total);
+    }
     for (id, file) in files {
         let len = file.len()?;
         let mut segment = Segment { id, file, pending: Vec::new(), suspect: Vec::new() };
@@ -84,7 +101,65 @@ pub fn scrub_media(
     Ok(media)
 }
 
+/// The files of the snapshots; a vault of before format 5 has none.
+fn snapshots(backing: &Arc<dyn Backing>, total: &mut u64) -> io::Result<Vec<(CommitSeq, Arc<dyn BackingFile>)>> {
+    let names = match backing.list(SNAPSHOTS) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other?,
+    };
+    let mut files = Vec::new();
+    for commit in names.iter().filter_map(|name| parse_snapshot_name(name)) {
+        let file = backing.open(&snapshot_path(commit), Open::Read, Cache::Direct)?;
+        *total += file.len()?;
+        files.push((commit, file));
+    }
+    Ok(files)
+}
+
 impl Media {
+    /// A snapshot by what is in the clear; what is wrong with it. It was read back whole before it got its name, so nothing of it
+    /// is an interrupted write.
+    fn snapshot_shapes(&mut self, file: Arc<dyn BackingFile>, commit: CommitSeq) -> io::Result<Option<String>> {
+        let len = file.len()?;
+        let mut shapes = Shapes::of_snapshot(file, SegmentId(commit.0));
+        while let Some(shape) = shapes.next(|_, _| true)? {
+            self.groups += 1;
+            self.bytes += shape.header.blocks() as u64 * BLOCK;
+            if let Some(gap) = shape.gap_before {
+                return Ok(Some(format!("the group that lay at byte {} cannot be read", gap.from_bytes)));
+            }
+            if shape.body != Body::Holds {
+                return Ok(Some(format!("the checksums of the group at byte {} do not hold", shape.position_bytes)));
+            }
+        }
+        let end = shapes.position_bytes();
+        Ok((end != len || end == 0).then(|| format!("the group that lay at byte {end} cannot be read")))
+    }
+
+    /// The same with the key, to its last frame.
+    fn snapshot(
+        &mut self,
+        file: Arc<dyn BackingFile>,
+        commit: CommitSeq,
+        header: &Header,
+        keys: &VaultKeys,
+    ) -> io::Result<Option<String>> {
+        let mut reader = SnapshotReader::new(file, commit, header.suite, header.vault);
+        loop {
+            let before = reader.walk().position_bytes();
+            let read = reader.next(keys, &mut |_, _| ());
+            self.groups += 1;
+            self.bytes += reader.walk().position_bytes() - before;
+            match read {
+                Ok(None) => {}
+                Ok(Some(whole)) if whole.checksums_hold => return Ok(None),
+                Ok(Some(_)) => return Ok(Some("its checksums do not hold, though it opens".to_owned())),
+                Err(Unreadable::Io(e)) => return Err(e),
+                Err(e) => return Ok(Some(e.to_string())),
+            }
+        }
+    }
+
     /// Header, roots and their copies: what can be said of them without a key.
     fn outer_shapes(&mut self, backing: &dyn Backing) -> io::Result<()> {
         let read = |name: &str| match crate::backing::read_file(backing, name, 64 << 10) {

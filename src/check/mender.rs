@@ -84,6 +84,7 @@ pub fn phase(finding: &Finding) -> Option<u8> {
         IndexUnreadable { .. }
         | IndexLost { .. }
         | CopySpoiled { .. }
+        | SnapshotSpoiled { .. }
         | RootsLost
         | RecordsLost { .. }
         | TargetMissing { .. }

@@ -84,6 +84,10 @@ fn look(vault: &Vault, read_data: Share, progress: &dyn Fn(u64, u64)) -> Result<
         survey.found(Finding::RecordsLost { frames: vault.lost_records() });
     }
     let looked = survey.run();
+    // As much of them as of the data: nothing but their beginning, or all.
+    for (commit, why) in vault.spoiled_snapshots(read_data != Share::Nothing).map_err(could_not_look)? {
+        survey.found(Finding::SnapshotSpoiled { commit, why });
+    }
     let (mut findings, nodes) = survey.finish();
     match looked {
         // The rest of the index is out of reach; what was found until then holds.

@@ -166,6 +166,24 @@ impl Repair<'_> {
         Ok((findings, nodes))
     }
 
+    /// Has another snapshot taken where one does not hold: of the index as it is mended by now. The one that does not hold goes.
+    fn mend_snapshots(&mut self, vault: &Vault) -> Result<(), OpenFault> {
+        let spoiled = vault.spoiled_snapshots(true).map_err(could_not_look)?;
+        if spoiled.is_empty() {
+            return Ok(());
+        }
+        match vault.replace_snapshots() {
+            Ok(()) => {
+                for (commit, why) in spoiled {
+                    self.note(Finding::SnapshotSpoiled { commit, why }, "removed, and another one taken");
+                }
+            }
+            // It is among what is left, then.
+            Err(fault) => log::warn!("another snapshot of the index: {fault}"),
+        }
+        Ok(())
+    }
+
     fn run(&mut self, vault: &Vault) -> Result<(), OpenFault> {
         for _ in 0..ROUNDS_MAX {
             let (findings, nodes) = self.look(vault, Share::Nothing)?;
@@ -201,6 +219,7 @@ impl Repair<'_> {
                 break;
             }
         }
+        self.mend_snapshots(vault)?;
         self.done.left = self.look(vault, self.read_data)?.0;
         let Repaired { mended, left } = &mut self.done;
         mended.retain(|m| !left.contains(&m.finding));

@@ -103,6 +103,7 @@ fn answer(args: &Args, path: &Path, media: &Media, findings: &[Finding]) -> Resu
             "vault": path.to_string_lossy(),
             "key": keyed,
             "segments": media.segments,
+            "snapshots": media.snapshots,
             "groups": media.groups,
             "bytes": media.bytes,
             "hole_bytes": media.hole_bytes,

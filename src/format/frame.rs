@@ -21,6 +21,12 @@ pub enum Kind {
     Directory = 4,
     /// The first frame of a segment: what the segment continues.
     Start = 5,
+    /// The first frame of a snapshot: what it covers.
+    Covered = 6,
+    /// A piece of a snapshot's entries.
+    Entries = 7,
+    /// The last frame of a snapshot: it is whole.
+    End = 8,
 }
 
 impl Kind {
@@ -32,8 +38,17 @@ impl Kind {
             3 => Ok(Kind::Commit),
             4 => Ok(Kind::Directory),
             5 => Ok(Kind::Start),
+            6 => Ok(Kind::Covered),
+            7 => Ok(Kind::Entries),
+            8 => Ok(Kind::End),
             _ => malformed("frame kind"),
         }
+    }
+
+    /// Whether it stands in snapshots; the others stand in segments, and a directory in both.
+    #[must_use]
+    pub fn is_of_snapshots(self) -> bool {
+        matches!(self, Kind::Covered | Kind::Entries | Kind::End)
     }
 }
 

@@ -20,6 +20,8 @@ pub const MAGIC: [u8; 4] = *b"SRG1";
 pub const GROUP_VERSION: u16 = 2;
 /// The version that is written under every later one: it names the key.
 pub const GROUP_VERSION_KEYED: u16 = 3;
+/// The version of a group of a snapshot: it names the key, also the first.
+pub const GROUP_VERSION_SNAPSHOT: u16 = 4;
 /// The version before: one checksum over the whole body, which a punched hole breaks.
 pub const GROUP_VERSION_1: u16 = 1;
 /// Flag of a group that `rekey` sealed anew: a checkpoint covered what it holds then, so the chain of its commits need not hold.
@@ -32,11 +34,11 @@ pub const TABLE_ENTRY_BYTES: usize = 4;
 /// The clear header of a group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Header {
-    /// `GROUP_VERSION`, `GROUP_VERSION_1` or `GROUP_VERSION_KEYED`.
+    /// `GROUP_VERSION`, `GROUP_VERSION_1`, `GROUP_VERSION_KEYED` or `GROUP_VERSION_SNAPSHOT`.
     pub version: u16,
     /// `SEALED_ANEW`, perhaps with `NO_TABLE`; 0 in other versions than `GROUP_VERSION_KEYED`.
     pub flags: u16,
-    /// The segment it belongs to; a recycled file's old groups name another.
+    /// The segment it belongs to, a recycled file's old groups name another; of a snapshot, the commit that it covers.
     pub segment: SegmentId,
     /// The lease it was written under.
     pub epoch: Epoch,
@@ -50,7 +52,7 @@ pub struct Header {
     pub body_crc: u32,
     /// The segment's salt, again in each group: one bad sector must not cost a segment.
     pub salt: [u8; 16],
-    /// The master key that the segment's key is derived from; 0 in other versions than `GROUP_VERSION_KEYED`, where it never is.
+    /// The master key that the segment's key is derived from: in `GROUP_VERSION_KEYED` never 0, in older ones always.
     pub key: KeyNumber,
 }
 
@@ -83,8 +85,8 @@ impl Header {
             return malformed("group magic");
         }
         let version = r.u16("group version")?;
-        let keyed = version == GROUP_VERSION_KEYED;
-        if !keyed && version != GROUP_VERSION && version != GROUP_VERSION_1 {
+        let (keyed, snapshot) = (version == GROUP_VERSION_KEYED, version == GROUP_VERSION_SNAPSHOT);
+        if !keyed && !snapshot && version != GROUP_VERSION && version != GROUP_VERSION_1 {
             return malformed("group version");
         }
         let flags = r.u16("group flags")?;
@@ -103,7 +105,7 @@ impl Header {
             salt: r.array("group salt")?,
             key: KeyNumber(r.u16("group key")?),
         };
-        if (header.key != KeyNumber(0)) != keyed {
+        if !snapshot && (header.key != KeyNumber(0)) != keyed {
             return malformed("group key");
         }
         if r.u16("group reserved")? != 0 {
@@ -130,6 +132,12 @@ impl Header {
     #[must_use]
     pub fn has_table(&self) -> bool {
         self.version != GROUP_VERSION_1 && self.flags & NO_TABLE == 0
+    }
+
+    /// Whether it is a group of a snapshot, and not of a segment.
+    #[must_use]
+    pub fn is_of_snapshot(&self) -> bool {
+        self.version == GROUP_VERSION_SNAPSHOT
     }
 
     /// Whether `rekey` sealed it anew.
@@ -316,7 +324,7 @@ mod tests {
         assert_eq!(bytes[..8], *b"SRG1\x01\0\0\0", "old vaults must open for ever");
         assert_eq!(Header::decode(&bytes), Ok(header));
         assert_eq!((header.directory(), header.table_start()), (460..500, 500));
-        for version in [0, 4] {
+        for version in [0, 5] {
             let bytes = Header { version, ..header }.encode();
             assert_eq!(Header::decode(&bytes), malformed("group version"));
         }
@@ -343,6 +351,21 @@ mod tests {
         ] {
             assert_eq!(Header::decode(&wrong.encode()), malformed(what), "{wrong:?}");
         }
+    }
+
+    #[test]
+    fn golden_group_header_of_a_snapshot() {
+        for (key, stored) in [(0, [0, 0]), (258, [2, 1])] {
+            let header = Header { version: GROUP_VERSION_SNAPSHOT, key: KeyNumber(key), ..header() };
+            let bytes = header.encode();
+            assert_eq!(bytes[..8], *b"SRG1\x04\0\0\0", "on-disk bytes changed: bump FORMAT_VERSION");
+            assert_eq!(bytes[56..60], [stored[0], stored[1], 0, 0]);
+            assert_eq!(Header::decode(&bytes), Ok(header));
+            assert!(header.is_of_snapshot() && header.has_table() && !header.is_sealed_anew());
+            let flagged = Header { flags: SEALED_ANEW, ..header };
+            assert_eq!(Header::decode(&flagged.encode()), malformed("group flags"));
+        }
+        assert!(!header().is_of_snapshot());
     }
 
     #[test]

@@ -18,11 +18,12 @@ pub mod recovery;
 pub mod root;
 pub mod segment;
 pub mod setting;
+pub mod snapshot;
 pub mod wire;
 
 pub use wire::Malformed;
 
 /// The format that this version writes; `vault.toml` names it. What it names for itself is older than the vault, never newer.
-pub const FORMAT_VERSION: u16 = 4;
+pub const FORMAT_VERSION: u16 = 5;
 /// The oldest format that is read. A vault of it is made one of `FORMAT_VERSION` when it is opened for use.
 pub const FORMAT_VERSION_OLDEST: u16 = 1;

@@ -56,6 +56,9 @@ fn gauges(g: &Gauges, usage: &Usage, pending_bytes: u64, nodes: usize) -> Vec<(&
         ("epoch", "The lease of this mount.", g.epoch),
         ("generation", "The newest root.", g.generation),
         ("commit_seq", "The newest commit.", g.commit_seq),
+        ("snapshot_commit", "The commit that the newest snapshot of the index covers; 0 for none.", g.snapshot_commit),
+        ("snapshot_bytes", "Bytes of the newest snapshot of the index.", g.snapshot_bytes),
+        ("snapshots_kept", "Snapshots of the index that are kept.", g.snapshots_kept),
     ]
 }
 
@@ -187,6 +190,12 @@ impl FileSystem {
             ("errors", format!("{}{last}", errors.len())),
             ("away", if vault.is_away() { "segments lie in the emergency directory" } else { "nothing" }.to_owned()),
         ];
+        let gauges = vault.gauges();
+        let snapshot = match gauges.snapshots_kept {
+            0 => "none yet".to_owned(),
+            n => format!("of commit {}, {}; {n} kept", gauges.snapshot_commit, bytes(gauges.snapshot_bytes)),
+        };
+        rows.push(("snapshot", snapshot));
         if let Some((segments, left)) = vault.left_to_rekey() {
             let left = format!("unfinished: {} in {segments} segments are under an old key", bytes(left));
             rows.push(("rekey", left));

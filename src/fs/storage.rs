@@ -196,6 +196,7 @@ impl FileSystem {
                 self.vault.clean();
                 Ok(())
             }
+            b"snapshot" => Ok(self.vault.snapshot()?),
             b"quota check" => self.check_quotas().map(drop),
             order if order.starts_with(b"quota set ") => {
                 let (of, change) = limit_order(&order[10..]).ok_or(FsFault::Invalid)?;

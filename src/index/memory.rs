@@ -2,7 +2,7 @@
 //!
 //! Promise: as every table's, but nothing is durable. Called by: tests. On failure: fails when told to.
 
-use super::table::{Changes, Entry, IndexFault, Table, not_beyond};
+use super::table::{Changes, Entry, Frozen, IndexFault, Table, not_beyond};
 use crate::base::lock::Shared;
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -41,6 +41,10 @@ impl Table for MemoryTable {
         Ok(below.next_back().filter(|(k, _)| k.starts_with(prefix)).map(|(k, v)| (k.clone(), v.clone())))
     }
 
+    fn freeze(&self) -> Result<Box<dyn Frozen>, IndexFault> {
+        Ok(Box::new(FrozenMap(self.map.shared().clone())))
+    }
+
     fn apply(&self, changes: &mut Changes<'_>) -> Result<(), IndexFault> {
         if self.fail_applies.fetch_update(SeqCst, SeqCst, |n| n.checked_sub(1)).is_ok() {
             return Err(std::io::Error::from_raw_os_error(libc::EIO).into());
@@ -53,5 +57,15 @@ impl Table for MemoryTable {
             }
         }
         Ok(())
+    }
+}
+
+/// A copy of all entries.
+struct FrozenMap(BTreeMap<Vec<u8>, Vec<u8>>);
+
+impl Frozen for FrozenMap {
+    fn scan(&self, from: &[u8], limit_count: usize) -> Result<Vec<Entry>, IndexFault> {
+        let range = self.0.range::<[u8], _>((Bound::Included(from), Bound::Unbounded));
+        Ok(range.take(limit_count).map(|(k, v)| (k.clone(), v.clone())).collect())
     }
 }

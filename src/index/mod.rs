@@ -16,7 +16,7 @@ mod table;
 
 pub use memory::MemoryTable;
 pub use redb_table::RedbTable;
-pub use table::{Changes, Entry, IndexFault, Table};
+pub use table::{Changes, Entry, Frozen, IndexFault, Table};
 
 use crate::base::lock::{Held, Shared};
 use crate::format::key::is_derived;
@@ -252,6 +252,12 @@ impl Index {
         // Freeing 400,000 entries takes a while; nobody waits for it here.
         drop(forgotten);
         result
+    }
+
+    /// The table as of now, without what is in front of it, to be read while it goes on.
+    pub fn freeze(&self) -> Result<Box<dyn Frozen>, IndexFault> {
+        let _one = self.applying.held();
+        self.table.freeze()
     }
 
     /// The table writes nothing any more, not even when it is dropped.

@@ -9,7 +9,7 @@
 //! On failure: a failed write leaves the snapshot readable and the file as it was; the next apply opens the file anew.
 
 use super::pages::{Pages, Storage};
-use super::table::{Changes, Entry, IndexFault, Table, not_beyond};
+use super::table::{Changes, Entry, Frozen, IndexFault, Table, not_beyond};
 use crate::backing::{Backing, BackingFile, Cache, Open};
 use crate::base::lock::{Held, Shared};
 use crate::base::world::World;
@@ -138,18 +138,7 @@ impl Table for RedbTable {
     }
 
     fn scan(&self, prefix: &[u8], from: &[u8], limit_count: usize) -> Result<Vec<Entry>, IndexFault> {
-        self.read(|snapshot| {
-            let mut found = Vec::new();
-            let from = Bound::Included(from.max(prefix));
-            for entry in snapshot.range::<&[u8]>((from, Bound::Unbounded))?.take(limit_count) {
-                let (key, value) = entry?;
-                if !key.value().starts_with(prefix) {
-                    break;
-                }
-                found.push((key.value().to_vec(), value.value().to_vec()));
-            }
-            Ok(found)
-        })
+        self.read(|snapshot| scan(snapshot, prefix, from, limit_count))
     }
 
     fn scan_last_before(&self, prefix: &[u8], before: &[u8]) -> Result<Option<Entry>, IndexFault> {
@@ -162,6 +151,10 @@ impl Table for RedbTable {
             let last = snapshot.range::<&[u8]>(range)?.next_back().transpose()?;
             Ok(last.map(|(key, value)| (key.value().to_vec(), value.value().to_vec())))
         })
+    }
+
+    fn freeze(&self) -> Result<Box<dyn Frozen>, IndexFault> {
+        Ok(Box::new(FrozenView(Arc::clone(&self.view.shared()))))
     }
 
     fn apply(&self, changes: &mut Changes<'_>) -> Result<(), IndexFault> {
@@ -193,6 +186,35 @@ impl Table for RedbTable {
         // It writes when it is dropped: now, while the file is ours.
         let _ = catch_unwind(AssertUnwindSafe(|| drop(database)));
     }
+}
+
+/// A moment that stays: the database gives none of its pages away while a snapshot of it is held.
+struct FrozenView(Arc<View>);
+
+impl Frozen for FrozenView {
+    fn scan(&self, from: &[u8], limit_count: usize) -> Result<Vec<Entry>, IndexFault> {
+        let found =
+            guarded(&self.0.pages, || scan(&self.0.snapshot, &[], from, limit_count)).map_err(Trouble::fault)?;
+        // Where a write or read failed the table is opened anew, and knows nothing of who reads an old moment: from then on pages
+        // of it may be written over. Asked afterwards, so that all that was read was read before.
+        match self.0.pages.failure() {
+            None => Ok(found),
+            Some(cause) => Err(IndexFault::Io(cause)),
+        }
+    }
+}
+
+fn scan(snapshot: &Snapshot, prefix: &[u8], from: &[u8], limit_count: usize) -> Result<Vec<Entry>, redb::Error> {
+    let mut found = Vec::new();
+    let from = Bound::Included(from.max(prefix));
+    for entry in snapshot.range::<&[u8]>((from, Bound::Unbounded))?.take(limit_count) {
+        let (key, value) = entry?;
+        if !key.value().starts_with(prefix) {
+            break;
+        }
+        found.push((key.value().to_vec(), value.value().to_vec()));
+    }
+    Ok(found)
 }
 
 /// Opens the database that a file holds.

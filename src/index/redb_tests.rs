@@ -479,3 +479,50 @@ fn an_index_that_is_not_there_is_damage() {
     let backing: Arc<dyn Backing> = Arc::new(disk());
     assert!(matches!(open(&backing, &Seeded::new(1)), Err(IndexFault::Damaged(_))));
 }
+
+fn all_frozen(frozen: &dyn super::Frozen) -> Result<Model, IndexFault> {
+    let (mut all, mut next) = (Model::new(), Vec::new());
+    loop {
+        let page = frozen.scan(&next, 7)?;
+        let Some((last, _)) = page.last() else { return Ok(all) };
+        next = [&last[..], &[0]].concat();
+        all.extend(page);
+    }
+}
+
+#[test]
+fn a_frozen_moment_stays_what_it_was_while_the_table_goes_on() {
+    let (memory, world) = (disk(), Seeded::new(11));
+    let backing: Arc<dyn Backing> = Arc::new(memory.clone());
+    let tables: [Box<dyn Table>; 2] = [Box::new(create(&backing, &world).unwrap()), Box::new(MemoryTable::default())];
+    for table in &tables {
+        let (mut model, mut moments) = (Model::new(), Vec::new());
+        for _ in 0..12 {
+            let changes = any_changes(&world, 300);
+            apply(&**table, &changes).unwrap();
+            model = changed(&model, &changes);
+            moments.push((table.freeze().unwrap(), model.clone()));
+        }
+        for (frozen, then) in &moments {
+            assert!(all_frozen(&**frozen).unwrap() == *then, "another moment shows");
+        }
+    }
+}
+
+#[test]
+fn a_frozen_moment_is_given_up_before_its_pages_can_be_written_over() {
+    let (memory, world) = (disk(), Seeded::new(12));
+    let backing: Arc<dyn Backing> = Arc::new(memory.clone());
+    let table = create(&backing, &world).unwrap();
+    apply(&table, &any_changes(&world, 2000)).unwrap();
+    let (frozen, then) = (table.freeze().unwrap(), all(&table).unwrap());
+    assert!(all_frozen(&*frozen).unwrap() == then);
+    memory.fail_next_writes(1);
+    assert!(apply(&table, &any_changes(&world, 100)).is_err(), "a write failed");
+    // From now on another database writes to the file.
+    for _ in 0..20 {
+        apply(&table, &any_changes(&world, 2000)).unwrap();
+    }
+    assert!(matches!(all_frozen(&*frozen), Err(IndexFault::Io(_))), "it may be a mixture");
+    assert!(all_frozen(&*table.freeze().unwrap()).unwrap() == all(&table).unwrap());
+}

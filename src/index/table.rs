@@ -56,11 +56,20 @@ pub trait Table: Send + Sync {
     /// The entry with the greatest key below `before` that begins with `prefix`.
     fn scan_last_before(&self, prefix: &[u8], before: &[u8]) -> Result<Option<Entry>, IndexFault>;
 
+    /// The table as it is at this moment, to be read while it goes on.
+    fn freeze(&self) -> Result<Box<dyn Frozen>, IndexFault>;
+
     /// Makes all changes durable at once; they come in ascending order, each key once.
     fn apply(&self, changes: &mut Changes<'_>) -> Result<(), IndexFault>;
 
     /// Writes nothing any more, not even when it is dropped: the file may be another's from now on.
     fn put_away(&self) {}
+}
+
+/// One moment of a table. Whoever holds it keeps room in the table's file that is free otherwise.
+pub trait Frozen: Send {
+    /// Entries whose keys are not below `from`, ascending, at most `limit_count`.
+    fn scan(&self, from: &[u8], limit_count: usize) -> Result<Vec<Entry>, IndexFault>;
 }
 
 /// The first key beyond every key with `prefix`; `None` if there is no such key.

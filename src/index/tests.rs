@@ -109,6 +109,9 @@ impl Table for Commanded {
     fn scan_last_before(&self, prefix: &[u8], before: &[u8]) -> Result<Option<Entry>, IndexFault> {
         self.0.scan_last_before(prefix, before)
     }
+    fn freeze(&self) -> Result<Box<dyn Frozen>, IndexFault> {
+        self.0.freeze()
+    }
     fn apply(&self, changes: &mut Changes<'_>) -> Result<(), IndexFault> {
         self.0.apply(changes)
     }

@@ -226,8 +226,8 @@ mod tests {
         text.replacen(from, to, 1).into_bytes()
     }
 
-    /// The codes that the two below had in formats 1 to 3.
-    const OLDER_MACS: [[&str; 2]; 3] = [
+    /// The codes that the two below had in formats 1 to 4.
+    const OLDER_MACS: [[&str; 2]; 4] = [
         [
             "0cbf247427bf51ce83d16508d7079d45c91a0567e448cdec5b9c6d0e627fd3fa",
             "b424dcb4886b17d5150134fd250312f3bf4f1941ca897c91557fc8132b085c9c",
@@ -240,15 +240,19 @@ mod tests {
             "f132f9a747e2b2e7b37888b38d7972af53c9cece210f73267b356dbab57d6e1e",
             "086e27b4878a595fe7ba44333dd2cde8b98b1386b5775775bb2ff68132fdb01f",
         ],
+        [
+            "17d0edfc4994352daeafdedf2bf276bedda59e4a3b3ebefaedd15701f8f4218d",
+            "dc2709e44e2f230bdc6dae20725344e273fb51218d7650b244d8f4c8b2da3618",
+        ],
     ];
-    const GOLDEN_PASSPHRASE: &str = r#"format = 4
+    const GOLDEN_PASSPHRASE: &str = r#"format = 5
 vault = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
 suite = "aes-256-gcm"
 compression = "auto"
 quota_bytes = 1099511627776
 created = 1800000000
 features = []
-mac = "17d0edfc4994352daeafdedf2bf276bedda59e4a3b3ebefaedd15701f8f4218d"
+mac = "e421abae03e74782d4058f318c3a5a543f4481558555c9d1d0dab4670b8c5de5"
 
 [[slot]]
 id = 1
@@ -263,14 +267,14 @@ nonce = "303132333435363738393a3b3c3d3e3f4041424344454647"
 commitment = "79f556706a94fd38702aa322f886a9577e0844465d37879b601669bbcbd43d50"
 wrapped = "5c9ef38a4617a59b9174d530b469c25f0c7b2316c3fd29213e63a371c73b105cf6f3e856427add80aaea45aa8139d0e1"
 "#;
-    const GOLDEN_KEY_FILE: &str = r#"format = 4
+    const GOLDEN_KEY_FILE: &str = r#"format = 5
 vault = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
 suite = "aes-256-gcm"
 compression = "auto"
 quota_bytes = 1099511627776
 created = 1800000000
 features = []
-mac = "dc2709e44e2f230bdc6dae20725344e273fb51218d7650b244d8f4c8b2da3618"
+mac = "9546a2be0fe4e8b53186169750d5ba00fd80b486d0955f53e80def259618133a"
 
 [[slot]]
 id = 1
@@ -283,7 +287,7 @@ commitment = "789e0fbd661cb3ce5537d89d54b83a4380cd4892d74393ef75c045965b48f461"
 wrapped = "e248bfb61634256b10bf1674a535822bcda37ac1de3fd18d646a535985b9cd53843808097275aece43d3b1a971dd2be9"
 "#;
 
-    const GOLDEN_ABOVE: &str = r#"format = 4
+    const GOLDEN_ABOVE: &str = r#"format = 5
 revision = 2
 key = 258
 vault = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
@@ -292,7 +296,7 @@ compression = "auto"
 quota_bytes = 1099511627776
 created = 1800000000
 features = []
-mac = "d16049ceaecba23407e073671a7034e347e949f1d74348abda179584fa676694"
+mac = "1f6a55dbca137db066e0b17c208ed27dac5eaedc0876c5d62220031b3412ca0b"
 
 "#;
     const GOLDEN_OLD_KEYS: &str = r#"
@@ -354,7 +358,7 @@ wrapped = "5e079f73b37a23aacac9607f6ed4ee9e3e58aefb9b788df919754eb61c810980962c9
         for (format, macs) in (1..).zip(OLDER_MACS) {
             for ((unlock, golden), old_mac) in both.iter().zip(macs) {
                 let at = golden.find("mac = \"").unwrap() + 7;
-                let claimed = edited(golden.as_bytes(), "format = 4", &format!("format = {format}"));
+                let claimed = edited(golden.as_bytes(), "format = 5", &format!("format = {format}"));
                 let fault = open_header(&claimed, unlock).unwrap_err();
                 assert_eq!(fault, HeaderFault::Tampered, "the format is authenticated");
                 let old = edited(&claimed, &golden[at..at + 64], old_mac);
@@ -456,10 +460,10 @@ wrapped = "5e079f73b37a23aacac9607f6ed4ee9e3e58aefb9b788df919754eb61c810980962c9
             open_header(&edited(GOLDEN_KEY_FILE.as_bytes(), from, to), &key_file()).map(|_| ()).unwrap_err()
         };
         assert_eq!(fault("features = []", "features = ['x']"), HeaderFault::UnknownFeature("x".into()));
-        assert_eq!(fault("format = 4", "format = 5"), HeaderFault::UnknownFeature("format 5".into()));
+        assert_eq!(fault("format = 5", "format = 6"), HeaderFault::UnknownFeature("format 6".into()));
         assert!(matches!(fault("\"key-file\"", "\"tpm\""), HeaderFault::UnknownFeature(_)));
         for (from, to) in [
-            ("format = 4", "format = 4\nextra = 1"),
+            ("format = 5", "format = 5\nextra = 1"),
             ("[[slot]]", "[[slot]]\nextra = 1"),
             ("aes-256-gcm", "AES-256-GCM"),
             ("\"auto\"", "\"best\""),

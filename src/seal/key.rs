@@ -1,4 +1,4 @@
-//! The master key and what is derived from it: one key per segment, one per file of pages.
+//! The master key and what is derived from it: one key per segment and per snapshot, one per file of pages.
 //!
 //! Promise: a segment's key is its own (fresh random salt), so slot numbers are nonces that never repeat; a key of one
 //! vault, suite, epoch, segment or purpose opens nothing of another. No key is printed; each is wiped when dropped.
@@ -52,17 +52,31 @@ impl MasterKey {
         segment: SegmentId,
         salt: &[u8; 16],
     ) -> SegmentKey {
-        let key = derive(
-            &self.0[..],
-            salt,
-            &[
-                b"strongroom segment 1",
-                &[suite_number(suite)],
-                &vault.0,
-                &epoch.0.to_le_bytes(),
-                &segment.0.to_le_bytes(),
-            ],
-        );
+        self.of_file(b"strongroom segment 1", (suite, vault, epoch, segment), salt)
+    }
+
+    /// The key of one snapshot (format.md §7): a snapshot never opens as a segment with its number, nor the other way round.
+    #[must_use]
+    pub fn snapshot(
+        &self,
+        suite: SuiteId,
+        vault: VaultId,
+        epoch: Epoch,
+        number: SegmentId,
+        salt: &[u8; 16],
+    ) -> SegmentKey {
+        self.of_file(b"strongroom snapshot 1", (suite, vault, epoch, number), salt)
+    }
+
+    fn of_file(
+        &self,
+        what: &[u8],
+        (suite, vault, epoch, segment): (SuiteId, VaultId, Epoch, SegmentId),
+        salt: &[u8; 16],
+    ) -> SegmentKey {
+        let bound: [&[u8]; 5] =
+            [what, &[suite_number(suite)], &vault.0, &epoch.0.to_le_bytes(), &segment.0.to_le_bytes()];
+        let key = derive(&self.0[..], salt, &bound);
         SegmentKey { suite: suite::with_key(suite, &key), vault, epoch, segment }
     }
 
@@ -81,7 +95,7 @@ impl fmt::Debug for MasterKey {
     }
 }
 
-/// Seals and opens the frames of one segment.
+/// Seals and opens the frames of one segment, or of one snapshot.
 pub struct SegmentKey {
     suite: Box<dyn Suite>,
     vault: VaultId,

@@ -8,6 +8,7 @@
 mod chain;
 mod codec;
 mod derive;
+mod digest;
 mod header;
 mod key;
 mod keys;
@@ -18,6 +19,7 @@ mod suite;
 
 pub use chain::Chain;
 pub use codec::{Compressor, decompress};
+pub use digest::Digest;
 pub use header::{
     HeaderFault, NewVault, UnlockedHeader, create_header, header_mark, open_header, read_header, unlock_header,
     write_header,

@@ -1,4 +1,4 @@
-//! What it takes to seal and open the frames of one segment.
+//! What it takes to seal and open the frames of one segment, or of one snapshot.
 //!
 //! Promise (I1): a slot is given out once in the life of the segment's key, which is the life of this value: the salt is
 //! new for each segment, and a segment is never resumed. Called by: `vault` (sealer, log, read, recover), `check`.
@@ -22,6 +22,8 @@ pub struct SegmentContext {
     pub salt: [u8; 16],
     /// The number of the master key that its own is derived from.
     pub key_number: KeyNumber,
+    /// Whether it is a snapshot that is sealed so, and not a segment; its number is then that of the commit it covers.
+    pub of_snapshot: bool,
     /// Its key.
     pub key: SegmentKey,
     data_slots: AtomicU32,
@@ -40,8 +42,22 @@ impl SegmentContext {
     ) -> Option<SegmentContext> {
         let SegmentInfo { epoch, salt, key: key_number, .. } = *info;
         let key = keys.get(key_number)?.segment(suite, vault, epoch, id, &salt);
-        let (data_slots, writer_slots) = (0.into(), WRITER_SLOTS.into());
-        Some(SegmentContext { vault, epoch, id, salt, key_number, key, data_slots, writer_slots })
+        let (data_slots, writer_slots, of_snapshot) = (0.into(), WRITER_SLOTS.into(), false);
+        Some(SegmentContext { vault, epoch, id, salt, key_number, of_snapshot, key, data_slots, writer_slots })
+    }
+
+    /// The same of a snapshot.
+    pub fn of_snapshot(
+        keys: &VaultKeys,
+        suite: SuiteId,
+        vault: VaultId,
+        id: SegmentId,
+        info: &SegmentInfo,
+    ) -> Option<SegmentContext> {
+        let SegmentInfo { epoch, salt, key: key_number, .. } = *info;
+        let key = keys.get(key_number)?.snapshot(suite, vault, epoch, id, &salt);
+        let (data_slots, writer_slots, of_snapshot) = (0.into(), WRITER_SLOTS.into(), true);
+        Some(SegmentContext { vault, epoch, id, salt, key_number, of_snapshot, key, data_slots, writer_slots })
     }
 
     /// What the index says of it while nothing in it is counted.

@@ -10,8 +10,8 @@ use crate::base::id::{KeyNumber, Slot};
 use crate::base::limits::{GROUP_BYTES_MAX, TAG_BYTES};
 use crate::format::frame::{DIRECTORY_SLOTS, Kind};
 use crate::format::group::{
-    Entry, GROUP_VERSION, GROUP_VERSION_KEYED, HEADER_BYTES, Header, block_crc, crc_seed, encode_directory, table_crc,
-    table_len_bytes,
+    Entry, GROUP_VERSION, GROUP_VERSION_KEYED, GROUP_VERSION_SNAPSHOT, HEADER_BYTES, Header, block_crc, crc_seed,
+    encode_directory, table_crc, table_len_bytes,
 };
 
 /// Most bytes of a directory entry (format.md §3).
@@ -87,8 +87,13 @@ impl GroupBuilder {
         let mut directory = encode_directory(&self.entries);
         let table_start = self.buf.len() + directory.len() + TAG_BYTES;
         let len_bytes = (table_start + table_len_bytes(table_start)) as u32;
+        let version = match context.key_number {
+            _ if context.of_snapshot => GROUP_VERSION_SNAPSHOT,
+            KeyNumber(0) => GROUP_VERSION,
+            _ => GROUP_VERSION_KEYED,
+        };
         let mut header = Header {
-            version: if context.key_number == KeyNumber(0) { GROUP_VERSION } else { GROUP_VERSION_KEYED },
+            version,
             flags: 0,
             segment: context.id,
             epoch: context.epoch,

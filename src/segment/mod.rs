@@ -8,6 +8,7 @@ mod group;
 mod read;
 mod reseal;
 mod shape;
+mod snapshot;
 mod walk;
 
 pub use context::SegmentContext;
@@ -15,6 +16,9 @@ pub use group::{GroupBuilder, SealedFrames};
 pub use read::{FrameAt, blocks_of, open_frames};
 pub use reseal::{is_same, seal_anew};
 pub use shape::{Body, Gap, Shape, Shapes, first_header};
+pub use snapshot::{
+    SNAPSHOTS, SnapshotGroup, SnapshotReader, SnapshotWriter, WholeSnapshot, parse_snapshot_name, snapshot_path,
+};
 pub use walk::{Walk, WalkedFrame, WalkedGroup};
 
 use crate::base::id::SegmentId;

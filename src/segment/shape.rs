@@ -74,6 +74,8 @@ pub struct Shape {
 pub struct Shapes {
     file: Arc<dyn BackingFile>,
     id: SegmentId,
+    /// Whether its groups are those of a snapshot.
+    of_snapshot: bool,
     /// The lease, salt and key that a group must have, known from the first one.
     life: Option<(Epoch, [u8; 16], KeyNumber)>,
     position: u64,
@@ -87,7 +89,13 @@ impl Shapes {
     #[must_use]
     pub fn new(file: Arc<dyn BackingFile>, id: SegmentId) -> Shapes {
         let buf = AlignedBuf::with_capacity(GROUP_BYTES_MAX);
-        Shapes { file, id, life: None, position: 0, next_group: 0, buf }
+        Shapes { file, id, of_snapshot: false, life: None, position: 0, next_group: 0, buf }
+    }
+
+    /// The same of a snapshot, whose number is that of the commit it covers.
+    #[must_use]
+    pub fn of_snapshot(file: Arc<dyn BackingFile>, id: SegmentId) -> Shapes {
+        Shapes { of_snapshot: true, ..Shapes::new(file, id) }
     }
 
     /// Where the next group would begin.
@@ -158,7 +166,8 @@ impl Shapes {
         }
         let Ok(header) = Header::decode(&self.buf) else { return Ok(None) };
         let life = (header.epoch, header.salt, header.key);
-        if header.segment != self.id || header.group != group || self.life.is_some_and(|known| known != life) {
+        let is_ours = header.segment == self.id && header.is_of_snapshot() == self.of_snapshot;
+        if !is_ours || header.group != group || self.life.is_some_and(|known| known != life) {
             return Ok(None);
         }
         let len = header.len_bytes as usize;
@@ -183,7 +192,9 @@ pub fn first_header(file: &dyn BackingFile, id: SegmentId) -> io::Result<Option<
     let mut block = AlignedBuf::with_capacity(BLOCK_BYTES);
     block.set_len(BLOCK_BYTES);
     let got = file.read_at(&mut block, 0)?;
-    Ok(Header::decode(&block[..got]).ok().filter(|header| (header.segment, header.group) == (id, 0)))
+    Ok(Header::decode(&block[..got])
+        .ok()
+        .filter(|header| (header.segment, header.group) == (id, 0) && !header.is_of_snapshot()))
 }
 
 /// Compares a group with its checksums.

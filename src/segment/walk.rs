@@ -62,6 +62,7 @@ impl WalkedGroup {
 pub struct Walk {
     shapes: Shapes,
     id: SegmentId,
+    of_snapshot: bool,
     suite: SuiteId,
     vault: VaultId,
     context: Option<Arc<SegmentContext>>,
@@ -72,7 +73,15 @@ impl Walk {
     /// Begins at the segment's first group.
     #[must_use]
     pub fn new(file: Arc<dyn BackingFile>, id: SegmentId, suite: SuiteId, vault: VaultId) -> Walk {
-        Walk { shapes: Shapes::new(file, id), id, suite, vault, context: None, missing_key: None }
+        let shapes = Shapes::new(file, id);
+        Walk { shapes, id, of_snapshot: false, suite, vault, context: None, missing_key: None }
+    }
+
+    /// The same through a snapshot, whose number is that of the commit it covers.
+    #[must_use]
+    pub fn of_snapshot(file: Arc<dyn BackingFile>, id: SegmentId, suite: SuiteId, vault: VaultId) -> Walk {
+        let shapes = Shapes::of_snapshot(file, id);
+        Walk { shapes, id, of_snapshot: true, suite, vault, context: None, missing_key: None }
     }
 
     /// The segment's key, known once a group was found.
@@ -97,10 +106,11 @@ impl Walk {
     /// The next group, or `None` where the segment ends.
     pub fn next(&mut self, keys: &VaultKeys) -> Result<Option<WalkedGroup>, Unreadable> {
         let (id, suite, vault, known) = (self.id, self.suite, self.vault, &mut self.context);
+        let context_of = if self.of_snapshot { SegmentContext::of_snapshot } else { SegmentContext::new };
         let (mut entries, missing_key) = (Vec::new(), &mut self.missing_key);
         let shape = self.shapes.next(|header, group| {
             let info = SegmentInfo::empty(header.epoch, header.salt, header.key);
-            let new = || SegmentContext::new(keys, suite, vault, id, &info).map(Arc::new);
+            let new = || context_of(keys, suite, vault, id, &info).map(Arc::new);
             let Some(context) = known.clone().or_else(new) else {
                 missing_key.get_or_insert(header.key);
                 return false;
@@ -156,5 +166,7 @@ fn open_directory(context: &SegmentContext, header: &Header, group: &mut [u8]) -
     let at = context.address(slot, Kind::Directory, Codec::Raw, plain_len, ino, offset);
     let frames_len = directory.start - HEADER_BYTES;
     let plain = context.key.open(&at, &mut group[directory]).ok()?;
-    decode_directory(plain, frames_len).ok()
+    let entries = decode_directory(plain, frames_len).ok()?;
+    // Each kind of frame has its kind of file.
+    entries.iter().all(|entry| entry.kind.is_of_snapshots() == context.of_snapshot).then_some(entries)
 }

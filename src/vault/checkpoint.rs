@@ -1,4 +1,4 @@
-//! The housekeeper: stores checkpoints, gives dead space back, prepares segments.
+//! The housekeeper: stores checkpoints, gives dead space back, prepares segments, has snapshots taken.
 //!
 //! Promise (I3): a checkpoint covers only log that is synced and verified, for it is told of a commit only after that.
 //! (I10): a hole is punched only once a durable checkpoint no longer names the bytes. Nothing here is on an operation's
@@ -8,6 +8,7 @@
 use super::place::{Place, remove_if_there};
 use super::pressure::Pressure;
 use super::shared::{DeadRange, Shared};
+use super::snapshot_keeper::Keeper;
 use super::state::Event;
 use super::step::Actor;
 use super::writer::is_full;
@@ -47,6 +48,7 @@ pub struct Housekeeper {
     probe_wait: Duration,
     ticked: Duration,
     pressure: Pressure,
+    snapshots: Keeper,
     ended: bool,
 }
 
@@ -59,8 +61,9 @@ impl Housekeeper {
     /// One with nothing to do.
     pub fn new(shared: Arc<Shared>, told: Receiver<ToHousekeeper>, prepare: Receiver<SegmentId>) -> Housekeeper {
         let (home_at, probe_at, probe_wait, ticked) = (Duration::ZERO, Duration::ZERO, TICK, shared.world.elapsed());
-        let (dead, pressure) = (Vec::new(), Pressure::none());
-        Housekeeper { shared, told, prepare, dead, home_at, probe_at, probe_wait, ticked, pressure, ended: false }
+        let (dead, pressure, snapshots) = (Vec::new(), Pressure::none(), Keeper::new());
+        let ended = false;
+        Housekeeper { shared, told, prepare, dead, home_at, probe_at, probe_wait, ticked, pressure, snapshots, ended }
     }
 
     /// Its life.
@@ -68,6 +71,7 @@ impl Housekeeper {
         let told = self.told.clone();
         let (mut prepare, no_more) = (self.prepare.clone(), crossbeam_channel::never());
         while !self.ended {
+            let next = self.snapshots.due_in(&self.shared).map_or(TICK, |due| due.min(TICK));
             select! {
                 recv(prepare) -> id => match id {
                     Ok(id) => self.prepare(id),
@@ -75,7 +79,7 @@ impl Housekeeper {
                     Err(_) => prepare = no_more.clone(),
                 },
                 recv(told) -> item => self.take(item.unwrap_or(ToHousekeeper::Stop)),
-                default(TICK) => {}
+                default(next) => {}
             }
             self.tick();
         }
@@ -105,9 +109,7 @@ impl Housekeeper {
                 shared.stats.checkpoint.record(shared.world.elapsed().saturating_sub(began));
                 shared.log_since_checkpoint.store(0, Relaxed);
                 punch(&shared, std::mem::take(&mut self.dead));
-                if shared.snapshot_wanted.swap(false, SeqCst) {
-                    shared.snapshot_floor.store(replay_from.0, SeqCst);
-                }
+                self.snapshots.after_checkpoint(&shared, &Covered { position, counters, replay_from });
             }
             Err(e) => {
                 shared.stats.checkpoint_failures.add(1);
@@ -129,6 +131,7 @@ impl Housekeeper {
             self.pressure.mind(&shared);
         }
         if shared.away.load(SeqCst) {
+            self.snapshots.step(&shared);
             return self.probe();
         }
         (self.probe_at, self.probe_wait) = (Duration::ZERO, TICK);
@@ -140,7 +143,7 @@ impl Housekeeper {
             shared.refill_reserve();
             ask_when_idle(&shared);
         }
-        false
+        self.snapshots.step(&shared)
     }
 
     /// Looks whether the backing directory is well again; less often each time it is not.

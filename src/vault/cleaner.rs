@@ -10,7 +10,7 @@
 //! Called by: its own thread. Takes: the gate, as an operation does; waits for nothing. Works while the log is at home and well.
 //! On failure: what does not open stays, and with it its segment, and is told; other faults are told, and it tries again later.
 
-use super::VaultFault;
+use super::{VaultFault, snapshot};
 use super::moves::{Cleaned, Moving, ranges};
 use super::occupants::{Occupant, Occupants};
 use super::place::remove_if_there;
@@ -24,7 +24,7 @@ use crate::base::choice::{Codec, Compression};
 use crate::base::id::SegmentId;
 use crate::base::limits::{
     CLEAN_ALIVE_PERCENT_MAX, CLEAN_ONE_IN, CLEAN_ORDERED_ALIVE_PERCENT_MAX, CLEAN_RATE_BYTES, CLEAN_SHORT_ONE_IN,
-    CLEAN_STEP_BYTES,
+    CLEAN_STEP_BYTES, SNAPSHOTS_KEPT,
 };
 use crate::base::lock::{Held, Shared as _};
 use crate::buffer::Chunk;
@@ -61,6 +61,36 @@ struct Task {
     stays: u64,
 }
 
+/// Snapshots, asked for one after the other.
+struct Asked {
+    left: usize,
+    /// Those taken and those failed when the last was asked for.
+    since: Option<(u64, u64)>,
+}
+
+impl Asked {
+    /// Both generations, so that what lies before now is before either.
+    fn for_both() -> Asked {
+        Asked { left: SNAPSHOTS_KEPT, since: None }
+    }
+
+    /// Asks for the next when the last was taken; says whether it did; `None` when there is nothing more to wait for.
+    fn next(&mut self, shared: &Shared) -> Option<bool> {
+        let (taken, failed) = (shared.stats.snapshots.get(), shared.stats.snapshot_failures.get());
+        match self.since {
+            Some((before, _)) if taken > before => {}
+            Some((_, before)) if failed > before => return None,
+            Some(_) => return Some(false),
+            None => {}
+        }
+        self.left = self.left.checked_sub(1)?;
+        self.since = Some((taken, failed));
+        shared.snapshot_wanted.store(true, SeqCst);
+        want_checkpoint(shared);
+        Some(true)
+    }
+}
+
 /// The cleaner.
 pub struct Cleaner {
     shared: Arc<Shared>,
@@ -78,8 +108,8 @@ pub struct Cleaner {
     left: BTreeSet<SegmentId>,
     /// How often each was emptied.
     emptied: BTreeMap<SegmentId, u32>,
-    /// Snapshots yet to be asked for; `None` when there is no need.
-    snapshots: Option<u32>,
+    /// Snapshots that are waited for.
+    snapshots: Option<Asked>,
     /// Whether it was asked to clean what there is …
     ordered: bool,
     /// … and does not rest meanwhile.
@@ -179,19 +209,15 @@ impl Cleaner {
             want_checkpoint(shared);
             return Ok(true);
         }
-        if let Some(left) = self.snapshots {
-            if shared.snapshot_wanted.load(SeqCst) {
-                return Ok(false);
+        if let Some(asked) = &mut self.snapshots {
+            match asked.next(shared) {
+                None => {
+                    // Whatever came of it: now with what there is.
+                    self.snapshots = None;
+                    return self.look(shared, false);
+                }
+                Some(new) => return Ok(new),
             }
-            let Some(left) = left.checked_sub(1) else {
-                // Whatever came of it: now with what there is.
-                self.snapshots = None;
-                return self.look(shared, false);
-            };
-            self.snapshots = Some(left);
-            shared.snapshot_wanted.store(true, SeqCst);
-            want_checkpoint(shared);
-            return Ok(true);
         }
         if shared.stats.checkpoints.get() != self.swept && self.is_quiet(shared) {
             self.swept = shared.stats.checkpoints.get();
@@ -299,7 +325,7 @@ impl Cleaner {
 
     /// Looks for segments that are to be gone through, and for those that are forgotten already.
     fn sweep(&mut self, shared: &Shared) -> Result<bool, VaultFault> {
-        let floor = SegmentId(shared.snapshot_floor.load(SeqCst));
+        let floor = snapshot::replay_from_all(shared);
         let mut removed = false;
         for id in list_segments(&*shared.backing)?.into_iter().take_while(|id| *id < floor) {
             let k = key::segment(id);
@@ -346,12 +372,12 @@ impl Cleaner {
         if all_gain < least && !ordered {
             return Ok(false);
         }
-        let floor = SegmentId(shared.snapshot_floor.load(SeqCst));
+        let floor = snapshot::replay_from_all(shared);
         let below: u64 = all.iter().filter(|t| t.id < floor).map(gain).sum();
         // Both generations must stand behind what is to go.
         let too_early = below < all_gain / 2 || ordered && all.last().is_some_and(|t| t.id >= floor);
         if may_ask && too_early {
-            (self.snapshots, self.ordered) = (Some(2), ordered);
+            (self.snapshots, self.ordered) = (Some(Asked::for_both()), ordered);
             return Ok(true);
         }
         let percent = if ordered { CLEAN_ORDERED_ALIVE_PERCENT_MAX } else { CLEAN_ALIVE_PERCENT_MAX };

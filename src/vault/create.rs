@@ -10,6 +10,7 @@ use crate::base::world::World;
 use crate::format::root::Root;
 use crate::format::segment::LogPosition;
 use crate::seal::{NewVault, Unlock, VaultKeys, create_header, header_mark, open_header, preferred_suite};
+use crate::segment::SNAPSHOTS;
 use std::sync::Arc;
 
 /// What a directory may hold and still count as empty: a fresh filesystem's own.
@@ -39,6 +40,7 @@ pub fn create(
     let values = open_header(&header, &Unlock::Master(master.clone()))?.0;
     backing.make_dir("segments")?;
     backing.make_dir("index")?;
+    backing.make_dir(SNAPSHOTS)?;
     let first = Root {
         generation: Generation(1),
         epoch: Epoch(0),
@@ -51,6 +53,7 @@ pub fn create(
     root::write(&**backing, &first, &VaultKeys::first(master.clone()), new.vault, &**world)?;
     backing.sync_dir("segments")?;
     backing.sync_dir("index")?;
+    backing.sync_dir(SNAPSHOTS)?;
     backing.sync_dir("")?;
     header_file::store(&**backing, &header)?;
     Ok(())

@@ -3,7 +3,8 @@
 //! Promise: DESIGN's table, as far as one directory goes: an answered sync is on stable media, verified; a crash leaves an
 //! atomic prefix of the operations; a frame that does not open is a fault, never wrong bytes. The files of this folder:
 //! `create`, `open`, `recover` begin; `op` and `batch` take in; `sealer`, `log`, `verifier` bring to rest; `apply` and
-//! `checkpoint` keep the index; `read` and `cache` give back; `quota` counts. Called by: `fs`, `check`, `cli`.
+//! `checkpoint` keep the index, `snapshot_keeper` copies it and `rebuild` makes it anew; `read` and `cache` give back; `quota`
+//! counts. Called by: `fs`, `check`, `cli`.
 //! On failure: `VaultFault` while running, `OpenFault` before.
 
 mod alive;
@@ -37,10 +38,12 @@ mod pressure;
 mod progress;
 mod quota;
 mod read;
+mod rebuild;
 mod recover;
 mod rekey;
 mod report;
 mod reseal;
+mod reseal_snapshots;
 mod reserve;
 mod room;
 mod root;
@@ -50,6 +53,8 @@ mod segments;
 mod shared;
 mod sharing;
 mod slots;
+mod snapshot;
+mod snapshot_keeper;
 mod start;
 mod state;
 mod stats;
@@ -77,6 +82,7 @@ pub use root::NAMES as ROOTS;
 pub use scrub::{Hurt, ScrubReport, ScrubState};
 pub use shared::SyncReply;
 pub use slots::{Import, SlotFault, Slots};
+pub use snapshot::{Kept as KeptSnapshot, Known as KnownSnapshot};
 pub use state::{Held as HeldState, State};
 pub use stats::{Line, Stats};
 pub use step::Choose;

@@ -6,17 +6,17 @@
 
 use super::pin::{PinStore, Pins, Remembered};
 use super::place::{EmergencyDir, Everywhere, Place, Places, remove_if_there};
+use super::rebuild::{Anew, Sources, make_anew};
 use super::recover::{From, Recovered, recover};
 use super::reserve::RESERVE;
 use super::shared::Shares;
 use super::start::start;
 use super::writer::is_full;
-use super::{HeaderTexts, OpenFault, OpenOptions, Vault, apply, header_file, root};
+use super::{HeaderTexts, OpenFault, OpenOptions, Vault, apply, header_file, root, snapshot};
 use crate::backing::{Backing, Cache, Open, ShadowBacking, read_file};
-use crate::base::id::{Epoch, Generation, SegmentId, VaultId};
+use crate::base::id::{CommitSeq, Epoch, Generation, SegmentId, VaultId};
 use crate::base::limits::BUDGET_BYTES_MIN;
 use crate::base::world::World;
-use crate::format::record::Counters;
 use crate::format::root::Root;
 use crate::format::segment::{Covered, LogPosition, SegmentInfo};
 use crate::format::{FORMAT_VERSION, key};
@@ -179,15 +179,23 @@ fn bring_up(
     test_write(&*backing, &places, options)?;
     let shares = Shares::of(options.budget_bytes.max(BUDGET_BYTES_MIN));
     let old_index = root.index_file;
-    let opened = open_index(&backing, keys.current(), &header, &mut root, &world, shares.index_cache_bytes, options)?;
-    let OpenedIndex { index, from, lost: index_lost, spared } = opened;
-    keys_learnt(&index, &everywhere, &header, &keys)?;
-    let found = recover(&everywhere, &keys, header.suite, vault, &index, &from).inspect_err(|_| {
+    let from = Sources {
+        backing: &backing,
+        everywhere: &everywhere,
+        header: &header,
+        keys: &keys,
+        root: &root.clone(),
+        root_is_new: anew,
+        salvage: options.salvage,
+    };
+    let opened = open_index(&from, &mut root, &world, shares.index_cache_bytes, options);
+    let opened = opened.inspect_err(|_| {
         // Nothing is in it, and it must not be taken for the newest by whoever has lost the roots.
         if old_index != root.index_file {
             let _ = backing.remove(&index_path(root.index_file));
         }
     })?;
+    let OpenedIndex { index, found, lost: index_lost, spared, made } = opened;
     if spared && !options.salvage && found.lost_records > 0 {
         let _ = backing.remove(&index_path(root.index_file));
         return Err(OpenFault::Damaged("the log has lost what the index still knows, so the index stays".to_owned()));
@@ -211,6 +219,13 @@ fn bring_up(
     root::write(&*backing, &root, &keys, vault, &*world)?;
     pins.remember(&root);
     pins.keep_header(&write_header(&header, keys.current())?);
+    if !options.read_only {
+        match snapshot::make_ready(&*backing, found.position.seq) {
+            // It takes a mount to delete something.
+            Err(e) if is_full(&e) => log::warn!("the directory of snapshots: {e}"),
+            other => other?,
+        }
+    }
     for id in &found.empty_segments {
         // Where it was seen empty, and nowhere else.
         if places.is_away(*id) {
@@ -242,6 +257,7 @@ fn bring_up(
         found,
         allocated,
         was_clean,
+        made,
     };
     start(parts, options, lock)
 }
@@ -284,6 +300,8 @@ pub(super) struct Parts {
     pub found: Recovered,
     pub allocated: u64,
     pub was_clean: bool,
+    /// How the index was made anew, if it was.
+    pub made: Option<Made>,
 }
 
 /// The path of the emergency directory that this opening arms. One that the vault may have been using when it last ended
@@ -324,28 +342,37 @@ pub(super) fn index_path(number: u64) -> String {
     format!("index/{number:016x}")
 }
 
-/// An index, and where the log goes on from it.
+/// An index, with what the log says beyond its checkpoint.
 struct OpenedIndex {
     index: Index,
-    from: From,
+    found: Recovered,
     /// Why it had to be begun anew, if there was one that should have been good.
     lost: Option<String>,
     /// Whether there is one that is good, and was put aside on request.
     spared: bool,
+    /// How it was made anew, if it was.
+    made: Option<Made>,
 }
 
-/// The index as it was checkpointed; or, if it cannot be trusted or is not wanted, an empty one and the whole log to fill
-/// it. The old one stays until that is done.
+/// How an index was made anew.
+pub(super) struct Made {
+    /// From this snapshot; else from the beginning of the log.
+    pub snapshot: Option<CommitSeq>,
+    /// What is to be told of the snapshots that did not serve.
+    pub said: Vec<String>,
+}
+
+/// The index as it was checkpointed, and the log behind it taken in; or, if it cannot be trusted or is not wanted, one that is
+/// made anew. The old one stays until that is done.
 fn open_index(
-    backing: &Arc<dyn Backing>,
-    master: &MasterKey,
-    header: &Header,
+    from: &Sources<'_>,
     root: &mut Root,
     world: &Arc<dyn World>,
     cache_bytes: usize,
     options: &OpenOptions,
 ) -> Result<OpenedIndex, OpenFault> {
-    let key = || master.pages(header.vault, "index", &[0; 16]);
+    let (backing, header) = (from.backing, from.header);
+    let key = || from.keys.current().pages(header.vault, "index", &[0; 16]);
     let (mut lost, mut spared) = (None, false);
     if root.index_file > 0 {
         let path = index_path(root.index_file);
@@ -353,9 +380,11 @@ fn open_index(
             Ok(table) => {
                 let index = Index::new(Box::new(table));
                 match covered(&index, root) {
-                    Ok(Some(from)) if !options.rebuild_index => {
-                        let from = From { salvage: options.salvage, ..from };
-                        return Ok(OpenedIndex { index, from, lost, spared });
+                    Ok(Some(at)) if !options.rebuild_index => {
+                        let at = From { salvage: options.salvage, ..at };
+                        keys_learnt(&index, from.everywhere, header, from.keys)?;
+                        let found = recover(from.everywhere, from.keys, header.suite, header.vault, &index, &at)?;
+                        return Ok(OpenedIndex { index, found, lost, spared, made: None });
                     }
                     Ok(Some(_)) => {
                         spared = true;
@@ -376,13 +405,9 @@ fn open_index(
     }
     root.index_file += 1;
     let path = index_path(root.index_file);
-    let table = RedbTable::create(backing, &path, key(), Arc::clone(world), cache_bytes).map_err(index_fault)?;
-    // Inode 1 is the root directory; cookies 0 to 2 mean "start", "." and "..".
-    let counters = Counters { next_ino: 2, next_cookie: 3, inodes: 0 };
-    let trusted = root.covered;
-    let salvage = options.salvage;
-    let from = From { covered: LogPosition::START, replay_from: SegmentId(0), counters, trusted, salvage };
-    Ok(OpenedIndex { index: Index::new(Box::new(table)), from, lost, spared })
+    let new_table = || RedbTable::create(backing, &path, key(), Arc::clone(world), cache_bytes).map_err(index_fault);
+    let Anew { index, found, snapshot, said } = make_anew(from, &new_table)?;
+    Ok(OpenedIndex { index, found, lost, spared, made: Some(Made { snapshot, said }) })
 }
 
 fn index_fault(e: IndexFault) -> OpenFault {
@@ -405,9 +430,16 @@ pub(super) fn keys_learnt(
     header: &Header,
     keys: &VaultKeys,
 ) -> Result<(), OpenFault> {
-    if keys.old().next().is_none() {
-        return Ok(());
-    }
+    if keys.old().next().is_none() { Ok(()) } else { learn_keys(index, backing, header, keys) }
+}
+
+/// The same, whether the header has old keys or not: a snapshot may be of before the last segment was sealed anew.
+pub(super) fn learn_keys(
+    index: &Index,
+    backing: &Arc<dyn Backing>,
+    header: &Header,
+    keys: &VaultKeys,
+) -> Result<(), OpenFault> {
     let mut next = vec![key::SEGMENT];
     loop {
         let page = index.scan(&[key::SEGMENT], &next, 512).map_err(index_fault)?;
@@ -455,6 +487,7 @@ pub(super) fn covered(index: &Index, root: &Root) -> Result<Option<From>, NotCov
     if position.seq == root.covered.seq && position != root.covered {
         return Err(NotCovered::Doubt("it covers another history of the same length".to_owned()));
     }
-    let from = From { covered: position, replay_from, counters, trusted: root.covered, salvage: false };
+    let (trusted, salvage, rebuilding) = (root.covered, false, false);
+    let from = From { covered: position, replay_from, counters, trusted, salvage, rebuilding };
     Ok((position.seq >= root.covered.seq).then_some(from))
 }

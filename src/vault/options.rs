@@ -153,4 +153,10 @@ pub struct Gauges {
     pub generation: u64,
     /// The newest batch that is durable, counted from the mount.
     pub commit_seq: u64,
+    /// The commit that the newest snapshot of the index covers; 0 for none.
+    pub snapshot_commit: u64,
+    /// Its bytes.
+    pub snapshot_bytes: u64,
+    /// Snapshots that are kept.
+    pub snapshots_kept: u64,
 }

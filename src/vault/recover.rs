@@ -63,7 +63,7 @@ struct Tail<'a> {
     dead: Vec<DeadRange>,
     /// Whether what contradicts itself is passed over and counted, and not refused.
     salvage: bool,
-    /// Whether the index began empty: then nothing is lost if it is stored half-way, and memory stays small.
+    /// Whether the index is being made anew: then nothing is lost if it is stored half-way, and memory stays small.
     rebuilding: bool,
     /// Commits up to this one are authenticated by a root or checkpoint: their chain need not hold, for dead frames of
     /// theirs may have been given back.
@@ -136,6 +136,8 @@ pub struct From {
     pub trusted: LogPosition,
     /// Whether to pass over what contradicts itself, and to count it as lost: for whoever was asked to mend.
     pub salvage: bool,
+    /// Whether the index is being made anew, from nothing or from a snapshot.
+    pub rebuilding: bool,
 }
 
 /// The segments in the backing directory, in order.
@@ -176,7 +178,7 @@ pub fn recover(
         look_up: &look_up,
         dead: Vec::new(),
         salvage: from.salvage,
-        rebuilding: from.covered == LogPosition::START,
+        rebuilding: from.rebuilding,
         trusted: from.trusted,
         position: from.covered,
         counters: from.counters,
@@ -197,6 +199,19 @@ pub fn recover(
     };
     let mut empty_segments = Vec::new();
     let walked = &all[all.partition_point(|id| *id < from.replay_from)..];
+    if from.rebuilding
+        && !from.salvage
+        && let Some(first) = walked.first()
+    {
+        let after = start_of(backing, keys, suite, vault, *first)?.map_or(CommitSeq(0), |start| start.after.seq);
+        // Segments before it were dispensable while there was a snapshot; or they are lost. What they said is nowhere else.
+        if after > from.covered.seq {
+            return Err(OpenFault::Damaged(format!(
+                "the log begins with segment {first}, behind commit {after}; what was changed between commit {} and that one is gone",
+                from.covered.seq
+            )));
+        }
+    }
     // What a killed process left reads well, and may never have been flushed: it is, before anything relies on it. After that
     // it is read from the device: where a flush had failed before, only the page cache may hold it (I3).
     for id in walked {
@@ -226,6 +241,7 @@ pub fn recover(
         }
     }
     tail.drop_pending();
+    tail.refuse_other_history()?;
     if tail.position.seq < from.trusted.seq && from.salvage {
         tail.joined = true;
         tail.jump(from.trusted)?;
@@ -273,15 +289,25 @@ pub(super) fn last_commits(
 ) -> Result<Vec<CommitSeq>, OpenFault> {
     let mut last = vec![CommitSeq(u64::MAX); segments.len()];
     for i in (1..segments.len()).rev() {
-        let mut walk =
-            Walk::new(backing.open(&path(segments[i]), Open::Read, Cache::Direct)?, segments[i], suite, vault);
-        let mut plain = Vec::new();
-        let group = walk.next(keys).map_err(unreadable)?;
-        let start = group.and_then(|g| g.frames.first().copied()).filter(|f| f.entry.kind == Kind::Start);
-        let start = start.and_then(|f| walk.open(&f, &mut plain).ok()).and_then(|()| Start::decode(&plain).ok());
+        let start = start_of(backing, keys, suite, vault, segments[i])?;
         last[i - 1] = last[i].min(start.map_or(CommitSeq(u64::MAX), |s| s.after.seq));
     }
     Ok(last)
+}
+
+/// What a segment's first frame says that it continues, if that can be read.
+fn start_of(
+    backing: &Arc<dyn Backing>,
+    keys: &VaultKeys,
+    suite: SuiteId,
+    vault: VaultId,
+    id: SegmentId,
+) -> Result<Option<Start>, OpenFault> {
+    let mut walk = Walk::new(backing.open(&path(id), Open::Read, Cache::Direct)?, id, suite, vault);
+    let mut plain = Vec::new();
+    let group = walk.next(keys).map_err(unreadable)?;
+    let start = group.and_then(|g| g.frames.first().copied()).filter(|f| f.entry.kind == Kind::Start);
+    Ok(start.and_then(|f| walk.open(&f, &mut plain).ok()).and_then(|()| Start::decode(&plain).ok()))
 }
 
 /// Whether a segment without a group was only prepared. One whose first block rotted may hold data yet: it stays.
@@ -332,7 +358,8 @@ impl Tail<'_> {
                     self.since.sealed_anew |= group.header.is_sealed_anew();
                     continue;
                 }
-                Kind::Data | Kind::Directory => {}
+                // The last three stand in no segment: a walk gives none.
+                Kind::Data | Kind::Directory | Kind::Covered | Kind::Entries | Kind::End => {}
             }
             self.chain.add(group.header.segment, frame.entry.slot, &tag);
             self.since.frames += 1;
@@ -391,6 +418,7 @@ impl Tail<'_> {
     /// The commits up to this one are lost, although they were durable. What was read before the first loss is of the next
     /// one; of the rest, nobody can say.
     fn jump(&mut self, to: LogPosition) -> Result<(), OpenFault> {
+        self.refuse_other_history()?;
         let mut records = std::mem::take(&mut self.records);
         if let Some(sure) = self.sure {
             records.truncate(sure);
@@ -404,6 +432,15 @@ impl Tail<'_> {
         self.lost += commits + self.missing + self.since.lost;
         self.position = to;
         self.counters = at_least(self.counters, &records)?;
+        Ok(())
+    }
+
+    /// A snapshot is of another history if the log has another commit with the number of the one that it covers.
+    fn refuse_other_history(&self) -> Result<(), OpenFault> {
+        if self.rebuilding && self.astray && !self.salvage {
+            let commit = self.position.seq;
+            return Err(OpenFault::Damaged(format!("the log has another commit {commit}: this is another history")));
+        }
         Ok(())
     }
 

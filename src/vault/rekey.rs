@@ -15,10 +15,11 @@ use super::pin::Pins;
 use super::place::remove_if_there;
 use super::recover::{last_commits, list_segments};
 use super::reseal::{Resealed, Wanted, reseal};
+use super::reseal_snapshots::Sealing;
 use super::scrub::Hurt;
 use super::slots::Judged;
 use super::writer::is_full;
-use super::{Locked, OpenFault, VaultFault, header_file, paths, root};
+use super::{Locked, OpenFault, VaultFault, header_file, paths, root, snapshot};
 use crate::backing::{Backing, Cache, Open};
 use crate::base::id::{CommitSeq, Generation, KeyNumber, SegmentId, Slot};
 use crate::base::world::World;
@@ -31,7 +32,7 @@ use crate::seal::{
     Header, HeaderFault, KeySlot, MasterKey, OLD_KEYS_MAX, RecoveryKey, SlotKind, Unlock, VaultKeys, fitting_slots,
     header_mark, replace_slot, wrap_old_key, write_header,
 };
-use crate::segment::{Shapes, Unreadable, Walk, first_header, path};
+use crate::segment::{Shapes, Unreadable, Walk, first_header, path, snapshot_path};
 use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
@@ -154,14 +155,14 @@ impl Locked {
             Ok(_) | Err(NotCovered::Nothing) => return unsettled("the index is not the one that the root names"),
         }
         keys_learnt(&index, &backing, &opened.header, &opened.keys)?;
-        clear_away(&*backing, root.index_file)?;
+        clear_away(&*backing, root.index_file, root.covered.seq)?;
         let (header, keys) = (opened.header, opened.keys);
         Ok(Rekey { backing, _lock: lock, header, keys, root, pins, index, world })
     }
 }
 
 /// Removes what an earlier rekey was making when it was stopped, and the index under the old key, durably.
-fn clear_away(backing: &dyn Backing, index_file: u64) -> io::Result<()> {
+fn clear_away(backing: &dyn Backing, index_file: u64, newest: CommitSeq) -> io::Result<()> {
     for name in backing.list("segments")?.iter().filter(|name| name.ends_with(".new")) {
         remove_if_there(backing, &format!("segments/{name}"))?;
     }
@@ -170,6 +171,7 @@ fn clear_away(backing: &dyn Backing, index_file: u64) -> io::Result<()> {
             remove_if_there(backing, &name)?;
         }
     }
+    snapshot::make_ready(backing, newest)?;
     backing.sync_dir("segments")?;
     backing.sync_dir("index")
 }
@@ -332,6 +334,15 @@ impl Rekey {
         self.tell_index()?;
         progress(done, total);
         report.hurt = self.named(&bad)?;
+        let from = Sealing {
+            backing: &self.backing,
+            header: &self.header,
+            keys: &self.keys,
+            index: &self.index,
+            epoch: self.root.epoch,
+            world: &*self.world,
+        };
+        from.seal_all()?;
         if report.stay.is_empty() && self.is_unfinished() {
             self.forget_old_keys()?;
         }
@@ -471,7 +482,8 @@ fn is_blank(file: &dyn crate::backing::BackingFile) -> io::Result<bool> {
     Ok(block[..got].iter().all(|byte| *byte == 0))
 }
 
-/// Segments that are under another key than the one in force, and their bytes, as anybody can see without a key.
+/// Segments that are under another key than the one in force, and their bytes with those of snapshots, as anybody can see without a
+/// key.
 pub fn under_old_keys(backing: &dyn Backing, current: KeyNumber) -> io::Result<(u64, u64)> {
     let (mut segments, mut bytes) = (0, 0);
     for id in list_segments(backing)? {
@@ -482,6 +494,13 @@ pub fn under_old_keys(backing: &dyn Backing, current: KeyNumber) -> io::Result<(
         };
         if first.is_some_and(|header| header.key != current) {
             (segments, bytes) = (segments + 1, bytes + file.len()?);
+        }
+    }
+    for number in snapshot::list(backing)? {
+        let file = backing.open(&snapshot_path(number), Open::Read, Cache::Direct)?;
+        let first = Shapes::of_snapshot(Arc::clone(&file), SegmentId(number.0)).next(|_, _| true)?;
+        if first.is_some_and(|group| group.header.key != current) {
+            bytes += file.len()?;
         }
     }
     Ok((segments, bytes))

@@ -77,6 +77,10 @@ impl Vault {
     pub fn gauges(&self) -> Gauges {
         let s = &self.shared;
         let root = s.root.held().clone();
+        let (newest, snapshots_kept) = {
+            let snapshots = s.snapshots.held();
+            (snapshots.first().map_or((0, 0), |kept| (kept.number.0, kept.len_bytes)), snapshots.len() as u64)
+        };
         Gauges {
             budget_bytes: s.shares.budget_bytes,
             dirty_bytes: s.dirty.used_bytes(),
@@ -95,6 +99,9 @@ impl Vault {
             epoch: root.epoch.0,
             generation: root.generation.0,
             commit_seq: s.progress.held().durable,
+            snapshot_commit: newest.0,
+            snapshot_bytes: newest.1,
+            snapshots_kept,
         }
     }
 

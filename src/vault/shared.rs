@@ -14,6 +14,7 @@ use super::quota::Quotas;
 use super::reserve::Reserve;
 use super::sealer::{Cursor, Job, Sealed};
 use super::segments::Segments;
+use super::snapshot::Kept;
 use super::state::{Event, Machine, State};
 use super::stats::Stats;
 use super::step::Stepper;
@@ -177,6 +178,11 @@ pub struct Shared {
     pub pins: Pins,
     pub space: Mutex<Option<(Duration, Space)>>,
 
+    /// The snapshots of the index that lie in the backing directory, the newest first.
+    pub snapshots: Mutex<Vec<Kept>>,
+    /// Whether the next checkpoint is to be followed by one.
+    pub snapshot_wanted: AtomicBool,
+
     /// Room kept for when there is none.
     pub reserve: Reserve,
     pub machine: Mutex<Machine>,
@@ -202,10 +208,6 @@ pub struct Shared {
     pub bring_home: AtomicBool,
     /// Whether old segments are to be cleaned now, however little there is to gain.
     pub clean_wanted: AtomicBool,
-    /// Whether a snapshot is to follow the next checkpoint.
-    pub snapshot_wanted: AtomicBool,
-    /// Segments below this number are not needed to make the index anew; 0 until there are snapshots.
-    pub snapshot_floor: AtomicU64,
     /// Segments below this number that lie in the emergency directory are not written to any more.
     pub home_below: AtomicU64,
     /// The greatest segment number for which a file may have been prepared.

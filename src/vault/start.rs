@@ -23,7 +23,7 @@ use super::state::{Event, Machine};
 use super::step::{Actor, Stepper};
 use super::verifier::Verifier;
 use super::window::Windows;
-use super::{OpenFault, OpenOptions, Running, Vault, cache, stats, totals};
+use super::{OpenFault, OpenOptions, Running, Vault, cache, snapshot, stats, totals};
 use crate::backing::Backing;
 use crate::base::id::SegmentId;
 use crate::base::limits::CHUNK_BYTES;
@@ -43,7 +43,7 @@ fn queue<T>(stepped: bool, most: usize) -> (Sender<T>, Receiver<T>) {
 /// Starts it.
 pub(super) fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sync>) -> Result<Arc<Vault>, OpenFault> {
     let Parts { backing, places, world, header, keys, root, pins, index, index_lost, .. } = parts;
-    let Parts { shares, found, allocated, was_clean, .. } = parts;
+    let Parts { shares, found, allocated, was_clean, made, .. } = parts;
     let (suite, vault, epoch) = (header.suite, header.vault, root.epoch);
     let fresh = {
         let (keys, world) = (keys.clone(), Arc::clone(&world));
@@ -65,6 +65,10 @@ pub(super) fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sy
     let (prepare, to_prepare) = crossbeam_channel::bounded(1);
     let everywhere: Arc<dyn Backing> = Arc::new(Everywhere(Arc::clone(&places)));
     let stats = stats::Stats::default();
+    let snapshots = snapshot::found(&*backing).unwrap_or_else(|e| {
+        log::warn!("the snapshots of the index: {e}");
+        Vec::new()
+    });
     let shared = Arc::new(Shared {
         segments: Segments::new(everywhere, keys, suite, vault),
         reserve: Reserve::take(&*backing, !options.read_only),
@@ -128,6 +132,8 @@ pub(super) fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sy
         root: Mutex::new(root),
         pins,
         space: Mutex::new(None),
+        snapshots: Mutex::new(snapshots),
+        snapshot_wanted: false.into(),
         totals_wanted: false.into(),
         log_ended: false.into(),
         closing_since: Mutex::default(),
@@ -138,8 +144,6 @@ pub(super) fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sy
         home_wanted: false.into(),
         bring_home: false.into(),
         clean_wanted: false.into(),
-        snapshot_wanted: false.into(),
-        snapshot_floor: 0.into(),
         home_below: first.0.into(),
         prepared: 0.into(),
     });
@@ -150,7 +154,14 @@ pub(super) fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sy
     } else {
         format!("init: {commits} commits taken in ({rotten_commits} with damage), {dropped_frames} frames dropped")
     };
-    shared.stats.event(shared.world.now(), before);
+    let how = made.as_ref().map_or(String::new(), |made| match made.snapshot {
+        Some(commit) => format!("; the index was made anew from the snapshot of commit {commit} and the log behind it"),
+        None => "; the index was made anew from the beginning of the log".to_owned(),
+    });
+    shared.stats.event(shared.world.now(), before + &how);
+    for line in made.into_iter().flat_map(|made| made.said) {
+        shared.stats.error(shared.world.now(), line);
+    }
     if found.lost_records > 0 {
         let lost = found.lost_records;
         let said = format!(

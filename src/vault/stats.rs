@@ -47,6 +47,10 @@ pub struct Stats {
     pub checkpoints: Counter,
     /// Checkpoints that could not be stored.
     pub checkpoint_failures: Counter,
+    /// Snapshots of the index taken.
+    pub snapshots: Counter,
+    /// Snapshots of the index that could not be taken.
+    pub snapshot_failures: Counter,
     /// Bytes given back by punching holes.
     pub punched_bytes: Counter,
     /// Plaintext bytes that the cleaner moved out of old segments.
@@ -143,6 +147,8 @@ impl Stats {
             ("chunks_zstd", "Chunks compressed with zstd.", n(&self.codec_chunks[0])),
             ("chunks_lz4", "Chunks compressed with lz4.", n(&self.codec_chunks[1])),
             ("chunks_raw", "Chunks stored as they are.", n(&self.codec_chunks[2])),
+            ("snapshots", "Snapshots of the index taken.", n(&self.snapshots)),
+            ("snapshot_failures", "Snapshots of the index that could not be taken.", n(&self.snapshot_failures)),
             ("writer_waits", "Times a writer waited for the byte budget.", n(&self.writer_waits)),
         ]
     }

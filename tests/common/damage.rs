@@ -9,7 +9,7 @@
 use super::rng::Rng;
 use std::sync::{Arc, OnceLock};
 use strongroom::backing::{Backing, Cache, MemoryBacking, Open};
-use strongroom::base::id::{Ino, ROOT_INO, SegmentId};
+use strongroom::base::id::{CommitSeq, Ino, ROOT_INO, SegmentId};
 use strongroom::base::secret::Passphrase;
 use strongroom::base::world::{RealWorld, World};
 use strongroom::check::{Finding, Place, check};
@@ -21,6 +21,7 @@ use strongroom::format::quota::{Account, Tree, Used};
 use strongroom::format::segment::SegmentInfo;
 use strongroom::fs::{Caller, Fallocate, FileSystem, FsOptions, RenameHow, SetAttr, WriteHow, XattrHow};
 use strongroom::seal::Unlock;
+use strongroom::segment::{SNAPSHOTS, snapshot_path};
 use strongroom::vault::{CreateOptions, OpenOptions, Vault, create, open};
 
 pub fn unlock() -> Unlock {
@@ -490,6 +491,14 @@ pub fn damages(healthy: &'static Healthy) -> Vec<Damage> {
         for name in p.disk.list("index").unwrap() {
             p.disk.remove(&format!("index/{name}")).unwrap();
         }
+    });
+
+    let (commit, why) = (CommitSeq(1), "the end of the snapshot at byte 0 does not hold".to_owned());
+    exactly!(vec![Finding::SnapshotSpoiled { commit, why }], |p: &Plant| {
+        let file = p.disk.open(&snapshot_path(CommitSeq(1)), Open::Create, Cache::Buffered).unwrap();
+        file.write_all_at(&[0x5a; 4096], 0).unwrap();
+        file.sync_data().unwrap();
+        p.disk.sync_dir(SNAPSHOTS).unwrap();
     });
 
     for file in ["root.a", "root.b", "vault.toml", "vault.toml.copy"] {

@@ -15,6 +15,7 @@ use strongroom::base::world::{RealWorld, World};
 use strongroom::check::check;
 use strongroom::fs::{Caller, Fallocate, FileSystem, FsOptions, WriteHow};
 use strongroom::seal::{MasterKey, Unlock};
+use strongroom::segment::SNAPSHOTS;
 use strongroom::vault::{
     CreateOptions, HEADER, HeaderTexts, OpenFault, OpenOptions, PinStore, Rekey, RekeyFault, RekeyReport, create, lock,
 };
@@ -110,13 +111,14 @@ fn make() -> MemoryBacking {
     let copy = write(&fs, "copy-of-gone", 0, b"");
     fs.copy_file_range(gone, 10_000, copy, 0, 40_000, WriteHow::default()).unwrap();
     fs.fallocate(over, 20_000, 50_000, Fallocate::PunchHole).unwrap();
+    fs.vault().snapshot().unwrap();
     closed(fs);
     let fs = mounted(&disk, &first()).unwrap();
     write(&fs, "over", 10, b"overwritten");
     let (text, copy) = (find(&fs, "text").unwrap(), write(&fs, "copy", 0, b""));
     fs.copy_file_range(text, 5_000, copy, 777, 50_000, WriteHow::default()).unwrap();
     fs.unlink(ROOT_INO, b"gone").unwrap();
-    fs.sync_wait().unwrap();
+    fs.vault().snapshot().unwrap();
     closed(fs);
     // What died is punched out once a checkpoint does not name it.
     closed(mounted(&disk, &first()).unwrap());
@@ -194,5 +196,6 @@ pub fn put(disk: &MemoryBacking, path: &str, bytes: &[u8]) {
 pub fn all_files(disk: &MemoryBacking) -> Vec<String> {
     let below = |dir: &'static str| disk.list(dir).unwrap().into_iter().map(move |name| format!("{dir}/{name}"));
     let top = [HEADER.to_owned(), format!("{HEADER}.copy")].into_iter().chain(ROOTS.map(str::to_owned));
-    top.chain(below("segments")).chain(below("index")).collect()
+    let snapshots = disk.list(SNAPSHOTS).unwrap_or_default().into_iter().map(|name| format!("{SNAPSHOTS}/{name}"));
+    top.chain(below("segments")).chain(below("index")).chain(snapshots).collect()
 }

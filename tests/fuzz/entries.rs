@@ -9,8 +9,8 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 use strongroom::backing::{Backing, BackingFile, Cache, MemoryBacking, Open};
-use strongroom::base::choice::Codec;
-use strongroom::base::id::{Epoch, Ino, KeyNumber, SegmentId, VaultId};
+use strongroom::base::choice::{Codec, SuiteId};
+use strongroom::base::id::{CommitSeq, Epoch, Ino, KeyNumber, SegmentId, VaultId};
 use strongroom::base::limits::{BLOCK_BYTES, GROUP_BYTES_MAX};
 use strongroom::base::secret::Passphrase;
 use strongroom::base::world::{RealWorld, World};
@@ -23,14 +23,17 @@ use strongroom::format::inode::{CookieEntry, Inode, NameEntry};
 use strongroom::format::key;
 use strongroom::format::pin::{Moved, Pin, parse_moved};
 use strongroom::format::quota::{Account, Entry as Quota, state_key};
-use strongroom::format::record::{Commit, Record};
+use strongroom::format::record::{Commit, Counters, Record};
 use strongroom::format::root::Root;
 use strongroom::format::segment::{Covered, LogPosition, SegmentInfo, Start};
 use strongroom::format::setting::ScrubMark;
+use strongroom::format::snapshot::{End, Entries, holds, push_entry};
 use strongroom::format::wire::{Reader, Write as _};
 use strongroom::index::{Changes, IndexFault, RedbTable, Table};
 use strongroom::seal::{MasterKey, Unlock, VaultKeys, decompress, open_header, open_pin, read_header};
-use strongroom::segment::{Shapes, Unreadable, Walk, parse_file_name, path};
+use strongroom::segment::{
+    SNAPSHOTS, SegmentContext, Shapes, SnapshotReader, SnapshotWriter, Unreadable, Walk, parse_file_name, path,
+};
 use strongroom::vault::{CreateOptions, OpenOptions, Vault, create, open};
 
 /// Judges some bytes; says whether they were taken for a value.
@@ -56,6 +59,8 @@ pub const ENTRIES: &[(&str, Entry)] = &[
     ("index", index),
     ("values", values),
     ("vault", vault),
+    ("snapshot_entries", snapshot_entries),
+    ("snapshot", snapshot),
 ];
 
 /// The one of that name.
@@ -382,6 +387,9 @@ fn base() -> &'static Base {
             op.put(key::inode(Ino(1000 + n)), value(n));
             op.commit();
             vault.sync_wait().expect("a disk in memory does not fail");
+            if n == FILES / 4 {
+                vault.snapshot().expect("a disk in memory does not fail");
+            }
             if n == FILES / 2 {
                 vault.checkpoint().expect("a disk in memory does not fail");
             }
@@ -499,6 +507,79 @@ fn index(bytes: &[u8]) -> bool {
     true
 }
 
+/// A stream of entries, cut into pieces as its first byte says: what it gives, written again, is what was read.
+fn snapshot_entries(bytes: &[u8]) -> bool {
+    if let Ok(end) = End::decode(bytes) {
+        assert!(end.encode() == bytes, "the end of a snapshot has two spellings");
+    }
+    let Some((piece, stream)) = bytes.split_first() else { return false };
+    let (mut entries, mut again, mut last) = (Entries::default(), Vec::new(), None);
+    for piece in stream.chunks(1 + usize::from(*piece)) {
+        let taken = entries.take(piece, &mut |k, v| {
+            assert!(last.as_deref().is_none_or(|last: &[u8]| last < k) && holds(k), "it is in order");
+            last = Some(k.to_vec());
+            push_entry(&mut again, k, v);
+        });
+        if taken.is_err() {
+            assert!(stream.starts_with(&again), "what came before the damage is what was read");
+            return false;
+        }
+    }
+    same(entries.end().map(|_| again), stream, "a snapshot's entries")
+}
+
+const SNAPSHOT: CommitSeq = CommitSeq(9);
+
+fn snapshot_keys() -> VaultKeys {
+    VaultKeys::first(MasterKey::from_secret(strongroom::base::secret::Secret::from([5; 32])))
+}
+
+/// A snapshot with edits: it is what was written, whole, or an error is told.
+fn snapshot(bytes: &[u8]) -> bool {
+    static DISK: OnceLock<MemoryBacking> = OnceLock::new();
+    let (suite, vault, all) = (SuiteId::Aes256Gcm, VaultId([1; 16]), 0..4000);
+    let whole = DISK.get_or_init(|| {
+        let (number, info) = (SegmentId(SNAPSHOT.0), SegmentInfo::empty(Epoch(1), [3; 16], KeyNumber(0)));
+        let context =
+            SegmentContext::of_snapshot(&snapshot_keys(), suite, vault, number, &info).expect("the first key");
+        let position = LogPosition { seq: SNAPSHOT, chain: [7; 32] };
+        let counters = Counters { next_ino: 1, next_cookie: 2, inodes: 3 };
+        let mut writer = SnapshotWriter::new(context, &Covered { position, counters, replay_from: SegmentId(4) });
+        all.clone().for_each(|n| writer.add(&key::inode(Ino(n)), &value(n)));
+        writer.end();
+        let disk = MemoryBacking::default();
+        let file = disk.open("s", Open::Create, Cache::Buffered).expect("there is nothing yet");
+        while let Some(group) = writer.take_group() {
+            file.write_all_at(&group.image, group.position_bytes).expect("a disk in memory does not fail");
+        }
+        file.sync_data().expect("a disk in memory does not fail");
+        disk.sync_dir("").expect("a disk in memory does not fail");
+        disk
+    });
+    let disk = whole.crash(|_, _| true);
+    Edits(bytes).apply(&disk, &["s".to_owned()]);
+    let file = disk.open("s", Open::Read, Cache::Buffered).expect("it is there");
+    let (mut reader, mut next) = (SnapshotReader::new(file, SNAPSHOT, suite, vault), 0);
+    loop {
+        let read = reader.next(&snapshot_keys(), &mut |k, v| {
+            assert!(k == key::inode(Ino(next)) && v == value(next), "an entry that nobody wrote");
+            next += 1;
+        });
+        match read {
+            Ok(None) => {}
+            Ok(Some(read)) => {
+                assert!(next == all.end && read.end.entries == all.end, "it calls itself whole, and is not");
+                return true;
+            }
+            Err(Unreadable::Damaged { .. }) => {
+                assert!(!bytes.is_empty(), "a healthy snapshot is whole");
+                return false;
+            }
+            Err(Unreadable::Io(e)) => panic!("damage is no failure of the disk: {e}"),
+        }
+    }
+}
+
 /// A whole vault with edits of any of its files: it opens or says why not, and what it gives is what was written.
 fn vault(bytes: &[u8]) -> bool {
     let base = base();
@@ -506,7 +587,9 @@ fn vault(bytes: &[u8]) -> bool {
     let whole = if which & 1 == 0 { &base.closed } else { &base.cut };
     let disk = whole.crash(|_, _| true);
     let mut names = segments(&disk);
-    for (dir, name) in ["", "index"].into_iter().flat_map(|d| disk.list(d).into_iter().flatten().map(move |n| (d, n))) {
+    for (dir, name) in
+        ["", "index", SNAPSHOTS].into_iter().flat_map(|d| disk.list(d).into_iter().flatten().map(move |n| (d, n)))
+    {
         let name = if dir.is_empty() { name } else { format!("{dir}/{name}") };
         if disk.open(&name, Open::Read, Cache::Buffered).is_ok() && name != strongroom::vault::LOCK {
             names.push(name);

@@ -30,7 +30,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 SUITES = {"aes-256-gcm": 1, "chacha20-poly1305": 2}
 COMPRESSIONS = {"auto": 1, "zstd": 2, "lz4": 3, "none": 4}
 KINDS = {"passphrase": 1, "key-file": 2, "recovery-key": 3}
-DATA, RECORDS, COMMIT, DIRECTORY, START = 1, 2, 3, 4, 5
+DATA, RECORDS, COMMIT, DIRECTORY, START, COVERED, ENTRIES, END = 1, 2, 3, 4, 5, 6, 7, 8
 RAW, LZ4, ZSTD = 0, 1, 2
 ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 CHUNK = 131072
@@ -58,6 +58,11 @@ def hkdf(secret, salt, info):
 
 def segment_key(master, suite, vault, epoch, segment, salt):
     info = b"strongroom segment 1" + bytes([suite]) + vault + struct.pack("<QQ", epoch, segment)
+    return hkdf(master, salt, info)
+
+
+def snapshot_key(master, suite, vault, epoch, commit, salt):
+    info = b"strongroom snapshot 1" + bytes([suite]) + vault + struct.pack("<QQ", epoch, commit)
     return hkdf(master, salt, info)
 
 
@@ -270,7 +275,7 @@ def parse_header(text):
     refuse_unless(len(text) <= 65536, "the header is too long")
     header = tomllib.loads(text.decode())
     refuse_unless(header.keys() - {"revision", "quota_bytes", "quota_inodes", "key", "old_key"} == HEADER, "its keys")
-    refuse_unless(header["format"] in (1, 2, 3, 4) and header["features"] == [], "it needs a newer strongroom")
+    refuse_unless(header["format"] in (1, 2, 3, 4, 5) and header["features"] == [], "it needs a newer strongroom")
     refuse_unless(header.get("revision", 1) > 0 and (header["format"] > 2 or "revision" not in header), "revision")
     key, old_keys = header.get("key", 0), header.get("old_key", [])
     refuse_unless("key" not in header or 1 <= key <= 65535 and header["format"] > 3 and "revision" in header, "key")
@@ -412,9 +417,16 @@ def refuse_header_put_back(root, header):
 
 
 class Segment:
+    versions, kinds, derived = (1, 2, 3), (DATA, RECORDS, COMMIT, START), staticmethod(segment_key)
+
     def __init__(self, number, data, suite, vault, masters):
         self.number, self.data, self.suite, self.vault, self.masters = number, data, suite, vault, masters
         self.epoch = self.salt = self.key = self.key_number = None
+
+    def begin(self, epoch, salt, key_number):
+        refuse_unless(key_number in self.masters, f"{self.number} is under key {key_number}, which is not there")
+        self.epoch, self.salt, self.key_number = epoch, salt, key_number
+        self.key = self.derived(self.masters[key_number], self.suite, self.vault, epoch, self.number, salt)
 
     def groups(self):
         """Of each group whether it was sealed anew, and its frames: (kind, codec, slot, sealed, plain length, inode, offset)."""
@@ -425,14 +437,12 @@ class Segment:
                 struct.unpack("<4sHHQQIIII16sHH", h[:60])
             )
             holds = magic == b"SRG1" and struct.unpack("<I", h[60:])[0] == zlib.crc32(h[:60])
-            if not holds or version not in (1, 2, 3) or (segment, group) != (self.number, expected):
+            if not holds or version not in self.versions or (segment, group) != (self.number, expected):
                 break
             refuse_unless(zero == 0 and flags in ((0, 1, 3) if version == 3 else (0,)), "a group's flags")
-            refuse_unless((key_number > 0) == (version == 3), "a group's key")
+            refuse_unless(version == 4 or (key_number > 0) == (version == 3), "a group's key")
             if self.epoch is None:
-                refuse_unless(key_number in self.masters, f"segment {segment} is under key {key_number}, which is not there")
-                self.epoch, self.salt, self.key_number = epoch, salt, key_number
-                self.key = segment_key(self.masters[key_number], self.suite, self.vault, epoch, segment, salt)
+                self.begin(epoch, salt, key_number)
             life = (self.epoch, self.salt, self.key_number)
             refuse_unless((epoch, salt, key_number) == life, "a group of another life")
             refuse_unless(length <= 1 << 20 and at + length <= len(self.data), "a group is cut off")
@@ -451,6 +461,7 @@ class Segment:
                 both = entries.take(1)[0]
                 slot, sealed_len, plain_len = entries.varint(32), entries.varint(32), entries.varint(32)
                 kind = both & 15
+                refuse_unless(kind in self.kinds, "a frame of another kind")
                 inode, offset = (entries.varint(), entries.varint()) if kind == DATA else (0, 0)
                 frames.append((kind, both >> 4, slot, self.data[place : place + sealed_len], plain_len, inode, offset))
                 place += sealed_len
@@ -462,6 +473,46 @@ class Segment:
     def open(self, kind, codec, slot, sealed, plain_len, inode, offset):
         address = frame_address(self.vault, self.epoch, self.number, slot, kind, codec, plain_len, inode, offset)
         return decompressed(codec, open_frame(self.suite, self.key, address, slot, sealed), plain_len)
+
+
+# --- §13: snapshots of the index
+
+
+class Snapshot(Segment):
+    versions, kinds, derived = (4,), (COVERED, ENTRIES, END), staticmethod(snapshot_key)
+
+    def entries(self):
+        """What it covers, and all entries; refused unless it is whole."""
+        digest, stream, covered, count = hashlib.sha256(b"SRN1"), b"", None, 0
+        for _, frames in self.groups():
+            for frame in frames:
+                kind, _, slot = frame[:3]
+                plain = self.open(*frame)
+                refuse_unless(slot == count and (kind == COVERED) == (count == 0), "a snapshot out of order")
+                count += 1
+                if kind == END:
+                    refuse_unless(frame is frames[-1], "something behind the end of a snapshot")
+                    found = self.split(stream)
+                    refuse_unless(plain == struct.pack("<Q", len(found)) + digest.digest(), "a snapshot's digest")
+                    return covered, found
+                digest.update(plain)
+                if kind == COVERED:
+                    refuse_unless(len(plain) == 72, "what a snapshot covers")
+                    covered = struct.unpack("<Q32sQQQQ", plain)
+                    refuse_unless(covered[0] == self.number, "a snapshot of another commit")
+                else:
+                    stream += plain
+        raise Refused("a snapshot that is cut off")
+
+    @staticmethod
+    def split(stream):
+        b, found, last = Bytes(stream), {}, b""
+        while not b.ends():
+            key = b.counted()
+            refuse_unless((key > last or not found) and key != b"Tlog", "a snapshot's keys")
+            found[key] = b.counted()
+            last = key
+        return found
 
 
 # --- §4 to §6: the log, and what it says
@@ -483,7 +534,7 @@ class Extent:
 
 
 class Vault:
-    def __init__(self, folder, kind, secret):
+    def __init__(self, folder, kind, secret, by_snapshot=False):
         with open(os.path.join(folder, "vault.toml"), "rb") as file:
             self.header, self.master = unlock(file.read(), kind, secret)
         self.suite, vault = SUITES[self.header["suite"]], self.header["vault"]
@@ -496,13 +547,43 @@ class Vault:
             if len(name) == 16 and all(c in "0123456789abcdef" for c in name):
                 with open(os.path.join(names, name), "rb") as file:
                     self.segments[int(name, 16)] = Segment(int(name, 16), file.read(), self.suite, vault, masters)
-        self.walk()
+        # The log alone does, if it is there from its beginning.
+        if by_snapshot or 1 not in self.segments:
+            self.walk(*self.load(os.path.join(folder, "snapshots"), vault, masters))
+        else:
+            self.walk()
 
-    def walk(self):
-        number, chain, links, count, records, epoch = 0, bytes(32), [], 0, b"", None
+    def load(self, folder, vault, masters):
+        """Takes over the newest snapshot that holds; gives its commit, chain value, and the segment to go on with."""
+        why = "there is none"
+        for name in sorted(os.listdir(folder), reverse=True):
+            if len(name) != 16 or int(name, 16) > self.root["number"]:
+                continue
+            with open(os.path.join(folder, name), "rb") as file:
+                snapshot = Snapshot(int(name, 16), file.read(), self.suite, vault, masters)
+            try:
+                (number, chain, _, _, _, replay_from), self.keys = snapshot.entries()
+            except Refused as refusal:
+                why = refusal
+                continue
+            for key, value in self.keys.items():
+                if key[:1] == b"E":
+                    offset, extent = int.from_bytes(key[9:]), Extent(value)
+                    place = (offset, offset + extent.length, offset - extent.skip, extent)
+                    self.files.setdefault(int.from_bytes(key[1:9]), []).append(place)
+                elif key[:1] == b"S" and int.from_bytes(key[1:]) in self.segments:
+                    epoch, salt, _, _ = struct.unpack("<Q16sQQ", value[:40])
+                    self.segments[int.from_bytes(key[1:])].begin(epoch, salt, *struct.unpack("<H", value[40:] or bytes(2)))
+            return number, chain, replay_from
+        raise Refused(f"no snapshot holds: {why}")
+
+    def walk(self, number=0, chain=bytes(32), replay_from=0):
+        links, count, records, epoch, joined = [], 0, b"", None, number == 0
         # Whether a group since the last commit, or that one's, was sealed anew: then its tags are not those that were chained.
         anew = 0
         for at, segment in sorted(self.segments.items()):
+            if at < replay_from:
+                continue
             first = True
             for sealed_anew, frames in segment.groups():
                 anew |= sealed_anew
@@ -514,7 +595,10 @@ class Vault:
                         named, value, restarts = struct.unpack("<Q32sB", plain if len(plain) == 41 else plain + b"\0")
                         if segment.epoch != epoch or restarts:
                             # What the lease before, or the failed segment, left behind its newest commit counts for nothing.
-                            refuse_unless((named, value) == (number, chain), "a lease continues another history")
+                            # Up to the commit that a snapshot covers, nothing is taken in.
+                            passed = not joined and named < number
+                            refuse_unless(passed or (named, value) == (number, chain), "a lease continues another history")
+                            joined = not passed
                             links, count, records, epoch = [], 0, b"", segment.epoch
                             anew = sealed_anew
                     first = False
@@ -522,6 +606,11 @@ class Vault:
                     if kind == COMMIT:
                         plain = Bytes(segment.open(*frame))
                         new, frame_count, value, _, _, _ = plain.numbers("QI32sQQQ")
+                        if not joined and new <= number:
+                            joined = new == number
+                            refuse_unless(not joined or value == chain, "the snapshot is of another history")
+                            links, count, records, anew = [link], 0, b"", sealed_anew
+                            continue
                         refuse_unless(new == number + 1 and frame_count == count, f"commit {new} does not follow")
                         # Holes are punched behind a checkpoint: of commits that the root covers, the chain need not hold.
                         sound = anew or value == chain_value(chain, links)
@@ -535,7 +624,6 @@ class Vault:
                     count += 1
                     if kind == RECORDS:
                         records += segment.open(*frame)
-                    refuse_unless(kind in (DATA, RECORDS, START), "a frame of another kind")
         refuse_unless(number >= self.root["number"], "acknowledged commits are missing")
 
     def apply(self, records):
@@ -641,16 +729,17 @@ def main():
     source.add_argument("--password-file")
     source.add_argument("--key-file")
     source.add_argument("--recovery-key-file")
+    parser.add_argument("--by-snapshot", action="store_true")
     args = parser.parse_intermixed_args()
     with open(args.password_file or args.key_file or args.recovery_key_file, "rb") as file:
         secret = file.read()
     try:
         if args.password_file:
-            vault = Vault(args.vault, "passphrase", secret.removesuffix(b"\n").removesuffix(b"\r"))
+            vault = Vault(args.vault, "passphrase", secret.removesuffix(b"\n").removesuffix(b"\r"), args.by_snapshot)
         elif args.key_file:
-            vault = Vault(args.vault, "key-file", secret)
+            vault = Vault(args.vault, "key-file", secret, args.by_snapshot)
         else:
-            vault = Vault(args.vault, "recovery-key", recovery_key(secret.decode()))
+            vault = Vault(args.vault, "recovery-key", recovery_key(secret.decode()), args.by_snapshot)
         if args.path:
             sys.stdout.buffer.write(vault.read(vault.find(os.fsencode(args.path))))
         else:

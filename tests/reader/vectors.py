@@ -151,7 +151,7 @@ def headers():
     ):
         edited(f"{cost} in a slot that nobody uses", lambda h, s: s[0].update(cost), refused=refused, sealed_again=True)
     for what, change, refused in (
-        ("a format of the future", {"format": 5}, "newer"),
+        ("a format of the future", {"format": 6}, "newer"),
         ("a revision in format 2", {"format": 2}, "malformed"),
         ("a revision of 0", {"revision": 0}, "malformed"),
         ("something unknown", {"surprise": 1}, "malformed"),
@@ -232,6 +232,10 @@ def keys():
             info = b"strongroom segment 1" + bytes([suite]) + VAULT + struct.pack("<QQ", epoch, segment)
             key = r.segment_key(MASTER, suite, VAULT, epoch, segment, salt)
             made.append({"what": f"suite {suite}, epoch {epoch}, segment {segment}", "salt": salt, "info": info, "key": key})
+    for suite in (1, 2):
+        info = b"strongroom snapshot 1" + bytes([suite]) + VAULT + struct.pack("<QQ", 1, 1)
+        key = r.snapshot_key(MASTER, suite, VAULT, 1, 1, salt)
+        made.append({"what": f"suite {suite}, epoch 1, snapshot of commit 1", "salt": salt, "info": info, "key": key})
     for purpose in ("root", "index"):
         info = b"strongroom pages 1" + VAULT + bytes([len(purpose)]) + purpose.encode()
         made.append({"what": purpose, "salt": bytes(16), "info": info, "key": r.page_key(MASTER, VAULT, purpose)})

@@ -10,10 +10,12 @@ use strongroom::base::choice::{Compression, SuiteId, Verify};
 use strongroom::base::id::{Ino, ROOT_INO};
 use strongroom::base::secret::Passphrase;
 use strongroom::base::world::World;
+use strongroom::format::key;
 use strongroom::fs::{
     Atime, Attr, Caller, Fallocate, FileSystem, FsFault, FsOptions, RenameHow, SetAttr, WriteHow, XattrHow, XattrReply,
 };
 use strongroom::seal::Unlock;
+use strongroom::segment::SNAPSHOTS;
 use strongroom::vault::{self, Choose, CreateOptions, OpenFault, OpenOptions, Vault};
 
 const CALLER: Caller = Caller { uid: 0, gid: 0, umask: 0o022 };
@@ -52,6 +54,45 @@ impl Manner {
 pub struct Place {
     pub vault: Arc<Vault>,
     pub fs: FileSystem,
+}
+
+/// All entries of the index but counters and history, which people are shown and nothing depends on.
+fn entries(place: &Place) -> Result<Vec<(Vec<u8>, Vec<u8>)>, String> {
+    let mut all = place.vault.scan(&[], &[], usize::MAX).map_err(|e| e.to_string())?;
+    all.retain(|(k, _)| *k != key::setting("totals") && *k != key::setting("history"));
+    Ok(all)
+}
+
+/// Loses the index and makes it anew, from a snapshot if there is one, and from the log alone: both must be the same. Gives whether
+/// there was a snapshot.
+pub fn rebuilt_both_ways(disk: &MemoryBacking, world: &Arc<Simulated>, manner: &Manner) -> Result<bool, String> {
+    let made = |snapshots: bool| {
+        let disk = disk.copy();
+        for dir in ["index", SNAPSHOTS].into_iter().take(if snapshots { 1 } else { 2 }) {
+            // A vault whose making was cut short has none.
+            for name in disk.list(dir).unwrap_or_default() {
+                disk.remove(&format!("{dir}/{name}")).map_err(|e| e.to_string())?;
+            }
+        }
+        let place = Place::open(&disk, world, manner).map_err(|e| format!("{e:?}, with snapshots: {snapshots}"))?;
+        let errors = place.vault.stats().errors();
+        if !errors.is_empty() {
+            return Err(format!("a rebuild, with snapshots: {snapshots}, says {errors:?}"));
+        }
+        let history = place.vault.stats().history();
+        let used = history.iter().any(|line| line.text.contains("made anew from the snapshot"));
+        Ok((used, entries(&place)?))
+    };
+    let there = disk.list(SNAPSHOTS).unwrap_or_default().iter().any(|name| !name.ends_with(".new"));
+    let ((used, by_snapshot), (_, by_log)) = (made(true)?, made(false)?);
+    if used != there {
+        return Err(format!("a snapshot is there: {there}; it was used: {used}"));
+    }
+    let differs = by_snapshot.iter().zip(&by_log).find(|(a, b)| a != b);
+    match differs {
+        None if by_snapshot.len() == by_log.len() => Ok(used),
+        _ => Err(format!("the index by the snapshot is not the one by the log: {differs:?}")),
+    }
 }
 
 /// Why there is no place.

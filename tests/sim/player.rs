@@ -80,7 +80,10 @@ impl Player {
     fn attempt(&mut self, step: &Step) -> Result<(), String> {
         let newest = self.history.newest();
         let synced = match step {
+            // Some syncs, and every second checkpoint, with a snapshot behind them.
+            Step::Fsync if newest % 4 == 3 => self.place().vault.snapshot().map_err(|e| format!("snapshot: {e}")),
             Step::Fsync => self.place().fs.sync_wait().map_err(|e| format!("fsync: {e:?}")),
+            Step::Checkpoint if newest % 2 == 1 => self.place().vault.snapshot().map_err(|e| format!("snapshot: {e}")),
             Step::Checkpoint => self.place().vault.checkpoint().map_err(|e| format!("checkpoint: {e}")),
             Step::Reopen => self.reopen(),
             Step::Kill => return self.kill(),

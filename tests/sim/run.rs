@@ -4,7 +4,7 @@
 //! open, hold one allowed state, whole, survive a check, and go on working, through a second cut too.
 
 use super::judge::{Fates, History};
-use super::place::{Manner, NoPlace, Place, unlock};
+use super::place::{Manner, NoPlace, Place, rebuilt_both_ways, unlock};
 use super::player::Player;
 use super::program::{Dice, Habits, Step};
 use super::tree::Tree;
@@ -19,6 +19,9 @@ use strongroom::base::id::ROOT_INO;
 use strongroom::base::world::World as Clock;
 use strongroom::check::check;
 use strongroom::fs::{LimitChange, LimitOf};
+
+/// Indices that were made from a snapshot and compared with what the log alone makes.
+pub static REBUILT_FROM_SNAPSHOTS: AtomicU64 = AtomicU64::new(0);
 
 /// A run to be cut.
 pub struct World {
@@ -330,6 +333,8 @@ impl Before<'_> {
             survived.map_err(|e| format!("cut again at {cut} after going on from state {state}: {e}"))?;
         }
         if dice.one_in(depth.check_one_in) {
+            let used = rebuilt_both_ways(&last, &world, &manner)?;
+            REBUILT_FROM_SNAPSHOTS.fetch_add(u64::from(used), SeqCst);
             let backing: Arc<dyn Backing> = Arc::new(last);
             let clock: Arc<dyn Clock> = world;
             let findings = check(&backing, &unlock(), &clock, true, &|_, _| {}).map_err(|e| format!("check: {e}"))?;
