@@ -11,7 +11,7 @@
 mod sim;
 
 use sim::from_environment;
-use sim::place::Manner;
+use sim::place::{MOVED, Manner, REMOVED};
 use sim::run::{Plant, REBUILT_FROM_SNAPSHOTS, USUAL, World, caught, on_every_core, play, play_on_failing_disk, sound};
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::Instant;
@@ -49,6 +49,8 @@ fn soak_and_say(what: &str, cuts_usual: u64, cut_one: &(dyn Fn(u64, u64) -> Resu
     let rebuilt = REBUILT_FROM_SNAPSHOTS.load(SeqCst);
     eprintln!("{cuts} power cuts in {worlds} worlds{what}, seeds from {first}, in {seconds:.0} s");
     eprintln!("{rebuilt} indices made from a snapshot until now were those that the log makes");
+    let (moved, removed) = (MOVED.load(SeqCst), REMOVED.load(SeqCst));
+    eprintln!("{moved} bytes moved out of old segments, and {removed} of these removed");
     assert_eq!(failed, None);
     assert!(rebuilt > cuts / 200, "snapshots are taken, and used");
     assert!(worlds >= 1 && cuts >= worlds);

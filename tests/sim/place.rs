@@ -5,9 +5,10 @@ use super::tree::{Body, Thing, Tree};
 use super::world::Simulated;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use strongroom::backing::{Backing, MemoryBacking};
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use strongroom::backing::{Backing, Cache, MemoryBacking, Open};
 use strongroom::base::choice::{Compression, SuiteId, Verify};
-use strongroom::base::id::{Ino, ROOT_INO};
+use strongroom::base::id::{Ino, ROOT_INO, SegmentId};
 use strongroom::base::secret::Passphrase;
 use strongroom::base::world::World;
 use strongroom::format::key;
@@ -15,7 +16,7 @@ use strongroom::fs::{
     Atime, Attr, Caller, Fallocate, FileSystem, FsFault, FsOptions, RenameHow, SetAttr, WriteHow, XattrHow, XattrReply,
 };
 use strongroom::seal::Unlock;
-use strongroom::segment::SNAPSHOTS;
+use strongroom::segment::{SNAPSHOTS, parse_file_name, path};
 use strongroom::vault::{self, Choose, CreateOptions, OpenFault, OpenOptions, Vault};
 
 const CALLER: Caller = Caller { uid: 0, gid: 0, umask: 0o022 };
@@ -27,7 +28,14 @@ pub struct Manner {
     pub suite: SuiteId,
     pub compression: Compression,
     pub verify: Verify,
+    /// Bytes to be gained for which old segments are cleaned.
+    pub clean_bytes: Option<u64>,
 }
+
+/// Bytes that the cleaner moved, in all places that were closed or given up …
+pub static MOVED: AtomicU64 = AtomicU64::new(0);
+/// … and segments that it removed.
+pub static REMOVED: AtomicU64 = AtomicU64::new(0);
 
 pub fn unlock() -> Unlock {
     Unlock::KeyFile(Passphrase(b"thirty-two bytes, or some more than that".to_vec()))
@@ -46,7 +54,8 @@ impl Manner {
         let world = world.clone();
         let stepped: Choose = Arc::new(move |of| world.choose(of));
         let (stepped, verify) = (Some(stepped), self.verify);
-        OpenOptions { budget_bytes: 16 << 20, workers: 2, verify, stepped, ..OpenOptions::default() }
+        let clean_bytes = self.clean_bytes;
+        OpenOptions { budget_bytes: 16 << 20, workers: 2, verify, stepped, clean_bytes, ..OpenOptions::default() }
     }
 }
 
@@ -63,12 +72,21 @@ fn entries(place: &Place) -> Result<Vec<(Vec<u8>, Vec<u8>)>, String> {
     Ok(all)
 }
 
-/// Loses the index and makes it anew, from a snapshot if there is one, and from the log alone: both must be the same. Gives whether
-/// there was a snapshot.
+/// Loses the index and makes it anew, from a snapshot if there is one, and from the log alone: both must be the same. Where the log
+/// has lost its beginning to the cleaner, the lost index itself is what is compared with. Gives whether there was a snapshot.
 pub fn rebuilt_both_ways(disk: &MemoryBacking, world: &Arc<Simulated>, manner: &Manner) -> Result<bool, String> {
+    let manner = &Manner { clean_bytes: None, ..*manner };
+    let first = path(SegmentId(1));
+    let is_cleaned = disk.open(&first, Open::Read, Cache::Buffered).is_err()
+        && disk.list("segments").unwrap_or_default().iter().any(|name| parse_file_name(name).is_some());
     let made = |snapshots: bool| {
         let disk = disk.copy();
-        for dir in ["index", SNAPSHOTS].into_iter().take(if snapshots { 1 } else { 2 }) {
+        let lost = match (snapshots, is_cleaned) {
+            (true, _) => &["index"][..],
+            (false, true) => &[],
+            (false, false) => &["index", SNAPSHOTS],
+        };
+        for dir in lost {
             // A vault whose making was cut short has none.
             for name in disk.list(dir).unwrap_or_default() {
                 disk.remove(&format!("{dir}/{name}")).map_err(|e| e.to_string())?;
@@ -115,7 +133,14 @@ impl Place {
         Ok(Place { vault, fs })
     }
 
+    /// Counts what its cleaner did.
+    pub fn count(&self) {
+        MOVED.fetch_add(self.vault.stats().moved_bytes.get(), SeqCst);
+        REMOVED.fetch_add(self.vault.stats().segments_removed.get(), SeqCst);
+    }
+
     pub fn close(self) -> Result<(), String> {
+        self.count();
         drop(self.fs);
         self.vault.close().map_err(|e| format!("the vault does not close: {e}"))
     }

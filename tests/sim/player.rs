@@ -79,6 +79,9 @@ impl Player {
 
     fn attempt(&mut self, step: &Step) -> Result<(), String> {
         let newest = self.history.newest();
+        if newest % 3 == 1 && self.manner.clean_bytes.is_some() {
+            self.place().vault.clean();
+        }
         let synced = match step {
             // Some syncs, and every second checkpoint, with a snapshot behind them.
             Step::Fsync if newest % 4 == 3 => self.place().vault.snapshot().map_err(|e| format!("snapshot: {e}")),
@@ -184,6 +187,7 @@ impl Player {
         self.disk = disk;
         self.held = None;
         self.tree.bury(None);
+        self.place().count();
         drop(self.place.take());
         self.open_again(false)
     }

@@ -40,11 +40,13 @@ pub type Plant<'a> = &'a dyn Fn(&MemoryBacking, &mut Manner);
 pub fn sound(_: &MemoryBacking, _: &mut Manner) {}
 
 /// The manner of a seed.
-fn manner(dice: &mut Dice) -> Manner {
+fn manner(seed: u64, dice: &mut Dice) -> Manner {
     Manner {
         suite: *dice.pick(&[SuiteId::Aes256Gcm, SuiteId::ChaCha20Poly1305]),
         compression: *dice.pick(&[Compression::Auto, Compression::Lz4, Compression::None]),
         verify: Verify::Device,
+        // Beside the dice, so that earlier seeds are the worlds that they were.
+        clean_bytes: mix(seed ^ 0xc1ea).is_multiple_of(2).then_some(4 << 10),
     }
 }
 
@@ -66,7 +68,7 @@ pub fn play(seed: u64, plant: Plant<'_>) -> Result<World, String> {
     let mut dice = Dice(mix(seed));
     let disk = MemoryBacking::default();
     let world = Arc::new(Simulated::new(seed));
-    let mut manner = manner(&mut dice);
+    let mut manner = manner(seed, &mut dice);
     // In some worlds the power is cut while the vault is being made.
     let from_nothing = dice.one_in(8);
     if from_nothing {
@@ -125,7 +127,7 @@ pub fn play_on_failing_disk(seed: u64) -> Result<World, String> {
     let mut dice = Dice(mix(seed ^ 0xfa17));
     let disk = MemoryBacking::default();
     let world = Arc::new(Simulated::new(seed));
-    let manner = manner(&mut dice);
+    let manner = manner(seed, &mut dice);
     manner.create(&disk, &world).map_err(|e| e.to_string())?;
     disk.record();
     let place = Place::open(&disk, &world, &manner).map_err(|e| format!("{e:?}"))?;
