@@ -149,6 +149,11 @@ fn records() -> impl Strategy<Value = Vec<u8>> {
         (number(), 0..u64::MAX).prop_map(|(ino, from_bytes)| {
             encoded(&Record::Punch { ino: Ino(ino), from_bytes, to_bytes: u64::MAX })
         }),
+        (number(), number(), 0..32u32, extent()).prop_map(|(segment, position_bytes, first_frame, extent)| {
+            let (segment, extent) = (SegmentId(segment), extent.encode());
+            encoded(&Record::Move { segment, position_bytes, first_frame, extent: &extent })
+        }),
+        number().prop_map(|segment| encoded(&Record::Forget { segment: SegmentId(segment) })),
     ];
     vec(one, 0..6).prop_map(|all| all.concat())
 }

@@ -12,6 +12,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 use strongroom::backing::{Backing, DirBacking};
 use strongroom::base::choice::{Compression, SuiteId};
 use strongroom::base::id::ROOT_INO;
@@ -241,6 +242,31 @@ fn another_program_reads_a_vault_through_a_snapshot_of_its_index() {
         bytes[100] ^= 1;
         fs::write(&snapshot, bytes).unwrap();
         refuses(&reader(dir.path(), key, Some("/late")), "no snapshot holds");
+    }
+}
+
+#[test]
+fn another_program_reads_a_vault_whose_old_segments_were_emptied_and_removed() {
+    for &suite in SuiteId::ALL {
+        let dir = tempfile::tempdir().unwrap();
+        let files = make(dir.path(), suite, Compression::Auto);
+        let world: Arc<dyn World> = Arc::new(RealWorld::default());
+        let backing: Arc<dyn Backing> = Arc::new(DirBacking::open(&dir.path().join("vault")).unwrap());
+        let key_file = Unlock::KeyFile(Passphrase(noise(100)));
+        let vault = vault::open(backing, &key_file, &OpenOptions::default(), world).unwrap();
+        vault.clean();
+        let began = Instant::now();
+        while vault.stats().segments_removed.get() == 0 && began.elapsed() < Duration::from_secs(60) {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let (moved, removed) = (vault.stats().moved_bytes.get(), vault.stats().segments_removed.get());
+        assert!(moved > 0 && removed > 0, "{suite}: {moved} bytes moved, {removed} segments removed");
+        vault.close().unwrap();
+        for (path, body) in &files {
+            let got = reader(dir.path(), ["--key-file", "key"], Some(path));
+            let said = String::from_utf8_lossy(&got.stderr);
+            assert!(got.stdout == *body, "{suite}: {path}: {} bytes of {}: {said}", got.stdout.len(), body.len());
+        }
     }
 }
 

@@ -547,9 +547,11 @@ class Vault:
             if len(name) == 16 and all(c in "0123456789abcdef" for c in name):
                 with open(os.path.join(names, name), "rb") as file:
                     self.segments[int(name, 16)] = Segment(int(name, 16), file.read(), self.suite, vault, masters)
-        # The log alone does, if it is there from its beginning.
-        if by_snapshot or 1 not in self.segments:
-            self.walk(*self.load(os.path.join(folder, "snapshots"), vault, masters))
+        # The log alone does, if all of it is there.
+        snapshots, numbers = os.path.join(folder, "snapshots"), sorted(self.segments)
+        gaps = numbers != list(range(1, len(numbers) + 1)) and os.path.isdir(snapshots) and os.listdir(snapshots)
+        if by_snapshot or gaps:
+            self.walk(*self.load(snapshots, vault, masters))
         else:
             self.walk()
 
@@ -627,7 +629,7 @@ class Vault:
         refuse_unless(number >= self.root["number"], "acknowledged commits are missing")
 
     def apply(self, records):
-        b = Bytes(records)
+        b, moves = Bytes(records), []
         while not b.ends():
             tag = b.take(1)[0]
             if tag == 1:
@@ -644,8 +646,29 @@ class Vault:
                 inode, begin, end = b.varint(), b.varint(), b.varint()
                 refuse_unless(begin < end, "a Punch of nothing")
                 self.punch(inode, begin, end)
+            elif tag == 5:
+                moves.append((b.varint(), b.varint(), b.varint(), Extent(b.counted())))
+            elif tag == 6:
+                # The segment's counts are all that this would change.
+                b.varint()
             else:
                 raise Refused(f"record {tag}")
+        for segment, position, first, to in moves:
+            self.move(segment, position, first, to)
+
+    def move(self, segment, position, first, to):
+        """§4: what lay in some frames of a run lies in another run, whoever holds it."""
+        refuse_unless(to.origin and to.skip == 0 and to.length == to.run, "a Move to part of a run")
+        for inode, places in self.files.items():
+            for n, (low, high, run_at, old) in enumerate(places):
+                if (old.segment, old.position) != (segment, position):
+                    continue
+                # Where the moved frames begin in the file, if all of the run were there.
+                run_to = run_at + first * old.unit
+                if run_to <= low and high <= run_to + to.run:
+                    sealed_for, sealed_at = old.origin or (inode, run_at)
+                    refuse_unless(to.origin == (sealed_for, sealed_at + first * old.unit), "a Move to another address")
+                    places[n] = (low, high, run_to, to)
 
     def quotas_add_up(self, commit):
         """§5: in every commit, what is used is the sum over the inodes of that commit."""
