@@ -361,9 +361,10 @@ fn a_full_disk_costs_a_snapshot_and_nothing_else() {
     vault.snapshot().unwrap();
     // Not from what is kept for the vault's own writes either.
     let used: u64 = ["segments", "index", SNAPSHOTS].iter().map(|dir| bytes_in(&disk, dir)).sum();
+    small::write(&vault, 401);
+    vault.sync_wait().unwrap();
     disk.limit(Some(used + (4 << 20)));
     std::thread::sleep(Duration::from_millis(100));
-    small::write(&vault, 401);
     assert!(vault.snapshot().is_err());
     assert_eq!(vault.stats().snapshot_failures.get(), 2);
     disk.limit(None);
@@ -585,6 +586,31 @@ fn what_a_look_finds_of_snapshots_is_named_and_mended() {
     assert!(now.len() == 2 && now[0] == kept[1], "{kept:?} became {now:?}");
     now.iter().for_each(|number| whole(&disk, *number, &small::unlock()).unwrap());
     assert_eq!(about(&look(Share::All)), 0);
+}
+
+#[test]
+fn what_is_wrong_in_the_index_and_in_its_snapshots_is_mended_from_the_log_in_both() {
+    let disk = without_snapshots(&rekeyed::made());
+    let fs = rekeyed::mounted(&disk, &rekeyed::first()).unwrap();
+    let count = key::allocated(rekeyed::find(&fs, "text").unwrap());
+    let was = fs.vault().get(&count).unwrap().unwrap();
+    fs.vault().set_derived(vec![(count.clone(), Some(7u64.to_le_bytes().to_vec()))]).unwrap();
+    fs.vault().snapshot().unwrap();
+    rekeyed::closed(fs);
+    let counted = || {
+        let anew = made_anew(&disk, &rekeyed::first()).unwrap();
+        assert!(anew.made_from.contains("snapshot"), "{}", anew.made_from);
+        anew.entries.into_iter().find(|(k, _)| *k == count).unwrap().1
+    };
+    assert_eq!(counted(), 7u64.to_le_bytes(), "the snapshot has it, too");
+    let again = || lock(Arc::new(disk.clone()) as Arc<dyn Backing>);
+    let (owner, unlock) = (Owner { uid: 0, gid: 0 }, rekeyed::first());
+    let repaired =
+        repair(again().unwrap(), &again, &unlock, &small::world(), owner, Share::Nothing, &|_, _| ()).unwrap();
+    let mended = repaired.mended.iter().find(|m| matches!(m.finding, Finding::Allocated { .. })).unwrap();
+    assert_eq!(mended.did, "made the index anew from the log");
+    assert_eq!(numbers(&disk).len(), 1, "those of before the repair are gone");
+    assert_eq!(counted(), was[..]);
 }
 
 #[test]

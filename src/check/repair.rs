@@ -144,7 +144,8 @@ impl Repair<'_> {
         vault.close().map_err(could_not_look)?;
         drop(vault);
         let again = |options: OpenOptions| self.try_open((self.again)()?, &options);
-        let vault = match again(OpenOptions { rebuild_index: true, ..options() }) {
+        // From all of the log, where it is all there: a snapshot has what the index had when it was taken.
+        let vault = match again(OpenOptions { rebuild_index: true, whole_log: true, ..options() }) {
             // The log has lost what this needs: the index as it is knows more.
             Err(OpenFault::Damaged(why)) => {
                 log::warn!("the index cannot be made anew from the log: {why}");
@@ -166,13 +167,15 @@ impl Repair<'_> {
         Ok((findings, nodes))
     }
 
-    /// Has another snapshot taken where one does not hold: of the index as it is mended by now. The one that does not hold goes.
+    /// Has another snapshot taken where one does not hold: of the index as it is mended by now. The one that does not hold goes; and
+    /// so do all, where counts or extents were wrong: they may have taken that over.
     fn mend_snapshots(&mut self, vault: &Vault) -> Result<(), OpenFault> {
         let spoiled = vault.spoiled_snapshots(true).map_err(could_not_look)?;
-        if spoiled.is_empty() {
+        let wrong = self.done.mended.iter().any(|m| derived::is_about(&m.finding));
+        if spoiled.is_empty() && (!wrong || vault.snapshots().is_empty()) {
             return Ok(());
         }
-        match vault.replace_snapshots() {
+        match vault.replace_snapshots(wrong) {
             Ok(()) => {
                 for (commit, why) in spoiled {
                     self.note(Finding::SnapshotSpoiled { commit, why }, "removed, and another one taken");

@@ -187,6 +187,7 @@ fn bring_up(
         root: &root.clone(),
         root_is_new: anew,
         salvage: options.salvage,
+        whole_log: options.whole_log,
     };
     let opened = open_index(&from, &mut root, &world, shares.index_cache_bytes, options);
     let opened = opened.inspect_err(|_| {

@@ -67,6 +67,8 @@ pub struct OpenOptions {
     pub salvage: bool,
     /// Leave the index aside, and make another from the log; the old one is removed when that is done.
     pub rebuild_index: bool,
+    /// Make it from the whole log, if that has lost nothing, though there are snapshots: they may have taken over what is wrong.
+    pub whole_log: bool,
     /// Where both roots are lost, make one from the log: for whoever was asked to mend.
     pub rebuild_roots: bool,
     /// Old segments are cleaned when they take so many bytes more than what is alive in them; `None` never cleans.
@@ -92,6 +94,7 @@ impl Default for OpenOptions {
             scrub_rate_bytes: SCRUB_RATE_BYTES,
             salvage: false,
             rebuild_index: false,
+            whole_log: false,
             rebuild_roots: false,
             clean_bytes: Some(CLEAN_BYTES_MIN),
             leave_away: false,

@@ -36,6 +36,8 @@ pub struct Sources<'a> {
     pub root_is_new: bool,
     /// Whether to pass over what contradicts itself.
     pub salvage: bool,
+    /// Whether the log alone is asked first, and believed if it has lost nothing.
+    pub whole_log: bool,
 }
 
 /// An index that was made anew.
@@ -62,6 +64,15 @@ pub fn make_anew(
     sources: &Sources<'_>,
     new_table: &dyn Fn() -> Result<RedbTable, OpenFault>,
 ) -> Result<Anew, OpenFault> {
+    if sources.whole_log {
+        match from_beginning(sources, new_table()?, false) {
+            Ok((index, found)) if found.lost_records == 0 => {
+                return Ok(Anew { index, found, snapshot: None, said: Vec::new() });
+            }
+            Ok(_) | Err(OpenFault::Damaged(_)) => {}
+            Err(fault) => return Err(fault),
+        }
+    }
     let all = snapshot::list(&**sources.backing)?;
     let covers = |number: &CommitSeq| sources.root_is_new || *number <= sources.root.covered.seq;
     let (fit, beyond): (Vec<CommitSeq>, Vec<CommitSeq>) = all.into_iter().partition(covers);

@@ -332,10 +332,13 @@ impl Vault {
         Ok(spoiled)
     }
 
-    /// Reads all snapshots, takes another one, and removes those that do not hold.
-    pub fn replace_snapshots(&self) -> Result<(), VaultFault> {
+    /// Reads all snapshots, takes another one, and removes those that do not hold; with `all` every other one.
+    pub fn replace_snapshots(&self, all: bool) -> Result<(), VaultFault> {
         let spoiled = self.spoiled_snapshots(true)?;
         for kept in self.shared.snapshots.held().iter_mut() {
+            if all {
+                kept.known = Known::Spoiled("the index was mended since".to_owned());
+            }
             if let Some((_, why)) = spoiled.iter().find(|(number, _)| *number == kept.number) {
                 kept.known = Known::Spoiled(why.clone());
             }
