@@ -150,6 +150,22 @@ impl Stalling {
     }
 }
 
+/// The disk stalls until this is dropped.
+struct Stalled<'a>(&'a Stalling);
+
+impl<'a> Stalled<'a> {
+    fn begin(disk: &'a Stalling) -> Self {
+        disk.stall(true);
+        Stalled(disk)
+    }
+}
+
+impl Drop for Stalled<'_> {
+    fn drop(&mut self) {
+        self.0.stall(false);
+    }
+}
+
 impl Backing for Stalling {
     fn open(&self, path: &str, how: Open, cache: Cache) -> io::Result<Arc<dyn BackingFile>> {
         Ok(Arc::new(StallingFile(self.disk.open(path, how, cache)?, Arc::clone(&self.stalled))))
@@ -235,6 +251,30 @@ fn a_flush_that_does_not_end_makes_the_log_go_away() {
     for ino in 10..13 {
         assert_eq!(read(&vault, ino, 200_000), data);
     }
+}
+
+#[test]
+fn while_the_disk_stalls_no_more_is_sealed_than_there_is_room_for() {
+    let pair = Pair::new();
+    let home = Stalling { disk: pair.home.clone(), stalled: Arc::default() };
+    let options = OpenOptions { budget_bytes: 16 << 20, ..OpenOptions::default() };
+    let vault = open(Arc::new(home.clone()), &unlock(), &options, Arc::clone(&pair.world)).unwrap();
+    // The log gets no further than the file of its first segment. A test that fails must not wait for it.
+    let stalled = Stalled::begin(&home);
+    let data = noise(9, 7 << 20);
+    write(&vault, 10, 0, &data).unwrap();
+    let room = options.budget_bytes / 16;
+    let sealed = || vault.gauges().in_flight_bytes;
+    pair.wait(&vault, "sealing", || sealed() + (256 << 10) > room);
+    // Time enough for workers that do not wait.
+    pair.world.sleep(Duration::from_millis(300));
+    assert!(sealed() <= room, "{} bytes are sealed", sealed());
+    assert_eq!(read(&vault, 10, 7 << 20), data, "reading goes on");
+    drop(stalled);
+    vault.sync_wait().unwrap();
+    assert_eq!(read(&vault, 10, 7 << 20), data);
+    assert_eq!(sealed(), 0, "and all of the room came back");
+    vault.close().unwrap();
 }
 
 fn write(vault: &Vault, ino: u64, offset: u64, data: &[u8]) -> Result<(), VaultFault> {

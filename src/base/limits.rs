@@ -68,6 +68,22 @@ pub const FUSE_BACKGROUND_MAX: u16 = 6;
 /// … and the threads that serve: always some left when every background write waits for the budget. No more than that:
 /// the kernel wakes them in turn, and each has a buffer of its own to keep warm (24 threads halve 4 KiB appends).
 pub const FUSE_THREADS: usize = FUSE_BACKGROUND_MAX as usize + 4;
+/// Largest WRITE and READ (the kernel's own limit is 256 pages) …
+const REQUEST_BYTES_MAX: u64 = 1 << 20;
+/// … and the least that large ones are cut down to, …
+const REQUEST_BYTES_MIN: u64 = 256 << 10;
+/// … for they are one in so many of the byte budget: a thread that serves keeps what it takes in, what it gives out and what it
+/// reads from the disk, each at the size of the largest request.
+const REQUESTS_PER_BUDGET: u64 = 64;
+
+/// Largest WRITE and READ with a byte budget.
+#[must_use]
+pub fn request_bytes(budget_bytes: u64) -> u32 {
+    let part = budget_bytes / REQUESTS_PER_BUDGET;
+    // Whole pages, whatever the budget.
+    (part.clamp(REQUEST_BYTES_MIN, REQUEST_BYTES_MAX) as u32).next_multiple_of(BLOCK_BYTES as u32)
+}
+
 /// Oldest that acknowledged bytes become before they are flushed.
 pub const FLUSH_INTERVAL: Duration = Duration::from_secs(5);
 /// A checkpoint is due when the overlay holds this many entries …
@@ -126,3 +142,16 @@ pub const EMERGENCY_PATH_BYTES_MAX: usize = 3000;
 pub const ARGON2_FLOOR: (u32, u32, u32) = (64 << 10, 3, 4);
 /// Ceiling of Argon2id: a header that asks for more is a memory bomb, and refused.
 pub const ARGON2_CEILING: (u32, u32, u32) = (4 << 20, 64, 64);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_are_as_large_as_the_budget_lets_the_threads_keep() {
+        let kib = |budget: u64| request_bytes(budget) >> 10;
+        assert_eq!([BUDGET_BYTES_MIN, 32 << 20, 48 << 20].map(kib), [256, 512, 768]);
+        assert_eq!([64 << 20, BUDGET_BYTES_DEFAULT, 1 << 40].map(kib), [1024; 3]);
+        assert_eq!(request_bytes((48 << 20) + 77) % BLOCK_BYTES as u32, 0);
+    }
+}

@@ -65,6 +65,12 @@ impl Budget {
         self.state.held().used
     }
 
+    /// What it may still take.
+    pub fn left_bytes(&self) -> u64 {
+        let state = self.state.held();
+        state.limit.saturating_sub(state.used)
+    }
+
     /// How many writers wait.
     pub fn waiting(&self) -> u64 {
         self.state.held().queue.len() as u64

@@ -28,6 +28,7 @@ mod scrub;
 mod size;
 mod slots;
 mod status;
+mod taker;
 mod umount;
 
 use clap::{Parser, Subcommand};

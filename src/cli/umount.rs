@@ -2,7 +2,7 @@
 //!
 //! Promise: 0 means that all data is in the vault and verified, the daemon is gone, and the vault may be copied or mounted
 //! again. Why it holds: the kernel's dirty pages are pushed out (`syncfs`), `control` flushes the vault and answers with an
-//! error if it could not, and both are done again until a round finds nothing to do (`Rounds`); then the kernel unmounts,
+//! error if it could not, and both are done again until a round finds nothing to do (`Rounds`); then the kernel unmounts (`taker`),
 //! then the daemon's end is waited for, and what it wrote last into the vault's lock file is read.
 //! Called by: a person, systemd. On failure: what is still mounted stays so, except a mount whose daemon is dead.
 
@@ -10,14 +10,13 @@ use super::exit::{Exit, Failure};
 use super::mounts;
 use super::print::{self, Progress};
 use super::status;
+use super::taker::{self, End, Process};
 use crate::backing::{DirBacking, read_file};
 use crate::base::world::{RealWorld, World};
 use crate::vault::LOCK;
-use std::ffi::CString;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::mpsc;
@@ -64,8 +63,9 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
     // Opened while the process surely is the daemon: its number may be another's a moment after it ended.
     let vault = mount.as_ref().and_then(|m| m.vault());
     let pid = pid(&config).or_else(|| holder(vault?));
-    let daemon = pid.and_then(Daemon::of);
-    flush_and_unmount(&path, &storage)?;
+    let daemon = pid.and_then(Process::of);
+    let end = mount.as_ref().zip(daemon.as_ref()).map(|(mount, daemon)| End { mount, daemon });
+    flush_and_unmount(&path, &storage, end.as_ref())?;
     wait_for_end(daemon, vault)?;
     let last_word = vault.and_then(lock_text);
     judge_end(&path, last_word.as_deref(), pid)?;
@@ -75,7 +75,7 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
 /// A mount whose daemon has died: nothing can be flushed any more, so it is only taken away, and said.
 fn bury(path: &Path) -> Result<Exit, Failure> {
     let at = path.display();
-    if !unmount(path, true)? {
+    if !unmount(path, true, None)? {
         return Err(Failure::new(
             Exit::Busy,
             format!("{at}: its daemon has died, and something still uses it (EBUSY)"),
@@ -87,7 +87,7 @@ fn bury(path: &Path) -> Result<Exit, Failure> {
 
 /// Unmounts what is at rest. Busy may be for a moment only, and whoever held it may have left pages behind: so each new
 /// attempt is preceded by a new flush.
-fn flush_and_unmount(path: &Path, storage: &Path) -> Result<(), Failure> {
+fn flush_and_unmount(path: &Path, storage: &Path, end: Option<&End<'_>>) -> Result<(), Failure> {
     let world = RealWorld::default();
     let mut busy_since = None;
     // Counted from here, so that what is refused between two attempts is not taken for an earlier write.
@@ -95,7 +95,7 @@ fn flush_and_unmount(path: &Path, storage: &Path) -> Result<(), Failure> {
     let mut pause = PAUSE;
     loop {
         flush(path, storage, refused_before)?;
-        if unmount(path, false)? {
+        if unmount(path, false, end)? {
             return Ok(());
         }
         let since = *busy_since.get_or_insert_with(|| world.elapsed());
@@ -289,21 +289,20 @@ fn pending_bytes(storage: &Path) -> Option<u64> {
 }
 
 /// False while something uses it (EBUSY).
-fn unmount(path: &Path, detach: bool) -> Result<bool, Failure> {
-    let name = CString::new(path.as_os_str().as_bytes()).map_err(|e| Failure::io(path, &e.into()))?;
+fn unmount(path: &Path, detach: bool, end: Option<&End<'_>>) -> Result<bool, Failure> {
     let flags = libc::UMOUNT_NOFOLLOW | if detach { libc::MNT_DETACH } else { 0 };
-    // SAFETY: a terminated string.
-    if unsafe { libc::umount2(name.as_ptr(), flags) } == 0 {
-        return Ok(true);
-    }
-    match io::Error::last_os_error() {
-        e if e.raw_os_error() == Some(libc::EBUSY) => return Ok(false),
-        e if e.raw_os_error() == Some(libc::EPERM) => {}
-        e => return Err(Failure::new(Exit::Fuse, format!("{}: {e}", path.display()))),
+    match taker::take_away(path, flags, end) {
+        Ok(()) => return Ok(true),
+        Err(e) if e.raw_os_error() == Some(libc::EBUSY) => return Ok(false),
+        Err(e) if e.raw_os_error() == Some(libc::EPERM) => {}
+        Err(e) => return Err(Failure::new(Exit::Fuse, format!("{}: {e}", path.display()))),
     }
     let mut helper = Command::new("fusermount3");
     helper.arg("-u").args(detach.then_some("-z")).arg("--").arg(path).env("LC_ALL", "C");
-    let output = helper.output().map_err(|e| Failure::new(Exit::Fuse, format!("fusermount3: {e}")))?;
+    let output = taker::run_until(&mut helper, end);
+    let Some(output) = output.map_err(|e| Failure::new(Exit::Fuse, format!("fusermount3: {e}")))? else {
+        return Ok(true);
+    };
     let said = String::from_utf8_lossy(&output.stderr);
     match output.status.success() {
         true => Ok(true),
@@ -312,26 +311,7 @@ fn unmount(path: &Path, detach: bool) -> Result<bool, Failure> {
     }
 }
 
-/// The daemon, held by a descriptor that becomes readable when it has ended.
-struct Daemon(OwnedFd);
-
-impl Daemon {
-    /// `None` where it cannot be seen (another process namespace, an old kernel).
-    fn of(pid: i32) -> Option<Daemon> {
-        // SAFETY: a plain call with two numbers.
-        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
-        // SAFETY: the kernel just gave us this descriptor, and descriptors fit.
-        (fd >= 0).then(|| Daemon(unsafe { OwnedFd::from_raw_fd(fd as i32) }))
-    }
-
-    fn has_ended(&self, wait: Duration) -> bool {
-        let mut poll = libc::pollfd { fd: self.0.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-        // SAFETY: one entry, which lives.
-        unsafe { libc::poll(&mut poll, 1, wait.as_millis() as i32) > 0 }
-    }
-}
-
-fn wait_for_end(daemon: Option<Daemon>, vault: Option<&Path>) -> Result<(), Failure> {
+fn wait_for_end(daemon: Option<Process>, vault: Option<&Path>) -> Result<(), Failure> {
     let progress = Progress::new("waiting for the vault to close");
     if let Some(daemon) = daemon {
         while !daemon.has_ended(GLANCE) {
@@ -448,15 +428,6 @@ mod tests {
         for (before, after) in [(Some(3), Some(4)), (None, Some(3)), (Some(3), None), (None, None)] {
             assert!(judge(before, after).is_err(), "{before:?} {after:?}");
         }
-    }
-
-    #[test]
-    fn a_process_that_ends_is_noticed() {
-        let mut child = Command::new("sleep").arg("0.2").spawn().expect("sleep runs");
-        let daemon = Daemon::of(child.id() as i32).expect("it is there");
-        assert!(!daemon.has_ended(Duration::ZERO));
-        while !daemon.has_ended(Duration::from_secs(5)) {}
-        child.wait().unwrap();
     }
 
     #[test]

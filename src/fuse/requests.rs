@@ -10,7 +10,7 @@ use super::door::Door;
 use super::groups;
 use super::seek::{self, Kernel, Seeker};
 use crate::base::id::{Ino, ROOT_INO};
-use crate::base::limits::FUSE_BACKGROUND_MAX;
+use crate::base::limits::{FUSE_BACKGROUND_MAX, request_bytes};
 use crate::fs::{
     Attr, Caller, Fallocate, FileSystem, FsFault, OpKind, RenameHow, Seek, SetAttr, Sought, WriteHow, XattrHow,
     XattrReply,
@@ -31,8 +31,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, SystemTime};
 
-/// Largest WRITE and READ; the kernel's own limit is 256 pages.
-const MAX_WRITE_BYTES: u32 = 1 << 20;
 /// Inode numbers are never used again, so one generation is enough.
 const GENERATION: Generation = Generation(0);
 
@@ -204,11 +202,12 @@ impl Filesystem for Requests {
         let could = config.capabilities().contains(InitFlags::FUSE_WRITEBACK_CACHE);
         self.writeback.store(keeps_writes && could, Relaxed);
         self.fs.kernel_keeps_writes(self.writeback.load(Relaxed));
+        let most = request_bytes(self.fs.vault().gauges().budget_bytes);
         // Refusals name the nearest value that is allowed.
-        if let Err(nearest) = config.set_max_write(MAX_WRITE_BYTES) {
+        if let Err(nearest) = config.set_max_write(most) {
             let _ = config.set_max_write(nearest);
         }
-        if let Err(nearest) = config.set_max_readahead(MAX_WRITE_BYTES) {
+        if let Err(nearest) = config.set_max_readahead(most) {
             let _ = config.set_max_readahead(nearest);
         }
         if let Err(nearest) = config.set_max_background(FUSE_BACKGROUND_MAX) {

@@ -210,10 +210,14 @@ impl Actor for Housekeeper {
     }
 }
 
-/// After a while without operations, what the overlay holds is stored, so that a crash then has nothing to replay.
+/// After a while without operations, what the overlay holds is stored, so that a crash then has nothing to replay; and buffers
+/// that nobody needs are let go of.
 fn ask_when_idle(shared: &Shared) {
     let last = Duration::from_millis(shared.last_op_ms.load(Relaxed));
     let idle = shared.world.elapsed().saturating_sub(last) >= CHECKPOINT_IDLE;
+    if idle {
+        shared.pool.leave(shared.shares.idle_pool_bytes());
+    }
     if idle && shared.index.overlay_entries() > 0 && !shared.progress.is_stopped() {
         shared.checkpoint_wanted.store(true, SeqCst);
         shared.wake_log();

@@ -283,6 +283,7 @@ impl Log {
         let used = job.frames.bytes.len() as u64;
         self.shared.cursor.settle(job.context.id, job.set_aside, used);
         self.shared.sealed_pool.put(job.frames.bytes);
+        drop(job.room);
         job.outstanding.fetch_sub(1, SeqCst);
         Ok(())
     }

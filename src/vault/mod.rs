@@ -289,6 +289,9 @@ impl Vault {
             s.stats.writer_waits.add(1);
             s.stats.writer_wait.record(s.world.elapsed().saturating_sub(began));
         }
+        // Unused vectors of chunks lie in the room that the budget has left; what small buffers take, they give up. As much again
+        // as a write has reserved and will take out of the pool stays.
+        s.pool.leave(s.dirty.left_bytes() + s.dirty.limit_bytes() / 8);
         room.ok_or_else(|| self.admitted().err().unwrap_or(VaultFault::Closed))
     }
 

@@ -128,7 +128,7 @@ pub struct Gauges {
     pub dirty_bytes: u64,
     /// Most that they may be.
     pub dirty_limit_bytes: u64,
-    /// Bytes of groups written and not yet verified, at most.
+    /// Bytes sealed and not yet written, and of groups written and not yet verified, at most.
     pub in_flight_bytes: u64,
     /// Decoded frames kept.
     pub cache_bytes: u64,

@@ -33,8 +33,9 @@ impl Pressure {
         let of = |bytes: u64| bytes / PARTS * part;
         shared.dirty.set_limit(of(shared.shares.dirty_bytes));
         shared.cache.set_limit(of(shared.shares.cache_bytes));
-        shared.pool.keep(of(shared.shares.pool_bytes()));
+        shared.pool.keep(of(shared.shares.dirty_bytes));
         if part < before {
+            shared.pool.leave(of(shared.shares.idle_pool_bytes()));
             let spare = std::mem::take(&mut *shared.group_buffers.held());
             drop(spare);
             // What is buffered beyond the new limit goes to rest now.

@@ -25,6 +25,8 @@ use std::time::Instant;
 
 /// Longest span of a segment read at once.
 const SPAN_BYTES: u64 = 1 << 20;
+/// Shortest buffer to read into.
+const SCRATCH_MIN: usize = 128 << 10;
 /// Dead bytes between two frames that are read along rather than making a second read.
 const GAP_BYTES: u64 = 32 << 10;
 /// How far to read ahead of a sequential reader.
@@ -35,6 +37,7 @@ const AHEAD_JOB_BYTES: u64 = 512 << 10;
 const SCAN_MOST: usize = 512;
 
 thread_local! {
+    /// What is read from the disk; each thread has its own, kept at the size of the longest span so far.
     static SCRATCH: RefCell<Option<AlignedBuf>> = const { RefCell::new(None) };
 }
 
@@ -329,10 +332,9 @@ fn read_span(
     loop {
         let mut damage = None;
         SCRATCH.with_borrow_mut(|scratch| -> std::io::Result<()> {
-            let scratch = scratch.get_or_insert_with(|| AlignedBuf::with_capacity(SPAN_BYTES as usize));
-            scratch.set_len((to - from) as usize);
+            let scratch = long_enough(scratch, (to - from) as usize);
             if let Advice::Fill = advice {
-                let mut bytes = AlignedBuf::with_capacity(WINDOW_BYTES);
+                let mut bytes = shared.windows.buffer();
                 bytes.set_len(WINDOW_BYTES);
                 let got = segment.file.read_at(&mut bytes, from)?;
                 bytes.set_len(got);
@@ -361,6 +363,16 @@ fn read_span(
         }
         advice = Advice::Plain;
     }
+}
+
+/// The scratch at a length; one that is too short is let go of, and the next one is a power of two: so there are few of them.
+fn long_enough(scratch: &mut Option<AlignedBuf>, len: usize) -> &mut AlignedBuf {
+    if scratch.as_ref().is_none_or(|s| s.capacity() < len) {
+        *scratch = None;
+    }
+    let scratch = scratch.get_or_insert_with(|| AlignedBuf::with_capacity(len.next_power_of_two().max(SCRATCH_MIN)));
+    scratch.set_len(len);
+    scratch
 }
 
 /// Brings a range into the cache for a sequential reader; what fails here fails again, and is told, when it is read.

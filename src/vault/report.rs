@@ -85,7 +85,7 @@ impl Vault {
             budget_bytes: s.shares.budget_bytes,
             dirty_bytes: s.dirty.used_bytes(),
             dirty_limit_bytes: s.dirty.limit_bytes(),
-            in_flight_bytes: s.verifying.load(Relaxed) << 20,
+            in_flight_bytes: s.sealed.used_bytes() + (s.verifying.load(Relaxed) << 20),
             cache_bytes: s.cache.bytes(),
             cache_limit_bytes: s.cache.limit_bytes(),
             overlay_entries: s.index.overlay_entries() as u64,

@@ -11,7 +11,7 @@ use crate::base::choice::{Codec, Compression};
 use crate::base::id::{Ino, SegmentId, Slot};
 use crate::base::limits::{CHUNK_FRAMES_MAX, SEGMENT_BYTES, TAG_BYTES, UNIT_COMPRESSED_BYTES, UNIT_RAW_BYTES};
 use crate::base::lock::Held;
-use crate::buffer::{Chunk, FileBuffer, Pool};
+use crate::buffer::{Budget, Chunk, FileBuffer, Pool};
 use crate::format::extent::Run;
 use crate::format::frame::Kind;
 use crate::format::group::Entry;
@@ -43,10 +43,33 @@ pub struct Sealed {
     pub frames: SealedFrames,
     /// Bytes the cursor had set aside for it.
     pub set_aside: u64,
+    /// What it takes of the room for sealed frames, unless the log sealed it itself.
+    pub room: Option<SealedRoom>,
     /// Which chunk the frames hold, and its run but for the position.
     pub chunk: Option<(Arc<Chunk>, Run)>,
     /// The batch's count of jobs on their way.
     pub outstanding: Arc<AtomicU64>,
+}
+
+/// Room for sealed frames, given back when dropped.
+pub struct SealedRoom {
+    budget: Arc<Budget>,
+    bytes: u64,
+}
+
+impl SealedRoom {
+    /// Waits for it. Taken before the place in the log: so who has the place that the log waits for never waits here.
+    fn take(shared: &Shared, bytes: u64) -> Option<SealedRoom> {
+        // Nobody closes this budget.
+        shared.sealed.take(bytes, || ())?.spend(bytes);
+        Some(SealedRoom { budget: Arc::clone(&shared.sealed), bytes })
+    }
+}
+
+impl Drop for SealedRoom {
+    fn drop(&mut self) {
+        self.budget.give_back(self.bytes);
+    }
 }
 
 struct Place {
@@ -172,18 +195,21 @@ impl Worker {
                     return;
                 }
                 let set_aside = worst_bytes(chunk.data().len());
+                let room = SealedRoom::take(shared, set_aside);
                 let ticket = shared.cursor.take(CHUNK_FRAMES_MAX, set_aside);
                 drop(picker);
                 let sealed = seal_chunk(shared, &mut self.compressor, ticket, set_aside, chunk, outstanding);
-                shared.to_log(sealed);
+                shared.to_log(Sealed { room, ..sealed });
             }
             Job::Records { bytes, outstanding } => {
                 let set_aside = worst_bytes(bytes.len());
+                let room = SealedRoom::take(shared, set_aside);
                 let Ticket { generation, turn, context, slot } = shared.cursor.take(1, set_aside);
                 drop(picker);
                 let stats = &shared.stats;
                 let frames = seal_metadata(&context, &mut self.compressor, Kind::Records, slot, &bytes, stats);
-                shared.to_log(Sealed { generation, turn, context, frames, set_aside, chunk: None, outstanding });
+                let chunk = None;
+                shared.to_log(Sealed { generation, turn, context, frames, set_aside, room, chunk, outstanding });
             }
         }
     }
@@ -248,7 +274,7 @@ fn seal_chunk(
         &shared.sealed_pool,
         &shared.stats,
     );
-    Sealed { generation, turn, context, frames, set_aside, chunk: Some((chunk, run)), outstanding }
+    Sealed { generation, turn, context, frames, set_aside, room: None, chunk: Some((chunk, run)), outstanding }
 }
 
 /// Compresses and encrypts a chunk's data as frames of one run.

@@ -55,6 +55,8 @@ pub struct Shares {
     pub index_cache_bytes: usize,
     /// Groups written and not yet verified.
     pub verify_lag_groups: usize,
+    /// Sealed frames that are not yet in a group.
+    pub sealed_bytes: u64,
 }
 
 impl Shares {
@@ -67,11 +69,18 @@ impl Shares {
             overlay_bytes: (budget_bytes / 8).min(64 << 20),
             index_cache_bytes: (budget_bytes / 16) as usize,
             verify_lag_groups: (budget_bytes / 16 / (1 << 20)).clamp(2, 64) as usize,
+            sealed_bytes: (budget_bytes / 16).min(8 << 20),
         }
     }
 
-    /// Unused vectors kept for buffers.
-    pub fn pool_bytes(&self) -> u64 {
+    /// Buffers that groups ever need at once: those that wait for the verifier, the one that it has, the one that the log waits
+    /// to hand over, and the one being filled.
+    pub fn group_buffers(&self) -> usize {
+        self.verify_lag_groups + 3
+    }
+
+    /// Unused vectors that stay when nothing has been done for a while.
+    pub fn idle_pool_bytes(&self) -> u64 {
         self.dirty_bytes / 4
     }
 }
@@ -147,6 +156,8 @@ pub struct Shared {
     pub records_limit: usize,
     pub pool: Pool,
     pub sealed_pool: Pool,
+    /// What workers have sealed, or are about to, and the log has not put into a group.
+    pub sealed: Arc<Budget>,
     pub group_buffers: Mutex<Vec<AlignedBuf>>,
     pub cache: FrameCache,
     pub windows: Windows,

@@ -106,8 +106,10 @@ pub(super) fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sy
         near_quota: Mutex::default(),
         making_segment: Mutex::default(),
         records_limit: (shares.budget_bytes / 32).clamp(1 << 20, 8 << 20) as usize,
-        pool: Pool::new(CHUNK_BYTES, shares.pool_bytes()),
-        sealed_pool: Pool::new(CHUNK_BYTES + 4096, 8 << 20),
+        pool: Pool::new(CHUNK_BYTES, shares.dirty_bytes),
+        sealed_pool: Pool::new(CHUNK_BYTES + 4096, shares.sealed_bytes),
+        // Without threads nobody could wait for it.
+        sealed: Arc::new(Budget::new(if stepped { u64::MAX } else { shares.sealed_bytes })),
         group_buffers: Mutex::default(),
         cache: cache::FrameCache::new(shares.cache_bytes),
         windows: Windows::new(shares.cache_bytes / 8),

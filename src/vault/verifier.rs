@@ -142,7 +142,8 @@ impl Verifier {
                 drop(samples);
                 shared.verifying.fetch_sub(1, Relaxed);
                 let mut spare = shared.group_buffers.held();
-                if spare.len() < shared.shares.verify_lag_groups {
+                // All that there are: one that is freed leaves a hole of just its size, which any smaller block spoils.
+                if spare.len() < shared.shares.group_buffers() {
                     spare.push(image);
                 }
             }
