@@ -10,6 +10,7 @@ use super::{FileSystem, FsFault, LimitChange, LimitOf};
 use crate::base::id::{Ino, ROOT_INO};
 use crate::base::lock::Held;
 use crate::base::world::Time;
+use crate::vault::{HeaderRefused, VaultFault};
 use std::collections::HashMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
@@ -22,6 +23,8 @@ pub const STORAGE_INO: Ino = Ino(1 << 62);
 const SNAPSHOT_INO: u64 = STORAGE_INO.0 + 1024;
 /// The file that takes orders.
 const CONTROL: &str = "control";
+/// Begins the order to put another header in force, whose text follows. It must come in one write.
+pub const HEADER_ORDER: &[u8] = b"key header\n";
 /// Every file, in order of listing.
 pub(super) const FILES: [&str; 14] = [
     "state",
@@ -196,6 +199,16 @@ impl FileSystem {
             order if order.starts_with(b"quota set ") => {
                 let (of, change) = limit_order(&order[10..]).ok_or(FsFault::Invalid)?;
                 self.set_limits(of, &change)
+            }
+            order if order.starts_with(HEADER_ORDER) => {
+                let taken = self.vault.take_header(&order[HEADER_ORDER.len()..]);
+                if let Err(VaultFault::Header(why)) = &taken
+                    // Who was overtaken begins anew.
+                    && !matches!(why, HeaderRefused::NotNext { .. })
+                {
+                    self.vault.stats().error(self.now(), format!("control: a header was refused: {why}"));
+                }
+                Ok(taken?)
             }
             b"scrub pause" => {
                 self.vault.scrub_pause();

@@ -17,6 +17,7 @@ mod create;
 mod failover;
 mod fault;
 mod flusher;
+mod handover;
 mod header_file;
 mod holes;
 mod home;
@@ -59,7 +60,7 @@ mod writer;
 pub use crate::buffer::FileBuffer;
 pub use copy::{Content, CopyRoom};
 pub use create::create;
-pub use fault::{OpenFault, VaultFault};
+pub use fault::{HeaderRefused, OpenFault, VaultFault};
 pub use header_file::{HEADER, HEADER_COPY, HeaderTexts};
 pub use mend::{NOWHERE, lost_extent};
 pub use op::{Op, Reservation};
@@ -72,7 +73,7 @@ pub use rekey::{Plan, Rekey, RekeyFault, RekeyReport, under_old_keys};
 pub use root::NAMES as ROOTS;
 pub use scrub::{Hurt, ScrubReport, ScrubState};
 pub use shared::SyncReply;
-pub use slots::{Import, SlotFault, Slots};
+pub use slots::{HandOver, Import, SlotFault, Slots};
 pub use state::{Held as HeldState, State};
 pub use stats::{Line, Stats};
 pub use step::Choose;
@@ -473,6 +474,8 @@ impl Vault {
             Err(fault) => self.say(&format!("failed: {fault}")),
         }
         last();
+        // Whoever is changing the header comes to the end of it, and nobody begins any more.
+        drop(s.header.held());
         // The database writes when it is dropped, and this value may outlive the lock.
         s.index.put_away();
         self.lock.held().take();

@@ -6,6 +6,7 @@
 
 use super::checkpoint::{self, Housekeeper};
 use super::flusher::{Flusher, Flushes};
+use super::handover::InForce;
 use super::log::{Ends, Log};
 use super::open::Parts;
 use super::place::Everywhere;
@@ -122,6 +123,7 @@ pub(super) fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sy
         newest_begun: found.newest_segment.0.into(),
         log_since_checkpoint: 0.into(),
         dead: Mutex::new(found.dead.clone()),
+        header: Mutex::new(InForce::new(header)),
         root: Mutex::new(root),
         pins,
         space: Mutex::new(None),
