@@ -105,7 +105,7 @@ pub struct Slots {
 /// Who puts the next header in the place of the one in force.
 enum Hand {
     /// This value: nobody else can open the vault while it lives.
-    Own(Own),
+    Own(Box<Own>),
     /// Whoever has the vault open.
     Theirs(HandOver),
 }
@@ -145,7 +145,7 @@ impl Locked {
     pub fn slots(self, unlock: &Unlock, world: Arc<dyn World>) -> Result<Slots, OpenFault> {
         let Judged { backing, lock, opened, root, pins } = self.judged(unlock)?;
         let header_file::OpenedHeader { header, keys, fitting, .. } = opened;
-        let hand = Hand::Own(Own { backing, _lock: lock, root: Some(root), pins });
+        let hand = Hand::Own(Box::new(Own { backing, _lock: lock, root: Some(root), pins }));
         Ok(Slots { header, keys, fitting, hand, world })
     }
 }
@@ -254,7 +254,8 @@ impl Slots {
         next.revision += u64::from(revised);
         let text = write_header(&next, self.keys.current()).map_err(unfit)?;
         match &mut self.hand {
-            Hand::Own(Own { backing, root, pins, .. }) => {
+            Hand::Own(own) => {
+                let Own { backing, root, pins, .. } = &mut **own;
                 header_file::store(&**backing, &text)?;
                 if let Some(root) = root.as_mut().filter(|_| revised) {
                     root.generation = Generation(root.generation.0 + 1);
@@ -325,7 +326,7 @@ impl Import {
         if header.format < REVISION_FORMAT {
             header.revision = 0;
         }
-        let hand = Hand::Own(Own { backing, _lock: lock, root, pins });
+        let hand = Hand::Own(Box::new(Own { backing, _lock: lock, root, pins }));
         Ok(Import { slots: Slots { header, keys, fitting: opened.fitting, hand, world }, before })
     }
 
