@@ -1,13 +1,13 @@
 //! Finds the mount of a vault, and hands its daemon the next header.
 //!
 //! Promise: when the hand-over returns 0, the header is in force and at rest. It comes to the daemon in one piece, past the page
-//! cache, and its refusal comes back as the write's own error. No secret is in it: what it holds lies in `vault.toml` for anybody.
-//! Called by: `slots`, where the vault's lock is held. On failure: `SlotFault::Overtaken` if somebody else was first, else
+//! cache, and its refusal comes back as the write's own error. No secret is in it: what it holds lies in `vault.toml` for anybody,
+//! but for a new master key, which comes sealed under the one in force. Called by: `slots` and `rekey`, where the vault's lock is held. On failure: `SlotFault::Overtaken` if somebody else was first, else
 //! `NotTaken` with the kernel's or the daemon's errno (`fs::errno`).
 
 use super::exit::Failure;
 use super::{mounts, umount};
-use crate::fs::HEADER_ORDER;
+use crate::fs::{HEADER_ORDER, KEY_ORDER};
 use crate::vault::{HandOver, SlotFault};
 use std::fs::OpenOptions;
 use std::io::{self, Write};
@@ -32,20 +32,27 @@ pub fn mountpoint(vault: &Path) -> Result<Option<PathBuf>, Failure> {
 
 /// Hands a header to the daemon of a mount.
 pub fn hand_over(mountpoint: &Path) -> HandOver {
-    let control = mountpoint.join(".storage/control");
-    Box::new(move |text| {
-        let give = || -> io::Result<()> {
-            // Through the page cache it could come in pieces.
-            let mut file = OpenOptions::new().write(true).custom_flags(libc::O_DIRECT).open(&control)?;
-            let order = [HEADER_ORDER, text].concat();
-            match file.write(&order)? {
-                all if all == order.len() => Ok(()),
-                _ => Err(io::Error::from_raw_os_error(libc::EINVAL)),
-            }
-        };
-        give().map_err(|e| match e.raw_os_error() {
-            Some(libc::ESTALE) => SlotFault::Overtaken,
-            _ => SlotFault::NotTaken(e),
-        })
+    let mountpoint = mountpoint.to_owned();
+    Box::new(move |text| order(&mountpoint, &[HEADER_ORDER, text].concat()))
+}
+
+/// The same of one with another master key, which comes sealed.
+pub fn hand_over_key(mountpoint: &Path, sealed: &[u8], text: &[u8]) -> Result<(), SlotFault> {
+    order(mountpoint, &[KEY_ORDER, sealed, text].concat())
+}
+
+fn order(mountpoint: &Path, order: &[u8]) -> Result<(), SlotFault> {
+    let give = || -> io::Result<()> {
+        // Through the page cache it could come in pieces.
+        let control = mountpoint.join(".storage/control");
+        let mut file = OpenOptions::new().write(true).custom_flags(libc::O_DIRECT).open(control)?;
+        match file.write(order)? {
+            all if all == order.len() => Ok(()),
+            _ => Err(io::Error::from_raw_os_error(libc::EINVAL)),
+        }
+    };
+    give().map_err(|e| match e.raw_os_error() {
+        Some(libc::ESTALE) => SlotFault::Overtaken,
+        _ => SlotFault::NotTaken(e),
     })
 }

@@ -25,6 +25,8 @@ const SNAPSHOT_INO: u64 = STORAGE_INO.0 + 1024;
 const CONTROL: &str = "control";
 /// Begins the order to put another header in force, whose text follows. It must come in one write.
 pub const HEADER_ORDER: &[u8] = b"key header\n";
+/// The same of a header with another master key: before the text stands that key, sealed under the one in force.
+pub const KEY_ORDER: &[u8] = b"key switch\n";
 /// Every file, in order of listing.
 pub(super) const FILES: [&str; 14] = [
     "state",
@@ -190,6 +192,17 @@ impl FileSystem {
         Some(self.order(data))
     }
 
+    /// Notes why a header was refused, for the errno does not tell.
+    fn refusing(&self, taken: Result<(), VaultFault>) -> Result<(), FsFault> {
+        if let Err(VaultFault::Header(why)) = &taken
+            // Who was overtaken begins anew.
+            && !matches!(why, HeaderRefused::NotNext { .. })
+        {
+            self.vault.stats().error(self.now(), format!("control: a header was refused: {why}"));
+        }
+        Ok(taken?)
+    }
+
     fn order(&self, data: &[u8]) -> Result<(), FsFault> {
         match data.trim_ascii() {
             // Everything flushed is verified as well.
@@ -201,15 +214,9 @@ impl FileSystem {
                 self.set_limits(of, &change)
             }
             order if order.starts_with(HEADER_ORDER) => {
-                let taken = self.vault.take_header(&order[HEADER_ORDER.len()..]);
-                if let Err(VaultFault::Header(why)) = &taken
-                    // Who was overtaken begins anew.
-                    && !matches!(why, HeaderRefused::NotNext { .. })
-                {
-                    self.vault.stats().error(self.now(), format!("control: a header was refused: {why}"));
-                }
-                Ok(taken?)
+                self.refusing(self.vault.take_header(&order[HEADER_ORDER.len()..]))
             }
+            order if order.starts_with(KEY_ORDER) => self.refusing(self.vault.take_key(&order[KEY_ORDER.len()..])),
             b"scrub pause" => {
                 self.vault.scrub_pause();
                 Ok(())

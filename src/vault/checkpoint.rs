@@ -5,6 +5,7 @@
 //! path. Called by: its own thread, fed by `verifier` and `log`. Takes: the header's lock, then the root's.
 //! On failure: a checkpoint that cannot be stored is reported and tried again with the next one; the log still has it all.
 
+use super::new_key::NewKey;
 use super::place::{Place, remove_if_there};
 use super::pressure::Pressure;
 use super::shared::{DeadRange, Shared};
@@ -30,6 +31,8 @@ use std::time::Duration;
 pub enum ToHousekeeper {
     /// Both overlays are sealed at this commit.
     Checkpoint { position: LogPosition, counters: Counters, replay_from: SegmentId, dead: Vec<DeadRange> },
+    /// The vault is to go over to another master key, between two checkpoints.
+    NewKey(Box<NewKey>),
     /// Nothing more will come.
     Stop,
 }
@@ -90,9 +93,15 @@ impl Housekeeper {
 
     fn take(&mut self, item: ToHousekeeper) {
         let shared = Arc::clone(&self.shared);
-        let ToHousekeeper::Checkpoint { position, counters, replay_from, dead: mut more } = item else {
-            self.ended = true;
-            return;
+        let (position, counters, replay_from, mut more) = match item {
+            ToHousekeeper::Checkpoint { position, counters, replay_from, dead } => {
+                (position, counters, replay_from, dead)
+            }
+            ToHousekeeper::NewKey(next) => return next.put_in_force(&shared),
+            ToHousekeeper::Stop => {
+                self.ended = true;
+                return;
+            }
         };
         if shared.progress.has_given_up() {
             return;
@@ -230,12 +239,12 @@ pub fn store(
         other => other?,
     }
     let mut header = shared.header.held();
-    header.settle(shared);
+    header.settle(shared)?;
     let mut root = shared.root.held();
     root.generation = Generation(root.generation.0 + 1);
     (root.covered, root.clean) = (position, clean);
-    let (keys, vault) = (&shared.segments.keys, shared.segments.vault);
-    root::write(&*shared.backing, &root, keys, vault, &*shared.world)?;
+    let (keys, vault) = (shared.segments.keys(), shared.segments.vault);
+    root::write(&*shared.backing, &root, &keys, vault, &*shared.world)?;
     // Not under this lock, which whoever looks at the numbers takes: pins lie on another filesystem, and it may be slow.
     let written = root.clone();
     drop(root);

@@ -7,7 +7,7 @@
 //! both files, for who writes a root and who changes the header hold the same lock; what the files show after a write of them
 //! failed is the old one or the new one, so roots go on naming the old one, and it is written again before the next is taken.
 //! No secret passes: who made the header knew one, and its code proves it.
-//! Called by: `fs::storage` (an order), `checkpoint`. Takes: the header's lock, then the root's. On failure: a `VaultFault`.
+//! Called by: `fs::storage` (an order), `checkpoint`, `new_key`. Takes: the header's lock, then the root's. On failure: a `VaultFault`.
 
 use super::shared::Shared;
 use super::writer::is_full;
@@ -23,54 +23,112 @@ use std::sync::atomic::Ordering::SeqCst;
 /// The header in force.
 pub struct InForce {
     header: Header,
-    /// Whether its files may show another one: a write of them failed.
-    unsure: bool,
+    shown: Shown,
+}
+
+/// What the header's files show.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Shown {
+    /// The one in force.
+    This,
+    /// That, or one with other slots: a write of them failed.
+    PerhapsOther,
+    /// That, or one with another master key. A root of the one must not take the place of a root of the other meanwhile.
+    PerhapsOtherKey,
 }
 
 impl InForce {
     /// The one that the vault was opened with; both files show it.
     pub fn new(header: Header) -> InForce {
-        InForce { header, unsure: false }
+        InForce { header, shown: Shown::This }
     }
 
-    /// Writes it into its files again if a write of them failed. Until that succeeds, a crash may leave the one or the other.
-    pub fn settle(&mut self, shared: &Shared) {
-        if self.unsure
-            && let Err(fault) = self.restore(shared)
-        {
-            log::warn!("the header could not be written again: {fault}");
+    /// Its values.
+    pub fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// Before a root is written: writes the header into its files again if a write of them failed. While that does not succeed,
+    /// a crash may leave the one or the other; an error only if no root may be written then.
+    pub fn settle(&mut self, shared: &Shared) -> Result<(), VaultFault> {
+        if self.shown == Shown::This {
+            return Ok(());
+        }
+        match self.restore(shared) {
+            Err(fault) if self.shown == Shown::PerhapsOther => {
+                log::warn!("the header could not be written again: {fault}");
+                Ok(())
+            }
+            settled => settled,
         }
     }
 
-    /// The same, and whatever else somebody has put in its place goes.
-    fn restore(&mut self, shared: &Shared) -> Result<(), VaultFault> {
-        let text = text_of(&self.header, shared.segments.keys.current())?;
+    /// Before another takes its place: the same, and whatever else somebody has put into its files goes.
+    pub fn restore(&mut self, shared: &Shared) -> Result<(), VaultFault> {
+        let text = text_of(&self.header, shared.segments.keys().current())?;
         let shows = |name| read_file(&*shared.backing, name, HEADER_BYTES_MAX).is_ok_and(|found| found == text);
-        if self.unsure || !shows(HEADER) || !shows(HEADER_COPY) {
-            self.unsure = true;
+        if self.shown != Shown::This || !shows(HEADER) || !shows(HEADER_COPY) {
+            self.shown = self.shown.max(Shown::PerhapsOther);
             store(shared, &text)?;
-            self.unsure = false;
+            self.shown = Shown::This;
         }
         Ok(())
     }
 
-    /// The header that a text is, if it is the next one.
-    fn judge(&self, text: &[u8], master: &MasterKey) -> Result<Header, HeaderRefused> {
-        let now = &self.header;
-        let claimed = read_header(text).map_err(|_| HeaderRefused::Malformed)?;
-        if claimed.vault != now.vault {
-            return Err(HeaderRefused::OtherVault(claimed.vault));
+    /// Writes the next header into both files. If that fails, the one of now is still in force.
+    pub fn store_next(&mut self, shared: &Shared, text: &[u8], has_other_key: bool) -> Result<(), VaultFault> {
+        store(shared, text).map_err(|e| {
+            self.shown = if has_other_key { Shown::PerhapsOtherKey } else { Shown::PerhapsOther };
+            // If not now, then before the next root.
+            if let Err(fault) = self.restore(shared) {
+                log::warn!("the header could not be written again: {fault}");
+            }
+            e.into()
+        })
+    }
+
+    /// The header that is in both files now is the one in force: the roots name it, and then the pins. If that fails, the next
+    /// checkpoint does it.
+    pub fn put(&mut self, shared: &Shared, next: Header, text: &[u8]) -> Result<(), VaultFault> {
+        let keys = shared.segments.keys();
+        let mark = header_mark(&next, keys.current());
+        log::info!("another header is in force: revision {}", mark.revision);
+        self.header = next;
+        let mut root = shared.root.held();
+        root.generation = Generation(root.generation.0 + 1);
+        root.header = Some(mark);
+        let written = root::write(&*shared.backing, &root, &keys, shared.segments.vault, &*shared.world);
+        let written = written.map(|()| root.clone());
+        drop(root);
+        shared.pins.keep_header(text);
+        match written {
+            Ok(written) => {
+                shared.pins.remember(&written);
+                Ok(())
+            }
+            Err(e) => {
+                shared.checkpoint_wanted.store(true, SeqCst);
+                shared.wake_log();
+                Err(e.into())
+            }
         }
+    }
+
+    /// Whether a text claims to be of this vault, and what it claims.
+    pub fn claimed(&self, text: &[u8]) -> Result<Header, HeaderRefused> {
+        let claimed = read_header(text).map_err(|_| HeaderRefused::Malformed)?;
+        if claimed.vault == self.header.vault { Ok(claimed) } else { Err(HeaderRefused::OtherVault(claimed.vault)) }
+    }
+
+    /// The header that a text is, if it was made with this key from the one in force.
+    pub fn next(&self, text: &[u8], master: &MasterKey) -> Result<Header, HeaderRefused> {
+        self.claimed(text)?;
         let opened = open_header(text, &Unlock::Master(master.clone()));
         let (next, _) = opened.map_err(|_| HeaderRefused::OtherKey)?;
-        if Some(next.revision) != now.revision.checked_add(1) {
-            return Err(HeaderRefused::NotNext { in_force: now.revision, given: next.revision });
+        match Some(next.revision) == self.header.revision.checked_add(1) {
+            true => Ok(next),
+            false => Err(HeaderRefused::NotNext { in_force: self.header.revision, given: next.revision }),
         }
-        let but_slots = |header: &Header| Header { revision: 0, slots: Vec::new(), ..header.clone() };
-        if but_slots(&next) != but_slots(now) {
-            return Err(HeaderRefused::MoreThanSlots);
-        }
-        Ok(next)
     }
 }
 
@@ -81,38 +139,26 @@ impl Vault {
         let mut in_force = s.header.held();
         // Under the lock that closing waits for.
         self.admitted()?;
-        if !s.takes_checkpoints() {
-            return Err(VaultFault::Failed("the header lies in the backing directory, which has failed".into()));
-        }
-        let keys = &s.segments.keys;
+        needs_backing(s)?;
+        let keys = s.segments.keys();
         in_force.restore(s)?;
-        let next = in_force.judge(text, keys.current()).map_err(VaultFault::Header)?;
+        let next = in_force.next(text, keys.current()).map_err(VaultFault::Header)?;
+        let but_slots = |header: &Header| Header { revision: 0, slots: Vec::new(), ..header.clone() };
+        if but_slots(&next) != but_slots(in_force.header()) {
+            return Err(VaultFault::Header(HeaderRefused::MoreThanSlots));
+        }
         // As we write it: what else stands in the text is nobody's word.
         let text = text_of(&next, keys.current())?;
-        if let Err(e) = store(s, &text) {
-            in_force.unsure = true;
-            in_force.settle(s);
-            return Err(e.into());
-        }
-        let mark = header_mark(&next, keys.current());
-        log::info!("the key slots were changed: the header has revision {}", mark.revision);
-        in_force.header = next;
-        let mut root = s.root.held();
-        root.generation = Generation(root.generation.0 + 1);
-        // Also if the write fails: it is in both files, and the next root may name it.
-        root.header = Some(mark);
-        let written = root::write(&*s.backing, &root, keys, s.segments.vault, &*s.world).map(|()| root.clone());
-        drop(root);
-        s.pins.keep_header(&text);
-        match written {
-            Ok(written) => s.pins.remember(&written),
-            Err(e) => {
-                s.checkpoint_wanted.store(true, SeqCst);
-                s.wake_log();
-                return Err(e.into());
-            }
-        }
-        Ok(())
+        in_force.store_next(s, &text, false)?;
+        in_force.put(s, next, &text)
+    }
+}
+
+/// The header and the roots lie in the backing directory.
+pub(super) fn needs_backing(shared: &Shared) -> Result<(), VaultFault> {
+    match shared.takes_checkpoints() {
+        true => Ok(()),
+        false => Err(VaultFault::Failed("the header lies in the backing directory, which has failed".into())),
     }
 }
 
@@ -124,6 +170,7 @@ fn store(shared: &Shared, text: &[u8]) -> io::Result<()> {
     }
 }
 
-fn text_of(header: &Header, master: &MasterKey) -> Result<Vec<u8>, VaultFault> {
+/// The text of a header.
+pub(super) fn text_of(header: &Header, master: &MasterKey) -> Result<Vec<u8>, VaultFault> {
     write_header(header, master).map_err(|_: HeaderFault| VaultFault::Header(HeaderRefused::Malformed))
 }

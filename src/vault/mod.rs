@@ -23,6 +23,7 @@ mod holes;
 mod home;
 mod log;
 mod mend;
+mod new_key;
 mod op;
 mod open;
 mod options;
@@ -94,7 +95,7 @@ use crossbeam_channel::Sender;
 use progress::Waiter;
 use shared::{FILES_LOOK_MIN, Shared};
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -115,7 +116,7 @@ pub struct Vault {
     suite: SuiteId,
     index_lost: Option<String>,
     lost_records: u64,
-    left_to_rekey: OnceLock<Option<(u64, u64)>>,
+    left_to_rekey: Mutex<report::LeftToRekey>,
     scrub: Arc<scrub::Scrub>,
 }
 
