@@ -20,11 +20,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use strongroom::backing::{Backing, Effect, Fate, Fault, Kind, MUTATING, MemoryBacking, SYNCS};
 use strongroom::base::id::KeyNumber;
-use strongroom::fs::FileSystem;
+use strongroom::fs::{FileSystem, FsOptions};
 use strongroom::seal::{Header, MasterKey, Unlock, VaultKeys, seal_next_key, wrap_old_key, write_header};
 use strongroom::vault::{
-    CreateOptions, HeaderRefused, HeaderTexts, OpenFault, OpenOptions, Plan, Slots, Vault, VaultFault, create, lock,
-    under_old_keys,
+    CreateOptions, EmergencyDir, HeaderRefused, HeaderTexts, OpenFault, OpenOptions, Plan, Reach, Slots, Vault,
+    VaultFault, create, lock, under_old_keys,
 };
 
 /// The header in force, its keys, and what the command makes of them for the first slot.
@@ -276,7 +276,7 @@ fn a_disk_that_fails_leaves_a_vault_that_goes_on_under_either_key() {
             let mut cuts = disk.cuts();
             while cuts.advance() {
                 let after = cuts.image(&mut |_| Fate::Torn { unit_bytes: 512, coins: skip });
-                let whole = cuts.cut() % 11 == 0;
+                let whole = cuts.cut().is_multiple_of(11);
                 judged(&after, whole).unwrap_or_else(|e| panic!("{at}: cut {}: {e}", cuts.cut()));
             }
             let whole = judged(&cuts.image(&mut |_| Fate::Lost), true);
@@ -387,7 +387,7 @@ fn old_keys_are_forgotten_when_nothing_is_under_them_and_not_before() {
     disk.record();
     assert!(vault.forget_old_keys().unwrap() && !vault.has_old_keys());
     let answered = disk.calls();
-    let fs = FileSystem::new(Arc::clone(&vault), strongroom::fs::FsOptions::default()).unwrap();
+    let fs = FileSystem::new(Arc::clone(&vault), FsOptions::default()).unwrap();
     write(&fs, "after", 0, &words(50_000));
     closed(fs);
     drop(vault);
@@ -419,4 +419,40 @@ fn old_keys_are_forgotten_when_nothing_is_under_them_and_not_before() {
     let fs = mounted(&disk, &first()).unwrap();
     assert!(read(&fs, "after") == Some(words(50_000)));
     closed(fs);
+}
+
+#[test]
+fn while_part_of_the_vault_is_elsewhere_neither_key_nor_slots_change_and_when_it_is_home_they_do() {
+    let (disk, away) = (made(), MemoryBacking::default());
+    let there = away.clone();
+    let reach: Reach = Arc::new(move |_| Ok(Arc::new(there.clone()) as Arc<dyn Backing>));
+    let emergency = Some(EmergencyDir { path: "/emergency".to_owned(), reach });
+    let options = OpenOptions { emergency, workers: 1, ..OpenOptions::default() };
+    let vault = lock(Arc::new(disk.clone())).unwrap().open(&first(), &options, world()).unwrap();
+    let fs = FileSystem::new(vault, FsOptions::default()).unwrap();
+    disk.plant(Fault::of(MUTATING, Effect::Error(libc::EIO)));
+    write(&fs, "away", 0, &words(50_000));
+    fs.sync_wait().unwrap();
+    assert!(fs.vault().is_away());
+    let before = rekeyed::bytes(&disk, "vault.toml");
+    let (now, keys, _, _) = next(&disk);
+    let slots = write_header(&Header { revision: now.revision + 1, ..now }, keys.current()).unwrap();
+    for refused in [switch(&disk, fs.vault()), fs.vault().take_header(&slots), fs.vault().forget_old_keys().map(|_| ())]
+    {
+        let Err(VaultFault::Header(HeaderRefused::NotNow(why))) = refused else { panic!("{refused:?}") };
+        assert_eq!(why, "the backing directory has failed");
+    }
+    assert_eq!(rekeyed::bytes(&disk, "vault.toml"), before);
+    disk.lift_all();
+    // It comes home by itself, and until all of it has, the key stays.
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    while let Err(fault) = switch(&disk, fs.vault()) {
+        assert!(matches!(fault, VaultFault::Header(HeaderRefused::NotNow(_))), "{fault}");
+        assert!(std::time::Instant::now() < until, "{fault}");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    assert!(!fs.vault().is_away());
+    assert_eq!(rekeyed::bytes(&away, "vault.toml"), rekeyed::bytes(&disk, "vault.toml"), "the copy follows at once");
+    closed(fs);
+    holds_all(&disk, &first());
 }

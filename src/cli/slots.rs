@@ -173,6 +173,11 @@ pub(super) fn refused(path: &Path, fault: SlotFault) -> Failure {
                 let said = "it is mounted for reading only: unmount it, then change its key slots";
                 Failure::new(Exit::InUse, format!("{at}: {said}"))
             }
+            Some(libc::EBUSY) => {
+                let said = "its mount cannot take the change now: the backing directory has failed, or part of the vault is in the \
+                            emergency directory";
+                Failure::new(Exit::InUse, format!("{at}: {said}"))
+            }
             // Another version of the program may serve it.
             Some(libc::EINVAL) => {
                 let said = "the vault is in use, and its mount does not take the change: unmount it, then change its key slots";

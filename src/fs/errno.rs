@@ -90,6 +90,7 @@ impl FsFault {
             FsFault::Vault(VaultFault::Header(HeaderRefused::OtherVault(_) | HeaderRefused::OtherKey)) => {
                 libc::EKEYREJECTED
             }
+            FsFault::Vault(VaultFault::Header(HeaderRefused::NotNow(_))) => libc::EBUSY,
             FsFault::Vault(VaultFault::Header(HeaderRefused::Malformed | HeaderRefused::MoreThanSlots)) => libc::EINVAL,
             // They asked about their file, not ours: a backing ENOENT or EACCES is still EIO.
             FsFault::Vault(

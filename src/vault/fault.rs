@@ -61,6 +61,8 @@ pub enum HeaderRefused {
     },
     /// It differs in more than key slots.
     MoreThanSlots,
+    /// It cannot be stored as the vault is now; some words say why.
+    NotNow(&'static str),
 }
 
 impl fmt::Display for HeaderRefused {
@@ -72,6 +74,7 @@ impl fmt::Display for HeaderRefused {
             HeaderRefused::NotNext { in_force, given } => {
                 write!(f, "it has revision {given}, where {in_force} is in force: somebody else changed it meanwhile")
             }
+            HeaderRefused::NotNow(why) => write!(f, "not now, for {why}"),
             HeaderRefused::MoreThanSlots => f.write_str("it differs from the one in force in more than key slots"),
         }
     }

@@ -158,7 +158,7 @@ impl Vault {
 pub(super) fn needs_backing(shared: &Shared) -> Result<(), VaultFault> {
     match shared.takes_checkpoints() {
         true => Ok(()),
-        false => Err(VaultFault::Failed("the header lies in the backing directory, which has failed".into())),
+        false => Err(VaultFault::Header(HeaderRefused::NotNow("the backing directory has failed"))),
     }
 }
 

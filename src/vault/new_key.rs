@@ -120,7 +120,7 @@ impl NewKey {
         }
         needs_backing(s)?;
         if s.away.load(SeqCst) || !s.places.away().is_empty() {
-            return Err(VaultFault::Failed("part of the vault is in the emergency directory".into()));
+            return Err(VaultFault::Header(HeaderRefused::NotNow("part of the vault is in the emergency directory")));
         }
         in_force.restore(s)?;
         let old = s.segments.keys();
