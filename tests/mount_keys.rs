@@ -91,13 +91,12 @@ impl Drop for Stopping<'_> {
 
 #[test]
 fn slots_change_while_files_are_written_and_what_was_removed_opens_it_no_more() {
-    let v = keyed();
+    let v = &keyed();
     v.mount();
-    let before = headers(&v);
+    let before = headers(v);
     let (stop, synced) = (AtomicBool::new(false), AtomicUsize::new(0));
     let stopping = Stopping(&stop);
     let body = |n: usize| vec![n as u8; 30_000 + n];
-    let v = &v;
     let (stop, synced) = (&stop, &synced);
     std::thread::scope(|scope| {
         let stopping = stopping;
@@ -115,38 +114,38 @@ fn slots_change_while_files_are_written_and_what_was_removed_opens_it_no_more() 
             common::eventually("files are written on", Duration::from_secs(30), || synced.load(SeqCst) > so_far + 5);
         };
         more();
-        ends_with(&add(&v, &v.password, &key(&v, 1)), OK, "");
+        ends_with(&add(v, &v.password, &key(v, 1)), OK, "");
         more();
         let drawn =
-            command(&v, &["key", "add", "--json", "--new-recovery-key", "--label", "paper"], &key(&v, 1)).output();
+            command(v, &["key", "add", "--json", "--new-recovery-key", "--label", "paper"], &key(v, 1)).output();
         let drawn: serde_json::Value = serde_json::from_slice(&drawn.unwrap().stdout).unwrap();
         assert_eq!((&drawn["ok"], &drawn["slot"]), (&true.into(), &4.into()));
         fs::write(v.outside("paper"), drawn["recovery_key"].as_str().unwrap()).unwrap();
         more();
-        let change = output(command(&v, &["key", "change"], &key(&v, 1)).arg("--new-key-file").arg(key(&v, 2)));
+        let change = output(command(v, &["key", "change"], &key(v, 1)).arg("--new-key-file").arg(key(v, 2)));
         ends_with(&change, OK, "");
         assert!(String::from_utf8_lossy(&change.stdout).contains("key slot 3 is now for a key file"));
         // The first: what the vault was mounted with. The mount works on.
-        let removed = output(command(&v, &["key", "remove", "--slot", "1"], &key(&v, 2)).arg("--json"));
+        let removed = output(command(v, &["key", "remove", "--slot", "1"], &key(v, 2)).arg("--json"));
         ends_with(&removed, OK, "");
         more();
         drop(stopping);
     });
-    assert_eq!(errors(&v), "");
-    ends_with(&add(&v, &v.password, &key(&v, 3)), WRONG_KEY, "wrong");
+    assert_eq!(errors(v), "");
+    ends_with(&add(v, &v.password, &key(v, 3)), WRONG_KEY, "wrong");
     v.umount();
-    assert_eq!([opens(&v, &v.password), opens(&v, &key(&v, 1))], [WRONG_KEY, WRONG_KEY]);
-    assert_eq!(opens(&v, &key(&v, 2)), OK);
+    assert_eq!([opens(v, &v.password), opens(v, &key(v, 1))], [WRONG_KEY, WRONG_KEY]);
+    assert_eq!(opens(v, &key(v, 2)), OK);
     let mut paper = Command::new(strongroom());
     paper.env("XDG_STATE_HOME", v.outside("state")).arg("check").arg(&v.vault).arg("--recovery-key-file");
     assert_eq!(output(paper.arg(v.outside("paper"))).status.code(), Some(OK));
     // The header of before, put back.
-    let newest = headers(&v);
-    put_back(&v, &before);
+    let newest = headers(v);
+    put_back(v, &before);
     let (code, said) = v.try_mount().unwrap_err();
     assert!(code == Some(ROLLED_BACK) && said.contains("revision 0, where the vault knows of 4"), "{code:?}: {said}");
-    put_back(&v, &newest);
-    fs::copy(key(&v, 2), &v.password).unwrap();
+    put_back(v, &newest);
+    fs::copy(key(v, 2), &v.password).unwrap();
     v.mount();
     for n in 0..synced.load(SeqCst) {
         assert_eq!(fs::read(v.path(format!("{n}"))).unwrap(), body(n), "{n}");

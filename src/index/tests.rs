@@ -128,7 +128,8 @@ proptest! {
                 let next = Arc::new(MemoryTable::default());
                 let moved = index.begin_move(Box::new(Commanded(Arc::clone(&next)))).unwrap();
                 // What is changed meanwhile stays in front of either table.
-                run(&index, &mut model, Step::Change(vec![(b"Imeanwhile".to_vec(), Some(vec![model.len() as u8]))]));
+                let value = Some(vec![model.len() as u8]);
+                run(&index, &mut model, Step::Change(vec![(b"Imeanwhile".to_vec(), value)]));
                 prop_assert_eq!(&contents(&index), &model);
                 moved.finish();
                 // Nobody looks at the old one any more.
