@@ -272,6 +272,7 @@ fn a_disk_that_fails_leaves_a_vault_that_goes_on_under_either_key() {
             switch(&disk, fs.vault()).unwrap_or_else(|fault| panic!("{at}: again: {fault}"));
             assert_eq!(key_number(&disk), number + 1, "{at}");
             closed(fs);
+            assert_eq!(disk.list("index").unwrap().len(), 1, "{at}");
             let fs = mounted(&disk.copy(), &first()).unwrap();
             assert!(read(&fs, "after") == Some(words(50_000)), "{at}");
             closed(fs);

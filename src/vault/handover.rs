@@ -48,6 +48,11 @@ impl InForce {
         &self.header
     }
 
+    /// Whether its files show it, and nothing else.
+    pub fn is_shown(&self) -> bool {
+        self.shown == Shown::This
+    }
+
     /// Before a root is written: writes the header into its files again if a write of them failed. While that does not succeed,
     /// a crash may leave the one or the other; an error only if no root may be written then.
     pub fn settle(&mut self, shared: &Shared) -> Result<(), VaultFault> {

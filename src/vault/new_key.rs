@@ -14,9 +14,8 @@
 use super::checkpoint::ToHousekeeper;
 use super::handover::{InForce, needs_backing, text_of};
 use super::open::index_path;
-use super::place::remove_if_there;
 use super::recover::list_segments;
-use super::rekey::without_old_keys;
+use super::rekey::{remove_other_indexes, without_old_keys};
 use super::shared::Shared;
 use super::{HeaderRefused, Vault, VaultFault, root};
 use crate::base::id::{Generation, KeyNumber, SegmentId};
@@ -108,6 +107,14 @@ impl NewKey {
     /// Goes over to it. Between two checkpoints: the caller is who stores them.
     pub fn put_in_force(self, shared: &Shared) {
         let done = self.go_over(shared);
+        let was_refused = matches!(done, Err(VaultFault::Header(_) | VaultFault::Closed));
+        if done.is_err() && !was_refused && shared.header.held().is_shown() {
+            // One of two indexes is nobody's.
+            let in_force = shared.root.held().index_file;
+            if let Err(e) = remove_other_indexes(&*shared.backing, in_force) {
+                log::warn!("an index file that is of no use stays: {e}");
+            }
+        }
         // Whoever asked may have been told that the vault is closing.
         let _ = self.reply.send(done);
     }
@@ -128,13 +135,8 @@ impl NewKey {
         let text = text_of(&next, keys.current())?;
         let (backing, vault) = (&s.backing, s.segments.vault);
         let mut after = s.root.held().clone();
-        let old_index = after.index_file;
-        // Of an earlier attempt.
-        for name in backing.list("index")?.iter().map(|name| format!("index/{name}")) {
-            if name != index_path(old_index) {
-                remove_if_there(&**backing, &name)?;
-            }
-        }
+        // Of an earlier attempt, perhaps.
+        remove_other_indexes(&**backing, after.index_file)?;
         after.index_file += 1;
         let key = keys.current().pages(vault, "index", &[0; 16]);
         let (path, world) = (index_path(after.index_file), Arc::clone(&s.world));
@@ -148,11 +150,11 @@ impl NewKey {
         moved.finish();
         s.pins.go_on_under(&keys);
         s.segments.keyring.go_on_under(keys);
+        let index_file = after.index_file;
         *s.root.held() = after;
         let left = s.cursor.leave_segment();
         in_force.put(s, next, &text)?;
-        remove_if_there(&**backing, &index_path(old_index))?;
-        backing.sync_dir("index")?;
+        remove_other_indexes(&**backing, index_file)?;
         Ok(left)
     }
 

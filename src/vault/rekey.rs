@@ -230,12 +230,16 @@ fn clear_away(backing: &dyn Backing, index_file: u64) -> io::Result<()> {
     for name in backing.list("segments")?.iter().filter(|name| name.ends_with(".new")) {
         remove_if_there(backing, &format!("segments/{name}"))?;
     }
-    for name in backing.list("index")?.iter().map(|name| format!("index/{name}")) {
-        if name != index_path(index_file) {
-            remove_if_there(backing, &name)?;
-        }
-    }
     backing.sync_dir("segments")?;
+    remove_other_indexes(backing, index_file)
+}
+
+/// Removes every index file but the one of this number, durably.
+pub(super) fn remove_other_indexes(backing: &dyn Backing, index_file: u64) -> io::Result<()> {
+    let own = index_path(index_file);
+    for name in backing.list("index")?.iter().map(|name| format!("index/{name}")).filter(|name| *name != own) {
+        remove_if_there(backing, &name)?;
+    }
     backing.sync_dir("index")
 }
 
@@ -271,7 +275,7 @@ impl Rekey {
     fn go_over_to(&mut self, next: Header, master: &MasterKey) -> Result<(), RekeyFault> {
         let (keys, vault) = (VaultKeys::of(&next, master)?, next.vault);
         let text = write_header(&next, master)?;
-        let (old_index, mut root) = (self.root.index_file, self.root.clone());
+        let mut root = self.root.clone();
         root.index_file += 1;
         root.header = Some(header_mark(&next, master));
         let index = self.copy_index(root.index_file, master)?;
@@ -283,8 +287,7 @@ impl Rekey {
         self.pins.go_on_under(&keys);
         self.pins.remember(&root);
         self.index.put_away();
-        remove_if_there(&*self.backing, &index_path(old_index))?;
-        self.backing.sync_dir("index")?;
+        remove_other_indexes(&*self.backing, root.index_file)?;
         (self.header, self.keys, self.root, self.index) = (next, keys, root, index);
         Ok(())
     }
