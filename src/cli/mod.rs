@@ -13,6 +13,7 @@ mod init;
 mod key;
 mod log;
 mod mount;
+mod mounted;
 mod mounter;
 mod mounts;
 mod names;

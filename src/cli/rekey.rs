@@ -3,19 +3,20 @@
 //! Promise: 0 means that nothing that lies in the vault opens under an old key any more. Stopped at any moment, the vault mounts
 //! and works as it is, and the same command goes on. Slots whose secret was not given go only if that is meant, and are named
 //! before; a recovery key is shown once, as soon as its slot is durable.
+//! Of a vault that is mounted, the new key is handed to its daemon (`mounted`), which puts it in force; the rest waits until it is unmounted.
 //! Called by: a person. On failure: as for `mount`; `Exit::Unfinished` where damage keeps an old key, `SlotRefused` for what
 //! cannot be, `Io` where there is no room.
 
 use super::exit::{Exit, Failure};
 use super::init::Argon2;
 use super::print::{self, Progress};
-use super::{derive, init, key, options, pins, places, size};
+use super::{derive, init, key, mounted, options, pins, places, size, slots};
 use crate::backing::Backing;
-use crate::base::id::Generation;
+use crate::base::id::{Generation, KeyNumber};
 use crate::base::world::{RealWorld, World};
 use crate::fs::printable;
-use crate::seal::{KeySlot, RecoveryKey, Unlock};
-use crate::vault::{self, OpenFault, OpenOptions, Rekey, RekeyFault, RekeyReport};
+use crate::seal::{KeySlot, RecoveryKey, Unlock, seal_next_key, write_header};
+use crate::vault::{self, HeaderTexts, OpenFault, OpenOptions, Plan, Rekey, RekeyFault, RekeyReport, SlotFault};
 use serde_json::json;
 use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
@@ -24,7 +25,7 @@ use std::sync::Arc;
 /// Give a vault a new master key, and seal everything in it anew.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The vault's directory; it must not be mounted
+    /// The vault's directory; of a mounted vault only the key is changed, and the rest is done when it is not mounted
     vault: PathBuf,
     #[command(flatten)]
     key: key::Source,
@@ -60,12 +61,17 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<Exit, Failure> {
     let (path, backing) = places::vault(&args.vault)?;
     let world: Arc<dyn World> = Arc::new(RealWorld::default());
+    if let Err(fault @ OpenFault::InUse { .. }) = vault::lock(Arc::clone(&backing)).map(drop) {
+        let Some(mountpoint) = mounted::mountpoint(&path)? else { return Err(refused(&path, fault.into())) };
+        return of_mounted(args, &path, &*backing, &mountpoint, &*world);
+    }
     let (secrets, unlock) = settle(args, &path, &backing, &world)?;
     let locked = vault::lock(backing).map_err(|fault| refused(&path, fault.into()))?;
     let locked = locked.remembered(pins::stores(), None);
     let mut rekey = locked.rekey(&unlock, Arc::clone(&world)).map_err(|fault| refused(&path, fault))?;
     if args.resume && !rekey.is_unfinished() {
-        return finished(args, &path, &rekey, &RekeyReport { finished: true, ..RekeyReport::default() });
+        let number = rekey.header().key;
+        return finished(args, &path, number, &RekeyReport { finished: true, ..RekeyReport::default() });
     }
     if !rekey.is_unfinished() || args.again {
         begin(args, &path, &mut rekey, &secrets, &*world)?;
@@ -74,7 +80,7 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
     let report = rekey.run(args.leave_out_damage, &|done, total| progress.at(done, total.max(1)));
     drop(progress);
     let report = report.map_err(|fault| refused(&path, fault))?;
-    finished(args, &path, &rekey, &report)
+    finished(args, &path, rekey.header().key, &report)
 }
 
 /// Opens the vault and closes it again, so that a checkpoint covers all of it; gives the secrets, and the key itself.
@@ -123,28 +129,102 @@ fn refused(path: &Path, fault: RekeyFault) -> Failure {
 /// Makes the new key, with the slots that can stay.
 fn begin(args: &Args, path: &Path, rekey: &mut Rekey, secrets: &[Unlock], world: &dyn World) -> Result<(), Failure> {
     let plan = rekey.plan(secrets, !args.no_recovery_key).map_err(|fault| refused(path, fault))?;
-    if !plan.gone().is_empty() && !args.drop_slots && !is_meant(path, plan.gone())? {
-        let why = format!(
-            "the key slots {} would go, for a new key can only be put into a slot whose secret is at hand: give it with \
-             --also-password-file or --also-key-file, or say --drop-slots",
-            named(plan.gone())
-        );
-        return Err(refused(path, RekeyFault::Unfit(why)));
-    }
+    must_be_meant(args, path, &plan)?;
     let drawn = plan.wants_recovery().then(|| RecoveryKey::generate(world));
     rekey.begin(&plan, drawn.as_ref(), args.argon2.map(Into::into)).map_err(|fault| refused(path, fault))?;
-    let (at, number) = (path.display(), rekey.header().key);
+    begun(args, path, (rekey.header().key, &plan, drawn.as_ref()))
+}
+
+/// Refuses if slots would go, and nobody has said that they may.
+fn must_be_meant(args: &Args, path: &Path, plan: &Plan) -> Result<(), Failure> {
+    if plan.gone().is_empty() || args.drop_slots || is_meant(path, plan.gone())? {
+        return Ok(());
+    }
+    let why = format!(
+        "the key slots {} would go, for a new key can only be put into a slot whose secret is at hand: give it with \
+         --also-password-file or --also-key-file, or say --drop-slots",
+        named(plan.gone())
+    );
+    Err(refused(path, RekeyFault::Unfit(why)))
+}
+
+/// Tells of the new key, and shows the recovery key.
+fn begun(
+    args: &Args,
+    path: &Path,
+    (number, plan, drawn): (KeyNumber, &Plan, Option<&RecoveryKey>),
+) -> Result<(), Failure> {
     if args.json {
         let gone: Vec<u32> = plan.gone().iter().map(|slot| slot.id).collect();
-        let recovery = drawn.as_ref().map(|key| key.text().to_string());
+        let recovery = drawn.map(|key| key.text().to_string());
         let vault = path.to_string_lossy();
         return print::json(&json!({ "vault": vault, "key": number.0, "dropped": gone, "recovery_key": recovery }));
     }
+    let at = path.display();
     print::answer(&format!("{at}: has a new master key, number {number}: what is written from now on is under it"))?;
     if !plan.gone().is_empty() {
         print::answer(&format!("opens it no more: {}", named(plan.gone())))?;
     }
-    drawn.as_ref().map_or(Ok(()), print::recovery_key)
+    drawn.map_or(Ok(()), print::recovery_key)
+}
+
+/// Gives a mounted vault a new key, which is in force and at work when this returns. What lies under the old one stays so until the
+/// same command goes on with the vault unmounted.
+fn of_mounted(
+    args: &Args,
+    path: &Path,
+    backing: &dyn Backing,
+    mountpoint: &Path,
+    world: &dyn World,
+) -> Result<Exit, Failure> {
+    let mut secrets = vec![key::read(&args.key, false)?];
+    secrets.extend(key::read_also(&args.also)?);
+    key::forbid_dumps();
+    secrets.iter().for_each(key::lock);
+    let mut attempt = 0;
+    let number = loop {
+        attempt += 1;
+        let texts = HeaderTexts::read(backing).map_err(|e| Failure::io(path, &e))?;
+        let texts = texts.ok_or_else(|| Failure::open(path, &OpenFault::NotAVault))?;
+        let unlock = derive::master_key(path, &texts, secrets[0].clone())?;
+        let opened = texts.open(&unlock).map_err(|fault| Failure::open(path, &fault.into()))?;
+        if args.resume || opened.keys.old().next().is_some() && !args.again {
+            let said =
+                "what is left of a rekey is done with the vault unmounted: unmount it, then say strongroom rekey";
+            return Err(Failure::new(Exit::InUse, format!("{}: {said}", path.display())));
+        }
+        let plan = Plan::of(&opened.header, &secrets, !args.no_recovery_key).map_err(|fault| refused(path, fault))?;
+        must_be_meant(args, path, &plan)?;
+        let drawn = plan.wants_recovery().then(|| RecoveryKey::generate(world));
+        let how = (drawn.as_ref(), args.argon2.map(Into::into));
+        let (next, master) =
+            plan.next(&opened.header, &opened.keys, how, world).map_err(|fault| refused(path, fault))?;
+        let text = write_header(&next, &master).map_err(|fault| Failure::open(path, &fault.into()))?;
+        let sealed = seal_next_key(world, &next, opened.keys.current(), &master);
+        match mounted::hand_over_key(mountpoint, &sealed, &text) {
+            Err(SlotFault::Overtaken) if attempt == 1 => {}
+            Err(fault) => {
+                // After an error of the disk it may be in force all the same: then its recovery key must not be lost.
+                let now = HeaderTexts::read(backing).ok().flatten();
+                if now.is_some_and(|texts| texts.open(&Unlock::Master(master)).is_ok()) {
+                    begun(args, path, (next.key, &plan, drawn.as_ref()))?;
+                }
+                return Err(slots::refused(path, fault));
+            }
+            Ok(()) => {
+                begun(args, path, (next.key, &plan, drawn.as_ref()))?;
+                break next.key;
+            }
+        }
+    };
+    if args.json {
+        return finished(args, path, number, &RekeyReport::default());
+    }
+    print::answer(&format!(
+        "{}: what was written before is still under the old key: unmount it, then say strongroom rekey again",
+        path.display()
+    ))?;
+    Ok(Exit::Unfinished)
 }
 
 /// Slots, for a sentence.
@@ -169,7 +249,7 @@ fn is_meant(path: &Path, gone: &[KeySlot]) -> Result<bool, Failure> {
     Ok(matches!(answer.trim(), "yes" | "y"))
 }
 
-fn finished(args: &Args, path: &Path, rekey: &Rekey, report: &RekeyReport) -> Result<Exit, Failure> {
+fn finished(args: &Args, path: &Path, number: KeyNumber, report: &RekeyReport) -> Result<Exit, Failure> {
     let exit = if report.finished { Exit::Ok } else { Exit::Unfinished };
     let shown = |path: &Option<Vec<u8>>| path.as_deref().map(printable);
     if args.json {
@@ -180,7 +260,7 @@ fn finished(args: &Args, path: &Path, rekey: &Rekey, report: &RekeyReport) -> Re
         print::json(&json!({
             "ok": report.finished,
             "vault": path.to_string_lossy(),
-            "key": rekey.header().key.0,
+            "key": number.0,
             "segments": report.segments,
             "bytes": report.bytes,
             "finished": report.finished,

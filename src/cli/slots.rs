@@ -2,13 +2,15 @@
 //!
 //! Promise: 0 means that the change is durable, and that what was removed opens the vault no more. The last slot stays,
 //! and the last passphrase goes only if that is meant. A recovery key is shown once, after its slot is durable.
-//! Called by: a person. On failure: `Exit::SlotRefused` for what cannot be, `InUse` where the vault is mounted, else as for
-//! `mount`; the slots are then the old ones, or after an error of the disk (13) perhaps the new ones, as a whole.
+//! Of a vault that is mounted, the next header is made here and handed to its daemon (`mounted`); if somebody else was first, it is made
+//! once more.
+//! Called by: a person. On failure: `Exit::SlotRefused` for what cannot be, `InUse` where the vault is at work and no mount of it
+//! takes the change, else as for `mount`; the slots are then the old ones, or after an error of the disk (13) perhaps the new ones.
 
 use super::exit::{Exit, Failure};
 use super::init::Argon2;
-use super::{init, key, options, pins, places, print, status};
-use crate::backing::{DirBacking, read_file};
+use super::{init, key, mounted, options, pins, places, print, status};
+use crate::backing::{Backing, DirBacking, read_file};
 use crate::base::id::Generation;
 use crate::base::world::{RealWorld, Time, World};
 use crate::fs::printable;
@@ -165,6 +167,29 @@ pub(super) fn refused(path: &Path, fault: SlotFault) -> Failure {
             Failure::new(Exit::InUse, format!("{at}: the vault is in use: unmount it, then change its key slots"))
         }
         SlotFault::Open(fault) => Failure::open(path, &fault),
+        SlotFault::Overtaken => Failure::new(Exit::SlotRefused, format!("{at}: {fault}, twice: try again")),
+        SlotFault::NotTaken(e) => match e.raw_os_error() {
+            Some(libc::EROFS) => {
+                let said = "it is mounted for reading only: unmount it, then change its key slots";
+                Failure::new(Exit::InUse, format!("{at}: {said}"))
+            }
+            Some(libc::EBUSY) => {
+                let said = "its mount cannot take the change now: the backing directory has failed, or part of the vault is in the \
+                            emergency directory";
+                Failure::new(Exit::InUse, format!("{at}: {said}"))
+            }
+            // Another version of the program may serve it.
+            Some(libc::EINVAL) => {
+                let said = "the vault is in use, and its mount does not take the change: unmount it, then change its key slots";
+                Failure::new(Exit::InUse, format!("{at}: {said}"))
+            }
+            Some(libc::EKEYREJECTED) => {
+                let said =
+                    "vault.toml is not of the vault that is mounted, or of before a rekey: was an older one put back?";
+                Failure::new(Exit::RolledBack, format!("{at}: {said}"))
+            }
+            _ => Failure::new(Exit::Io, format!("{at}: the mount did not take the change: {e}")),
+        },
         refused @ (SlotFault::NoSuchSlot(_)
         | SlotFault::LabelTaken(_)
         | SlotFault::LastSlot
@@ -173,15 +198,66 @@ pub(super) fn refused(path: &Path, fault: SlotFault) -> Failure {
     }
 }
 
-fn open(opened: &Opened) -> Result<(PathBuf, Slots), Failure> {
+/// Why a change came to its end before it was made.
+enum Stop {
+    Fault(SlotFault),
+    Failure(Failure),
+}
+
+impl<F: Into<SlotFault>> From<F> for Stop {
+    fn from(fault: F) -> Stop {
+        Stop::Fault(fault.into())
+    }
+}
+
+/// Opens the slots and changes them. Where a mount's were changed by somebody else meanwhile, once more, from the beginning.
+fn changed<T>(
+    opened: &Opened,
+    mut change: impl FnMut(&Path, &mut Slots) -> Result<T, Stop>,
+) -> Result<(PathBuf, T), Failure> {
     let (path, backing) = places::vault(&opened.place.vault)?;
-    let locked = vault::lock(backing).map_err(|fault| refused(&path, fault.into()))?;
-    // Asked only once it is known that the answer is of use.
-    let unlock = key::read(&opened.key, false)?;
     let world: Arc<dyn World> = Arc::new(RealWorld::default());
-    let locked = locked.remembered(pins::stores(), opened.accept_rollback);
-    let slots = locked.slots(&unlock, world).map_err(|fault| refused(&path, fault.into()))?;
-    Ok((path, slots))
+    let done = match vault::lock(Arc::clone(&backing)) {
+        Ok(locked) => {
+            // Asked only once it is known that the answer is of use.
+            let unlock = key::read(&opened.key, false)?;
+            let locked = locked.remembered(pins::stores(), opened.accept_rollback);
+            locked.slots(&unlock, world).map_err(Stop::from).and_then(|mut slots| change(&path, &mut slots))
+        }
+        Err(fault) => {
+            let mountpoint = mounted_at(&path, fault)?;
+            let unlock = key::read(&opened.key, false)?;
+            let mut attempt = || {
+                let texts = HeaderTexts::read(&*backing)?.ok_or(OpenFault::NotAVault)?;
+                let hand_over = mounted::hand_over(&mountpoint);
+                let mut slots = Slots::of_mounted(&texts, &unlock, hand_over, Arc::clone(&world))?;
+                change(&path, &mut slots)
+            };
+            match attempt() {
+                Err(Stop::Fault(SlotFault::Overtaken)) => attempt(),
+                other => other,
+            }
+        }
+    };
+    match done {
+        Ok(value) => Ok((path, value)),
+        Err(Stop::Fault(fault)) => Err(refused(&path, fault)),
+        Err(Stop::Failure(failure)) => Err(failure),
+    }
+}
+
+/// The mount of a vault that did not open because it is in use.
+fn mounted_at(path: &Path, fault: OpenFault) -> Result<PathBuf, Failure> {
+    let mountpoint = if let OpenFault::InUse { .. } = fault { mounted::mountpoint(path)? } else { None };
+    mountpoint.ok_or_else(|| refused(path, fault.into()))
+}
+
+/// What a slot is to be made for; asked once, and a recovery key is drawn once.
+fn asked<'a>(known: &'a mut Option<Unlock>, new: &New) -> Result<&'a Unlock, Stop> {
+    if known.is_none() {
+        *known = Some(key::read_new(&new.source, &RealWorld::default()).map_err(Stop::Failure)?);
+    }
+    Ok(known.as_ref().expect("it was read above"))
 }
 
 fn list(place: &Place) -> Result<Exit, Failure> {
@@ -249,45 +325,54 @@ fn made(path: &Path, place: &Place, id: u32, unlock: &Unlock, what: &str) -> Res
 }
 
 fn add(args: &Add) -> Result<Exit, Failure> {
-    let (path, mut slots) = open(&args.opened)?;
-    let unlock = key::read_new(&args.new.source, &RealWorld::default())?;
+    let mut new = None;
     let label = args.new.label.as_deref().unwrap_or_default();
-    let id = slots.add(&unlock, label, args.new.argon2.map(Into::into)).map_err(|fault| refused(&path, fault))?;
+    let (path, id) = changed(&args.opened, |_, slots| {
+        let unlock = asked(&mut new, &args.new)?;
+        Ok(slots.add(unlock, label, args.new.argon2.map(Into::into))?)
+    })?;
+    let unlock = new.expect("it was asked for, or there is no slot");
     made(&path, &args.opened.place, id, &unlock, "is for")
 }
 
 fn change(args: &Change) -> Result<Exit, Failure> {
-    let (path, mut slots) = open(&args.opened)?;
-    let id = match &args.slot {
-        Some(which) => slots.named(which).map_err(|fault| refused(&path, fault))?.id,
-        None => match slots.fitting() {
-            [only] => *only,
-            several => {
-                let why = format!("it opens {} key slots: say with --slot which is meant", several.len());
-                return Err(refused(&path, SlotFault::Unfit(why)));
-            }
-        },
-    };
-    let unlock = key::read_new(&args.new.source, &RealWorld::default())?;
+    let mut new = None;
     let (label, argon2) = (args.new.label.as_deref(), args.new.argon2.map(Into::into));
-    slots.change(id, &unlock, label, argon2).map_err(|fault| refused(&path, fault))?;
+    let (path, id) = changed(&args.opened, |_, slots| {
+        let id = match &args.slot {
+            Some(which) => slots.named(which)?.id,
+            None => match slots.fitting() {
+                [only] => *only,
+                several => {
+                    let why = format!("it opens {} key slots: say with --slot which is meant", several.len());
+                    return Err(SlotFault::Unfit(why).into());
+                }
+            },
+        };
+        slots.change(id, asked(&mut new, &args.new)?, label, argon2)?;
+        Ok(id)
+    })?;
+    let unlock = new.expect("it was asked for, or there is no slot");
     made(&path, &args.opened.place, id, &unlock, "is now for")
 }
 
 fn remove(args: &Remove) -> Result<Exit, Failure> {
-    let (path, mut slots) = open(&args.opened)?;
-    let ids = match &args.slot {
-        Some(which) => vec![slots.named(which).map_err(|fault| refused(&path, fault))?.id],
-        // All that it fits: or it would still open the vault.
-        None => slots.fitting().to_vec(),
-    };
-    let is_last = ids.len() == slots.header().slots.len();
-    if slots.leaves_no_passphrase(&ids) && !is_last && !args.yes && !is_meant(&path)? {
-        let why =
-            "no passphrase would open the vault any more, only a key file or recovery key: if that is meant, say --yes";
-        return Err(refused(&path, SlotFault::Unfit(why.to_owned())));
-    }
-    slots.remove(&ids).map_err(|fault| refused(&path, fault))?;
+    let (path, ids) = changed(&args.opened, |path, slots| {
+        let ids = match &args.slot {
+            Some(which) => vec![slots.named(which)?.id],
+            // All that it fits: or it would still open the vault.
+            None => slots.fitting().to_vec(),
+        };
+        let is_last = ids.len() == slots.header().slots.len();
+        let leaves_none = slots.leaves_no_passphrase(&ids) && !is_last && !args.yes;
+        if leaves_none && !is_meant(path).map_err(Stop::Failure)? {
+            let why = "no passphrase would open the vault any more, only a key file or recovery key: if that is meant, \
+                       say --yes";
+            return Err(SlotFault::Unfit(why.to_owned()).into());
+        }
+        slots.remove(&ids)?;
+        Ok(ids)
+    })?;
     if args.opened.place.json {
         print::json(&json!({ "ok": true, "vault": path.to_string_lossy(), "removed": ids }))?;
         return Ok(Exit::Ok);
@@ -336,10 +421,10 @@ fn import(args: &ImportHeader) -> Result<Exit, Failure> {
     let text =
         kept.and_then(|dir| read_file(&dir, &name, HEADER_BYTES_MAX)).map_err(|e| Failure::io(&args.file, &e))?;
     let unlock = key::read(&args.opened.key, false)?;
-    let world: Arc<dyn World> = Arc::new(RealWorld::default());
-    let remembered = (pins::stores(), args.opened.accept_rollback);
-    let mut import = Import::of(backing, &text, &unlock, remembered, world).map_err(|fault| refused(&path, fault))?;
-    import.store().map_err(|fault| refused(&path, fault))?;
+    let import = imported(args, (&path, &backing), &text, &unlock).map_err(|stop| match stop {
+        Stop::Fault(fault) => refused(&path, fault),
+        Stop::Failure(failure) => failure,
+    })?;
     let (back, away) = (import.brings_back(), import.takes_away());
     if args.opened.place.json {
         let all = |slots: &[&KeySlot]| slots.iter().map(|slot| described(slot)).collect::<Vec<_>>();
@@ -352,4 +437,35 @@ fn import(args: &ImportHeader) -> Result<Exit, Failure> {
         slots.iter().try_for_each(|slot| print::answer(&format!("{what} {}", row(slot))))?;
     }
     Ok(Exit::Ok)
+}
+
+/// Puts a header that was kept in its place; of a mounted vault, its slots.
+fn imported(
+    args: &ImportHeader,
+    (path, backing): (&Path, &Arc<dyn Backing>),
+    text: &[u8],
+    unlock: &Unlock,
+) -> Result<Import, Stop> {
+    let world: Arc<dyn World> = Arc::new(RealWorld::default());
+    let remembered = (pins::stores(), args.opened.accept_rollback);
+    let fault = match Import::of(Arc::clone(backing), text, unlock, remembered, Arc::clone(&world)) {
+        Ok(mut import) => {
+            import.store()?;
+            return Ok(import);
+        }
+        Err(SlotFault::Open(fault @ OpenFault::InUse { .. })) => fault,
+        Err(other) => return Err(other.into()),
+    };
+    let mountpoint = mounted_at(path, fault).map_err(Stop::Failure)?;
+    let attempt = || {
+        let texts = HeaderTexts::read(&**backing)?.ok_or(OpenFault::NotAVault)?;
+        let hand_over = mounted::hand_over(&mountpoint);
+        let mut import = Import::of_mounted(&texts, text, unlock, hand_over, Arc::clone(&world))?;
+        import.store()?;
+        Ok(import)
+    };
+    match attempt() {
+        Err(Stop::Fault(SlotFault::Overtaken)) => attempt(),
+        other => other,
+    }
 }

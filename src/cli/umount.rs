@@ -345,7 +345,7 @@ fn judge_end(path: &Path, last_word: Option<&str>, daemon: Option<i32>) -> Resul
 }
 
 /// Who holds the vault's lock, as the holder wrote into it.
-fn holder(vault: &Path) -> Option<i32> {
+pub(super) fn holder(vault: &Path) -> Option<i32> {
     lock_text(vault)?.trim().parse().ok()
 }
 
@@ -356,7 +356,7 @@ fn lock_text(vault: &Path) -> Option<String> {
 }
 
 /// The value of the key `pid`, however the line separates the two.
-fn pid(config: &str) -> Option<i32> {
+pub(super) fn pid(config: &str) -> Option<i32> {
     config.lines().find_map(|line| {
         let (key, value) = line.trim().split_once(|c: char| c.is_whitespace() || c == ':' || c == '=')?;
         let value = value.trim_start_matches(|c: char| c.is_whitespace() || c == ':' || c == '=');

@@ -6,7 +6,7 @@
 use crate::base::id::Ino;
 use crate::format::Malformed;
 use crate::format::quota::Account;
-use crate::vault::{OverQuota, Vault, VaultFault};
+use crate::vault::{HeaderRefused, OverQuota, Vault, VaultFault};
 
 /// Why an operation was refused or failed.
 #[derive(Debug, Clone)]
@@ -85,6 +85,13 @@ impl FsFault {
         match self {
             FsFault::Vault(VaultFault::QuotaBytes | VaultFault::QuotaInodes | VaultFault::BackingFull) => libc::ENOSPC,
             FsFault::Vault(VaultFault::ReadOnly) => libc::EROFS,
+            // An order's refusals: who gave it reads there what to do about it (`cli::mounted`).
+            FsFault::Vault(VaultFault::Header(HeaderRefused::NotNext { .. })) => libc::ESTALE,
+            FsFault::Vault(VaultFault::Header(HeaderRefused::OtherVault(_) | HeaderRefused::OtherKey)) => {
+                libc::EKEYREJECTED
+            }
+            FsFault::Vault(VaultFault::Header(HeaderRefused::NotNow(_))) => libc::EBUSY,
+            FsFault::Vault(VaultFault::Header(HeaderRefused::Malformed | HeaderRefused::MoreThanSlots)) => libc::EINVAL,
             // They asked about their file, not ours: a backing ENOENT or EACCES is still EIO.
             FsFault::Vault(
                 VaultFault::Damaged { .. }
@@ -151,5 +158,7 @@ mod tests {
         let e = FsFault::QuotaReached(Account::Tree(1));
         assert_eq!((e.errno(), e.is_harm()), (libc::EDQUOT, false));
         assert_eq!(FsFault::Vault(VaultFault::ReadOnly).errno(), libc::EROFS);
+        let e = FsFault::Vault(VaultFault::Header(HeaderRefused::OtherKey));
+        assert_eq!((e.errno(), e.is_harm()), (libc::EKEYREJECTED, false), "nor is a header that is refused");
     }
 }

@@ -37,7 +37,7 @@ pub use quota_shown::{QuotaCheck, Stray};
 pub use rename::RenameHow;
 pub use seek::{Seek, Sought};
 pub use stats::{OpKind, OpStat, OpStats};
-pub use storage::{STORAGE_INO, STORAGE_NAME};
+pub use storage::{HEADER_ORDER, KEY_ORDER, STORAGE_INO, STORAGE_NAME};
 pub use xattr::{XattrHow, XattrReply};
 
 use crate::base::id::{Ino, ROOT_INO};

@@ -10,6 +10,7 @@ use super::{FileSystem, FsFault, LimitChange, LimitOf};
 use crate::base::id::{Ino, ROOT_INO};
 use crate::base::lock::Held;
 use crate::base::world::Time;
+use crate::vault::{HeaderRefused, VaultFault};
 use std::collections::HashMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
@@ -22,6 +23,10 @@ pub const STORAGE_INO: Ino = Ino(1 << 62);
 const SNAPSHOT_INO: u64 = STORAGE_INO.0 + 1024;
 /// The file that takes orders.
 const CONTROL: &str = "control";
+/// Begins the order to put another header in force, whose text follows. It must come in one write.
+pub const HEADER_ORDER: &[u8] = b"key header\n";
+/// The same of a header with another master key: before the text stands that key, sealed under the one in force.
+pub const KEY_ORDER: &[u8] = b"key switch\n";
 /// Every file, in order of listing.
 pub(super) const FILES: [&str; 14] = [
     "state",
@@ -187,6 +192,17 @@ impl FileSystem {
         Some(self.order(data))
     }
 
+    /// Notes why a header was refused, for the errno does not tell.
+    fn refusing(&self, taken: Result<(), VaultFault>) -> Result<(), FsFault> {
+        if let Err(VaultFault::Header(why)) = &taken
+            // Who was overtaken begins anew.
+            && !matches!(why, HeaderRefused::NotNext { .. })
+        {
+            self.vault.stats().error(self.now(), format!("control: a header was refused: {why}"));
+        }
+        Ok(taken?)
+    }
+
     fn order(&self, data: &[u8]) -> Result<(), FsFault> {
         match data.trim_ascii() {
             // Everything flushed is verified as well.
@@ -202,6 +218,10 @@ impl FileSystem {
                 let (of, change) = limit_order(&order[10..]).ok_or(FsFault::Invalid)?;
                 self.set_limits(of, &change)
             }
+            order if order.starts_with(HEADER_ORDER) => {
+                self.refusing(self.vault.take_header(&order[HEADER_ORDER.len()..]))
+            }
+            order if order.starts_with(KEY_ORDER) => self.refusing(self.vault.take_key(&order[KEY_ORDER.len()..])),
             b"scrub pause" => {
                 self.vault.scrub_pause();
                 Ok(())

@@ -23,7 +23,7 @@ use crate::format::key::is_derived;
 use overlay::{Key, Map, Merge, Overlay, Value, Window};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 
 /// Changes fetched at once while merging; doubled with each round, so that a range full of removals costs few rounds.
 const WINDOW_COUNT_MIN: usize = 16;
@@ -50,12 +50,55 @@ impl Overlays {
 
 /// The index.
 pub struct Index {
-    table: Box<dyn Table>,
+    /// Gives way to a copy of itself when the vault gets another key.
+    table: RwLock<Arc<dyn Table>>,
     overlays: RwLock<Overlays>,
     /// One apply at a time.
     applying: Mutex<()>,
     /// Odd while the table is being changed; it only grows.
     applies: AtomicU64,
+}
+
+/// A copy of the table that may take its place.
+#[must_use]
+pub struct Move<'a> {
+    index: &'a Index,
+    to: Box<dyn Table>,
+    _one: MutexGuard<'a, ()>,
+}
+
+impl Move<'_> {
+    /// From now on the copy is the table. Who reads the old one just now finds the same there.
+    pub fn finish(self) {
+        *self.index.table.alone() = Arc::from(self.to);
+    }
+}
+
+/// Entries that are looked up at a time …
+const COPIED_COUNT: usize = 1000;
+/// … and bytes of them that are copied in one transaction.
+const COPIED_BYTES: usize = 4 << 20;
+
+/// Copies all entries that `scan` gives, from a key on and at most so many at a time, into an empty table.
+pub fn copy(scan: impl Fn(&[u8], usize) -> Result<Vec<Entry>, IndexFault>, to: &dyn Table) -> Result<(), IndexFault> {
+    let (mut next, mut gathered, mut bytes) = (Vec::new(), Vec::new(), 0);
+    loop {
+        let page = scan(&next, COPIED_COUNT)?;
+        let ended = page.is_empty();
+        if let Some((last, _)) = page.last() {
+            next = [&last[..], &[0]].concat();
+        }
+        bytes += page.iter().map(|(k, v)| k.len() + v.len()).sum::<usize>();
+        gathered.extend(page);
+        if bytes >= COPIED_BYTES || ended && !gathered.is_empty() {
+            to.apply(&mut gathered.iter().map(|(k, v): &Entry| (&k[..], Some(&v[..]))))?;
+            gathered.clear();
+            bytes = 0;
+        }
+        if ended {
+            return Ok(());
+        }
+    }
 }
 
 /// Changes of derived keys that may still be taken back.
@@ -66,7 +109,12 @@ impl Index {
     /// An index over a table, with nothing in front of it.
     #[must_use]
     pub fn new(table: Box<dyn Table>) -> Self {
+        let table = RwLock::new(Arc::from(table));
         Index { table, overlays: RwLock::default(), applying: Mutex::new(()), applies: AtomicU64::new(0) }
+    }
+
+    fn table(&self) -> Arc<dyn Table> {
+        Arc::clone(&self.table.shared())
     }
 
     /// The newest value of a key.
@@ -74,12 +122,12 @@ impl Index {
         if let Some(value) = self.overlays.shared().of(key).get(key) {
             return Ok(value.as_ref().map(|v| v.to_vec()));
         }
-        self.table.get(key)
+        self.table().get(key)
     }
 
     /// What the newest checkpoint has of a key.
     pub fn stored(&self, key: &[u8]) -> Result<Option<Vec<u8>>, IndexFault> {
-        self.table.get(key)
+        self.table().get(key)
     }
 
     /// Entries whose keys begin with `prefix` and are not below `from`, ascending, at most `limit_count`.
@@ -107,7 +155,7 @@ impl Index {
                     let (touching, count) = overlays.touching(prefix);
                     overlay::first_from(&touching[..count], prefix, &cursor, before, batch)
                 },
-                |_| self.table.scan(prefix, &cursor, batch),
+                |_| self.table().scan(prefix, &cursor, batch),
             )?;
             let mut stored = stored;
             let mut complete = stored.len() < batch;
@@ -165,7 +213,7 @@ impl Index {
     ) -> Result<Option<Entry>, IndexFault> {
         let mut below = before.to_vec();
         loop {
-            match self.table.scan_last_before(prefix, &below)? {
+            match self.table().scan_last_before(prefix, &below)? {
                 // Descending, as the window is.
                 Some((key, _)) if window.entries.binary_search_by(|(k, _)| key.cmp(k)).is_ok() => below = key,
                 found => return Ok(found),
@@ -243,7 +291,7 @@ impl Index {
         let mut changes = Merge::ascending(std::iter::once(first).chain(rest));
 
         self.applies.fetch_add(1, SeqCst);
-        let result = self.table.apply(&mut changes);
+        let result = self.table().apply(&mut changes);
         let forgotten = result.is_ok().then(|| {
             let mut overlays = self.overlays.alone();
             (overlays.direct.take_applied(&sealed), overlays.derived.take_applied(&sealed))
@@ -257,13 +305,22 @@ impl Index {
     /// The table as of now, without what is in front of it, to be read while it goes on.
     pub fn freeze(&self) -> Result<Box<dyn Frozen>, IndexFault> {
         let _one = self.applying.held();
-        self.table.freeze()
+        self.table().freeze()
+    }
+
+    /// Copies what the table holds into another, empty one, to go on with that. Nothing is applied until the answer is dropped:
+    /// changes gather in front of the table meanwhile, and readers see no difference.
+    pub fn begin_move(&self, to: Box<dyn Table>) -> Result<Move<'_>, IndexFault> {
+        let one = self.applying.held();
+        let from = self.table();
+        copy(|next, count| from.scan(&[], next, count), &*to)?;
+        Ok(Move { index: self, to, _one: one })
     }
 
     /// The table writes nothing any more, not even when it is dropped.
     pub fn put_away(&self) {
         let _one = self.applying.held();
-        self.table.put_away();
+        self.table().put_away();
     }
 
     /// Changes that the table does not have yet.

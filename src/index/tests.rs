@@ -12,6 +12,7 @@ pub(super) enum Step {
     SealDirect,
     SealDerived,
     Apply { fails: bool },
+    Move,
     Get(Vec<u8>),
     Scan { prefix: Vec<u8>, from: Vec<u8>, limit: usize },
     LastBefore { prefix: Vec<u8>, before: Vec<u8> },
@@ -42,6 +43,7 @@ pub(super) fn any_step() -> impl Strategy<Value = Step> {
         1 => Just(Step::SealDirect),
         1 => Just(Step::SealDerived),
         1 => prop::bool::weighted(0.3).prop_map(|fails| Step::Apply { fails }),
+        1 => Just(Step::Move),
         3 => any_key().prop_map(Step::Get),
         4 => (any_bound(), any_bound(), 0..40usize)
             .prop_map(|(prefix, from, limit)| Step::Scan { prefix, from, limit }),
@@ -70,7 +72,7 @@ pub(super) fn run(index: &Index, model: &mut Model, step: Step) {
         }
         Step::SealDirect => index.seal_direct(),
         Step::SealDerived => index.seal_derived(),
-        Step::Apply { .. } => {}
+        Step::Apply { .. } | Step::Move => {}
         Step::Get(key) => assert_eq!(index.get(&key).unwrap(), model.get(&key).cloned()),
         Step::Scan { prefix, from, limit } => {
             let prefix = cut(&prefix);
@@ -121,10 +123,23 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
     fn the_index_is_an_ordered_map(steps in prop::collection::vec(any_step(), 1..120)) {
-        let table = Arc::new(MemoryTable::default());
+        let mut table = Arc::new(MemoryTable::default());
         let index = Index::new(Box::new(Commanded(Arc::clone(&table))));
         let mut model = Model::new();
         for step in steps {
+            if let Step::Move = step {
+                let next = Arc::new(MemoryTable::default());
+                let moved = index.begin_move(Box::new(Commanded(Arc::clone(&next)))).unwrap();
+                // What is changed meanwhile stays in front of either table.
+                let value = Some(vec![model.len() as u8]);
+                run(&index, &mut model, Step::Change(vec![(b"Imeanwhile".to_vec(), value)]));
+                prop_assert_eq!(&contents(&index), &model);
+                moved.finish();
+                // Nobody looks at the old one any more.
+                table.apply(&mut [(&b"Istray"[..], Some(&b"x"[..]))].into_iter()).unwrap();
+                table = next;
+                prop_assert_eq!(&contents(&index), &model);
+            }
             if let Step::Apply { fails } = step {
                 table.fail_next_applies(u64::from(fails));
                 let nothing_sealed = {
@@ -170,6 +185,7 @@ fn readers_see_all_of_a_change_or_nothing_while_it_moves_into_the_table() {
         scope.spawn(|| {
             while !done.load(SeqCst) {
                 index.apply_sealed(&[]).unwrap();
+                index.begin_move(Box::new(MemoryTable::default())).unwrap().finish();
             }
         });
         let mut newest = 0;

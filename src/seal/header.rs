@@ -310,6 +310,9 @@ nonce = "404142434445464748494a4b4c4d4e4f5051525354555657"
 wrapped = "5e079f73b37a23aacac9607f6ed4ee9e3e58aefb9b788df919754eb61c810980962c93f12830bea5f89a322a5dc6b186"
 "#;
 
+    const GOLDEN_NEXT_KEY: &str = "000102030405060708090a0b0c0d0e0f10111213141516178291299f1343f141f7733baf0e40e618b89e918d95921b84\
+        b8762e3af31579085788f05371d87eeb955a6de9d8c3a039";
+
     #[test]
     fn golden_headers() {
         for (unlock, golden) in [(passphrase("correct horse"), GOLDEN_PASSPHRASE), (key_file(), GOLDEN_KEY_FILE)] {
@@ -350,6 +353,31 @@ wrapped = "5e079f73b37a23aacac9607f6ed4ee9e3e58aefb9b788df919754eb61c810980962c9
             assert_eq!(*opened.keys.get(KeyNumber(number)).unwrap().0, *first.0);
         }
         assert!(opened.keys.get(KeyNumber(1)).is_none() && opened.keys.number() == KeyNumber(258));
+    }
+
+    #[test]
+    fn golden_key_that_is_handed_over_and_it_opens_for_its_header_only() {
+        let (mut header, current) = open_header(GOLDEN_KEY_FILE.as_bytes(), &key_file()).unwrap();
+        let next = MasterKey(crate::base::secret::Secret::from([0xB7; 32]));
+        header.key = KeyNumber(258);
+        let sealed = crate::seal::seal_next_key(&world(), &header, &current, &next);
+        let shown: String = sealed.iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(shown, GOLDEN_NEXT_KEY, "another version's daemon does not understand it any more");
+        use crate::seal::open_next_key as open;
+        assert!(open(&header, &current, &sealed).unwrap().is(&next));
+        assert!(open(&header, &next, &sealed).is_err());
+        for other in [
+            Header { key: KeyNumber(259), ..header.clone() },
+            Header { vault: VaultId([0xAB; 16]), ..header.clone() },
+            Header { suite: SuiteId::ChaCha20Poly1305, ..header.clone() },
+        ] {
+            assert!(open(&other, &current, &sealed).is_err());
+        }
+        for at in 0..sealed.len() {
+            let mut changed = sealed;
+            changed[at] ^= 1;
+            assert!(open(&header, &current, &changed).is_err(), "byte {at}");
+        }
     }
 
     #[test]

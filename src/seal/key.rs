@@ -14,6 +14,7 @@ use crate::base::secret::Secret;
 use crate::base::world::World;
 use crate::format::frame::Address;
 use crate::format::header::suite_number;
+use aws_lc_rs::constant_time::verify_slices_are_equal;
 use chacha20poly1305::{AeadInOut, KeyInit, XChaCha20Poly1305};
 use std::fmt;
 
@@ -40,6 +41,12 @@ impl MasterKey {
     #[must_use]
     pub fn secret(&self) -> &Secret {
         &self.0
+    }
+
+    /// Whether it is the same.
+    #[must_use]
+    pub fn is(&self, other: &MasterKey) -> bool {
+        verify_slices_are_equal(&self.0[..], &other.0[..]).is_ok()
     }
 
     /// The key of one segment (format.md §7).

@@ -4,6 +4,7 @@
 //! vault, suite and number. What is written is written under the key in force.
 //! Called by: `header`, `segment`, `vault`, `check`. On failure: `HeaderFault::Tampered`, or no key of that number.
 
+use super::Forged;
 use super::derive::derive;
 use super::header::HeaderFault;
 use super::key::{MasterKey, PageKey};
@@ -83,6 +84,48 @@ pub fn wrap_old_key(
     wrapped[..32].copy_from_slice(&key[..]);
     wrapped[32..].copy_from_slice(&tag);
     OldKey { number, nonce, wrapped }
+}
+
+/// Bytes of a key that is handed over: nonce, key, tag.
+pub const NEXT_KEY_BYTES: usize = 24 + 32 + 16;
+
+/// The next master key for who has the vault open and knows the one in force; `header` is the next one.
+#[must_use]
+pub fn seal_next_key(
+    world: &dyn World,
+    header: &Header,
+    current: &MasterKey,
+    next: &MasterKey,
+) -> [u8; NEXT_KEY_BYTES] {
+    let mut out = [0; NEXT_KEY_BYTES];
+    let mut nonce = [0; 24];
+    world.fill(&mut nonce);
+    let mut key = next.0.clone();
+    let tag = hand_over_key(header, current).seal(&handed_over(header), &nonce, &mut key[..]);
+    out[..24].copy_from_slice(&nonce);
+    out[24..56].copy_from_slice(&key[..]);
+    out[56..].copy_from_slice(&tag);
+    out
+}
+
+/// Opens it, for the same header.
+pub fn open_next_key(header: &Header, current: &MasterKey, sealed: &[u8; NEXT_KEY_BYTES]) -> Result<MasterKey, Forged> {
+    let (nonce, rest) = sealed.split_first_chunk().expect("longer than a nonce");
+    let (key, tag) = rest.split_at(32);
+    let mut secret = Secret::copy_of(key.try_into().expect("split at 32"));
+    let tag = tag.try_into().expect("what is left is a tag");
+    hand_over_key(header, current).open(&handed_over(header), nonce, &mut secret[..], tag)?;
+    Ok(MasterKey::from_secret(secret))
+}
+
+fn hand_over_key(header: &Header, current: &MasterKey) -> PageKey {
+    PageKey::from_secret(derive(&current.0[..], &header.vault.0, &[b"strongroom next key 1"]))
+}
+
+/// What it binds: vault, suite and the new key's number.
+fn handed_over(header: &Header) -> Vec<u8> {
+    let suite = [suite_number(header.suite)];
+    [b"strongroom next key 1", &header.vault.0[..], &suite, &header.key.0.to_le_bytes()].concat()
 }
 
 fn wrap_key(header: &Header, current: &MasterKey) -> PageKey {

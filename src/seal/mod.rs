@@ -25,7 +25,7 @@ pub use header::{
     write_header,
 };
 pub use key::{MasterKey, PageKey, SegmentKey};
-pub use keys::{VaultKeys, wrap_old_key};
+pub use keys::{NEXT_KEY_BYTES, VaultKeys, open_next_key, seal_next_key, wrap_old_key};
 pub use pin::{moved_lines, open_pin, says_moved, write_pin, write_pins};
 pub use recovery::RecoveryKey;
 pub use slot::{Unlock, add_slot, fitting_slots, replace_slot};

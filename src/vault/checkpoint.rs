@@ -2,9 +2,10 @@
 //!
 //! Promise (I3): a checkpoint covers only log that is synced and verified, for it is told of a commit only after that.
 //! (I10): a hole is punched only once a durable checkpoint no longer names the bytes. Nothing here is on an operation's
-//! path. Called by: its own thread, fed by `verifier` and `log`. Takes: the root's lock.
+//! path. Called by: its own thread, fed by `verifier` and `log`. Takes: the header's lock, then the root's.
 //! On failure: a checkpoint that cannot be stored is reported and tried again with the next one; the log still has it all.
 
+use super::new_key::NewKey;
 use super::place::{Place, remove_if_there};
 use super::pressure::Pressure;
 use super::shared::{DeadRange, Shared};
@@ -31,6 +32,8 @@ use std::time::Duration;
 pub enum ToHousekeeper {
     /// Both overlays are sealed at this commit.
     Checkpoint { position: LogPosition, counters: Counters, replay_from: SegmentId, dead: Vec<DeadRange> },
+    /// The vault is to go over to another master key, between two checkpoints.
+    NewKey(Box<NewKey>),
     /// Nothing more will come.
     Stop,
 }
@@ -94,9 +97,15 @@ impl Housekeeper {
 
     fn take(&mut self, item: ToHousekeeper) {
         let shared = Arc::clone(&self.shared);
-        let ToHousekeeper::Checkpoint { position, counters, replay_from, dead: mut more } = item else {
-            self.ended = true;
-            return;
+        let (position, counters, replay_from, mut more) = match item {
+            ToHousekeeper::Checkpoint { position, counters, replay_from, dead } => {
+                (position, counters, replay_from, dead)
+            }
+            ToHousekeeper::NewKey(next) => return next.put_in_force(&shared),
+            ToHousekeeper::Stop => {
+                self.ended = true;
+                return;
+            }
         };
         if shared.progress.has_given_up() {
             return;
@@ -239,15 +248,18 @@ pub fn store(
         Err(IndexFault::Io(e)) if is_full(&e) && shared.release_reserve() => shared.index.apply_sealed(&extra)?,
         other => other?,
     }
+    let mut header = shared.header.held();
+    header.settle(shared)?;
     let mut root = shared.root.held();
     root.generation = Generation(root.generation.0 + 1);
     (root.covered, root.clean) = (position, clean);
-    let (keys, vault) = (&shared.segments.keys, shared.segments.vault);
-    root::write(&*shared.backing, &root, keys, vault, &*shared.world)?;
-    // Not under the lock, which whoever looks at the numbers takes: pins lie on another filesystem, and it may be slow.
+    let (keys, vault) = (shared.segments.keys(), shared.segments.vault);
+    root::write(&*shared.backing, &root, &keys, vault, &*shared.world)?;
+    // Not under this lock, which whoever looks at the numbers takes: pins lie on another filesystem, and it may be slow.
     let written = root.clone();
     drop(root);
     shared.pins.remember(&written);
+    drop(header);
     Ok(())
 }
 

@@ -3,7 +3,7 @@
 //! Promise: the evidence stays inside (which segment, which error), and no variant carries names, plaintext or keys.
 //! Called by: everything in `vault`, `fs`, `check`.
 
-use crate::base::id::{Generation, Ino, KeyNumber, SegmentId};
+use crate::base::id::{Generation, Ino, KeyNumber, SegmentId, VaultId};
 use crate::format::Malformed;
 use crate::index::IndexFault;
 use crate::seal::HeaderFault;
@@ -39,6 +39,45 @@ pub enum VaultFault {
     ReadOnly,
     /// The vault is being closed.
     Closed,
+    /// What was to be its next header is not.
+    Header(HeaderRefused),
+}
+
+/// Why a header that was handed to an open vault is not its next one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HeaderRefused {
+    /// It is no header.
+    Malformed,
+    /// It is of another vault.
+    OtherVault(VaultId),
+    /// Whoever made it does not know the master key in force.
+    OtherKey,
+    /// It was made from another header than the one in force.
+    NotNext {
+        /// The revision in force.
+        in_force: u64,
+        /// Its own.
+        given: u64,
+    },
+    /// It differs in more than key slots.
+    MoreThanSlots,
+    /// It cannot be stored as the vault is now; some words say why.
+    NotNow(&'static str),
+}
+
+impl fmt::Display for HeaderRefused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            HeaderRefused::Malformed => f.write_str("it is no header"),
+            HeaderRefused::OtherVault(theirs) => write!(f, "it is of another vault, {theirs}"),
+            HeaderRefused::OtherKey => f.write_str("it was not made with the master key in force"),
+            HeaderRefused::NotNext { in_force, given } => {
+                write!(f, "it has revision {given}, where {in_force} is in force: somebody else changed it meanwhile")
+            }
+            HeaderRefused::NotNow(why) => write!(f, "not now, for {why}"),
+            HeaderRefused::MoreThanSlots => f.write_str("it differs from the one in force in more than key slots"),
+        }
+    }
 }
 
 impl fmt::Display for VaultFault {
@@ -55,6 +94,7 @@ impl fmt::Display for VaultFault {
             VaultFault::Failed(why) => write!(f, "writing stopped: {why}"),
             VaultFault::ReadOnly => f.write_str("the vault is mounted for reading only"),
             VaultFault::Closed => f.write_str("the vault is being closed"),
+            VaultFault::Header(why) => write!(f, "the header is refused: {why}"),
         }
     }
 }

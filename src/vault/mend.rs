@@ -77,14 +77,15 @@ impl Vault {
     /// not have it.
     pub fn missing_key(&self, id: SegmentId, known: KeyNumber) -> Option<KeyNumber> {
         let s = &self.shared.segments;
-        if s.keys.get(known).is_none() || s.keys.number() == KeyNumber(0) {
-            return Some(known).filter(|key| s.keys.get(*key).is_none());
+        let keys = s.keys();
+        if keys.get(known).is_none() || keys.number() == KeyNumber(0) {
+            return Some(known).filter(|key| keys.get(*key).is_none());
         }
         let everywhere = Everywhere(Arc::clone(&self.shared.places));
         let file = everywhere.open(&path(id), Open::Read, Cache::Direct).ok()?;
         let mut walk = Walk::new(file, id, self.suite, s.vault);
         // What else is wrong with it, its readers find.
-        walk.next(&s.keys).ok()?;
+        walk.next(&keys).ok()?;
         walk.missing_key()
     }
 
@@ -96,7 +97,7 @@ impl Vault {
         let everywhere = Everywhere(Arc::clone(&self.shared.places));
         let Ok(file) = everywhere.open(&path(id), Open::Read, Cache::Direct) else { return nothing };
         let mut walk = Walk::new(file, id, self.suite, s.vault);
-        let found = walk.next(&s.keys).is_ok();
+        let found = walk.next(&s.keys()).is_ok();
         walk.context().filter(|_| found).map_or(nothing, |context| context.info())
     }
 }

@@ -19,6 +19,7 @@ mod create;
 mod failover;
 mod fault;
 mod flusher;
+mod handover;
 mod header_file;
 mod holes;
 mod home;
@@ -27,6 +28,7 @@ mod mend;
 mod moved;
 mod moves;
 mod occupants;
+mod new_key;
 mod op;
 mod open;
 mod options;
@@ -68,7 +70,7 @@ mod writer;
 pub use crate::buffer::FileBuffer;
 pub use copy::{Content, CopyRoom};
 pub use create::create;
-pub use fault::{OpenFault, VaultFault};
+pub use fault::{HeaderRefused, OpenFault, VaultFault};
 pub use header_file::{HEADER, HEADER_COPY, HeaderTexts};
 pub use mend::{NOWHERE, lost_extent};
 pub use op::{Op, Reservation};
@@ -81,7 +83,7 @@ pub use rekey::{Plan, Rekey, RekeyFault, RekeyReport, under_old_keys};
 pub use root::NAMES as ROOTS;
 pub use scrub::{Hurt, ScrubReport, ScrubState};
 pub use shared::SyncReply;
-pub use slots::{Import, SlotFault, Slots};
+pub use slots::{HandOver, Import, SlotFault, Slots};
 pub use snapshot::{Kept as KeptSnapshot, Known as KnownSnapshot};
 pub use state::{Held as HeldState, State};
 pub use stats::{Line, Stats};
@@ -103,7 +105,7 @@ use crossbeam_channel::Sender;
 use progress::Waiter;
 use shared::{FILES_LOOK_MIN, Shared};
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -126,7 +128,7 @@ pub struct Vault {
     suite: SuiteId,
     index_lost: Option<String>,
     lost_records: u64,
-    left_to_rekey: OnceLock<Option<(u64, u64)>>,
+    left_to_rekey: Mutex<report::LeftToRekey>,
     scrub: Arc<scrub::Scrub>,
 }
 
@@ -500,6 +502,8 @@ impl Vault {
             Err(fault) => self.say(&format!("failed: {fault}")),
         }
         last();
+        // Whoever is changing the header comes to the end of it, and nobody begins any more.
+        drop(s.header.held());
         // The database writes when it is dropped, and this value may outlive the lock.
         s.index.put_away();
         self.lock.held().take();

@@ -88,7 +88,7 @@ impl Occupants {
 
     /// Looks through the next group.
     fn look(&mut self, shared: &Shared) -> Result<(), VaultFault> {
-        let group = self.walk.next(&shared.segments.keys).map_err(|e| match e {
+        let group = self.walk.next(&shared.segments.keys()).map_err(|e| match e {
             Unreadable::Io(e) => e.into(),
             Unreadable::Damaged { .. } => VaultFault::Index(e.to_string().into()),
         })?;

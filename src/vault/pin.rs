@@ -11,14 +11,15 @@ use super::header_file::HEADER;
 use super::place::EmergencyDir;
 use crate::backing::{Backing, read_file, replace_file};
 use crate::base::id::{CommitSeq, Generation, VaultId};
+use crate::base::lock::Held;
 use crate::format::header::HEADER_BYTES_MAX;
 use crate::format::pin::{Moved, PIN_BYTES_MAX, Pin, parse_moved};
 use crate::format::root::Root;
 use crate::seal::{VaultKeys, moved_lines, open_pin, says_moved, write_pins};
 use std::fmt;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
 
 /// A place for a vault's pin: a directory that is none of the vault's.
 #[derive(Clone)]
@@ -87,13 +88,13 @@ struct Kept {
     /// Whether the last write failed.
     failed: AtomicBool,
     /// Its lines about keys of before: only who had such a key could make one, so they are carried along.
-    moved: Vec<Moved>,
+    moved: Mutex<Vec<Moved>>,
 }
 
 /// The pins of an open vault.
 pub struct Pins {
     stores: Vec<Kept>,
-    keys: VaultKeys,
+    keys: Mutex<VaultKeys>,
     vault: VaultId,
     accepted: Option<Generation>,
     /// Whether one says that the vault has moved on from the key that it is being opened with.
@@ -135,24 +136,26 @@ impl Pins {
         for store in pins {
             let (pin, moved) = read(&store);
             held.extend(pin);
-            stores.push(Kept { store, failed: AtomicBool::new(false), moved });
+            stores.push(Kept { store, failed: AtomicBool::new(false), moved: Mutex::new(moved) });
         }
-        Pins { stores, keys: keys.clone(), vault, accepted, moved_on, held }
+        Pins { stores, keys: Mutex::new(keys.clone()), vault, accepted, moved_on, held }
     }
 
     /// From now on what is remembered is written under these keys.
-    pub fn go_on_under(&mut self, keys: &VaultKeys) {
-        for kept in &mut self.stores {
+    pub fn go_on_under(&self, keys: &VaultKeys) {
+        let mut now = self.keys.held();
+        for kept in &self.stores {
             // While their keys are at hand.
-            kept.moved = moved_lines(self.vault, &self.keys, &kept.moved);
+            let mut moved = kept.moved.held();
+            *moved = moved_lines(self.vault, &now, &moved);
         }
-        self.keys = keys.clone();
+        *now = keys.clone();
     }
 
     /// Refuses a root that is behind a pin, or of another history, unless it was accepted.
     pub fn judge(&self, root: &Root) -> Result<(), OpenFault> {
         if self.moved_on && self.accepted != Some(root.generation) {
-            return Err(OpenFault::OlderKey { header: self.keys.number(), found: Some(root.generation) });
+            return Err(OpenFault::OlderKey { header: self.keys.held().number(), found: Some(root.generation) });
         }
         // One root was written under each number: the same number with anything else in it is another vault's life.
         let (commit, epoch) = (root.covered.seq, root.epoch);
@@ -173,7 +176,7 @@ impl Pins {
     /// For a root made anew: refuses a log that ends before what was once covered. Its generation counts as 0.
     pub fn judge_log(&self, newest: CommitSeq) -> Result<(), OpenFault> {
         if self.moved_on && self.accepted != Some(Generation(0)) {
-            return Err(OpenFault::OlderKey { header: self.keys.number(), found: Some(Generation(0)) });
+            return Err(OpenFault::OlderKey { header: self.keys.held().number(), found: Some(Generation(0)) });
         }
         match self.held.iter().filter(|pin| pin.commit > newest).max_by_key(|pin| pin.generation) {
             Some(pin) => self.accept(pin, Generation(0)),
@@ -192,8 +195,9 @@ impl Pins {
     /// Remembers a root that is durable now. A pin that cannot be written stays behind, which is said once and harms nobody.
     pub fn remember(&self, root: &Root) {
         let pin = Pin { vault: self.vault, generation: root.generation, epoch: root.epoch, commit: root.covered.seq };
+        let keys = self.keys.held();
         for Kept { store, failed, moved } in self.stores.iter().filter(|kept| !kept.store.sealed) {
-            let text = write_pins(&pin, &self.keys, moved);
+            let text = write_pins(&pin, &keys, &moved.held());
             match replace_file(&*store.backing, "", &store.name(self.vault), &text) {
                 Ok(()) => failed.store(false, Relaxed),
                 Err(e) => {

@@ -21,13 +21,14 @@ use super::slots::Judged;
 use super::writer::is_full;
 use super::{Locked, OpenFault, VaultFault, header_file, paths, root, snapshot};
 use crate::backing::{Backing, Cache, Open};
-use crate::base::id::{CommitSeq, Generation, KeyNumber, SegmentId, Slot};
+use crate::base::choice::SuiteId;
+use crate::base::id::{CommitSeq, Generation, KeyNumber, SegmentId, Slot, VaultId};
 use crate::base::world::World;
 use crate::format::FORMAT_VERSION;
 use crate::format::key;
 use crate::format::root::Root;
 use crate::format::segment::SegmentInfo;
-use crate::index::{Index, RedbTable, Table};
+use crate::index::{Index, RedbTable, copy};
 use crate::seal::{
     Header, HeaderFault, KeySlot, MasterKey, OLD_KEYS_MAX, RecoveryKey, SlotKind, Unlock, VaultKeys, fitting_slots,
     header_mark, replace_slot, wrap_old_key, write_header,
@@ -40,10 +41,6 @@ use std::sync::Arc;
 
 /// Memory for the pages of an index that is only copied and looked through.
 const INDEX_CACHE_BYTES: usize = 32 << 20;
-/// Entries of the index that are looked up at a time …
-const SCAN: usize = 1000;
-/// … and bytes of them that are copied in one transaction.
-const COPIED_BYTES: usize = 4 << 20;
 /// The index is told of segments sealed anew when they have so many bytes: a transaction for each small one would take longer
 /// than the sealing, and what a crash leaves untold is learnt when the vault is opened.
 const TELL_BYTES: u64 = 64 << 20;
@@ -104,6 +101,74 @@ impl Plan {
     /// Whether a recovery key is to be drawn.
     pub fn wants_recovery(&self) -> bool {
         self.recovery.is_some()
+    }
+
+    /// Which slots of a header can stay: those that one of the secrets fits, the first of which must fit one; and with
+    /// `recovery` one for a recovery key, if there is any.
+    pub fn of(header: &Header, secrets: &[Unlock], recovery: bool) -> Result<Plan, RekeyFault> {
+        let mut stay: Vec<(u32, Unlock)> = Vec::new();
+        for (n, secret) in secrets.iter().enumerate() {
+            let fitting = match fitting_slots(header, secret) {
+                Err(HeaderFault::WrongKey) if n > 0 => {
+                    let why = format!("what was given beside fits no key slot ({n} of {})", secrets.len() - 1);
+                    return Err(RekeyFault::Unfit(why));
+                }
+                Ok(none) if none.is_empty() => return Err(HeaderFault::WrongKey.into()),
+                other => other?,
+            };
+            for id in fitting {
+                if stay.iter().all(|(known, _)| *known != id) {
+                    stay.push((id, secret.clone()));
+                }
+            }
+        }
+        if stay.is_empty() {
+            return Err(RekeyFault::Unfit("nothing would open the vault any more".to_owned()));
+        }
+        let (kept, others): (Vec<_>, Vec<_>) =
+            header.slots.iter().partition(|slot| stay.iter().any(|(id, _)| *id == slot.id));
+        let is_recovery = |slot: &&&KeySlot| slot.kind == SlotKind::RecoveryKey;
+        // One that was shown keeps opening the vault; another one would only be one more to keep.
+        let none_kept = kept.iter().find(is_recovery).is_none();
+        let recovery = others.iter().find(is_recovery).filter(|_| recovery && none_kept).map(|slot| slot.id);
+        let gone = others.into_iter().filter(|slot| Some(slot.id) != recovery).cloned().collect();
+        Ok(Plan { stay, recovery, gone })
+    }
+
+    /// The header that this makes of the one in force, with a new master key, and that key. The old one is in it, wrapped.
+    pub fn next(
+        &self,
+        header: &Header,
+        keys: &VaultKeys,
+        (recovery, argon2): (Option<&RecoveryKey>, Option<(u32, u32, u32)>),
+        world: &dyn World,
+    ) -> Result<(Header, MasterKey), RekeyFault> {
+        if keys.old().count() >= OLD_KEYS_MAX {
+            let why =
+                format!("segments are still under {OLD_KEYS_MAX} old keys: let an earlier rekey come to its end first");
+            return Err(RekeyFault::Unfit(why));
+        }
+        let Some(number) = header.key.0.checked_add(1).map(KeyNumber) else {
+            return Err(RekeyFault::Unfit("the numbers of master keys are used up".to_owned()));
+        };
+        let master = MasterKey::generate(world);
+        let mut next = header.clone();
+        (next.key, next.revision) = (number, next.revision + 1);
+        let new_recovery = self.recovery.zip(recovery).map(|(id, key)| (id, Unlock::Recovery(key.clone())));
+        let secrets: Vec<&(u32, Unlock)> = self.stay.iter().chain(&new_recovery).collect();
+        next.slots.retain(|slot| secrets.iter().any(|(id, _)| *id == slot.id));
+        for (id, unlock) in secrets {
+            let Some(slot) = next.slots.iter().find(|slot| slot.id == *id) else { continue };
+            let cost = match slot.kind {
+                SlotKind::Passphrase { memory_kib, passes, lanes } => argon2.or(Some((memory_kib, passes, lanes))),
+                SlotKind::KeyFile | SlotKind::RecoveryKey => None,
+            };
+            let label = slot.label.clone();
+            replace_slot(world, &mut next, &master, *id, unlock, &label, cost)?;
+        }
+        let before = keys.old().chain([(keys.number(), keys.current())]);
+        next.old_keys = before.map(|(n, old)| wrap_old_key(world, &next, &master, n, old)).collect();
+        Ok((next, master))
     }
 }
 
@@ -166,13 +231,17 @@ fn clear_away(backing: &dyn Backing, index_file: u64, newest: CommitSeq) -> io::
     for name in backing.list("segments")?.iter().filter(|name| name.ends_with(".new")) {
         remove_if_there(backing, &format!("segments/{name}"))?;
     }
-    for name in backing.list("index")?.iter().map(|name| format!("index/{name}")) {
-        if name != index_path(index_file) {
-            remove_if_there(backing, &name)?;
-        }
-    }
     snapshot::make_ready(backing, newest)?;
     backing.sync_dir("segments")?;
+    remove_other_indexes(backing, index_file)
+}
+
+/// Removes every index file but the one of this number, durably.
+pub(super) fn remove_other_indexes(backing: &dyn Backing, index_file: u64) -> io::Result<()> {
+    let own = index_path(index_file);
+    for name in backing.list("index")?.iter().map(|name| format!("index/{name}")).filter(|name| *name != own) {
+        remove_if_there(backing, &name)?;
+    }
     backing.sync_dir("index")
 }
 
@@ -189,33 +258,7 @@ impl Rekey {
 
     /// Which slots can stay: those that one of the secrets fits, and with `recovery` one for a recovery key, if there is any.
     pub fn plan(&self, secrets: &[Unlock], recovery: bool) -> Result<Plan, RekeyFault> {
-        let mut stay: Vec<(u32, Unlock)> = Vec::new();
-        for (n, secret) in secrets.iter().enumerate() {
-            let fitting = match fitting_slots(&self.header, secret) {
-                Err(HeaderFault::WrongKey) if n > 0 => {
-                    let why = format!("what was given beside fits no key slot ({n} of {})", secrets.len() - 1);
-                    return Err(RekeyFault::Unfit(why));
-                }
-                Ok(none) if none.is_empty() => return Err(HeaderFault::WrongKey.into()),
-                other => other?,
-            };
-            for id in fitting {
-                if stay.iter().all(|(known, _)| *known != id) {
-                    stay.push((id, secret.clone()));
-                }
-            }
-        }
-        if stay.is_empty() {
-            return Err(RekeyFault::Unfit("nothing would open the vault any more".to_owned()));
-        }
-        let (kept, others): (Vec<_>, Vec<_>) =
-            self.header.slots.iter().partition(|slot| stay.iter().any(|(id, _)| *id == slot.id));
-        let is_recovery = |slot: &&&KeySlot| slot.kind == SlotKind::RecoveryKey;
-        // One that was shown keeps opening the vault; another one would only be one more to keep.
-        let none_kept = kept.iter().find(is_recovery).is_none();
-        let recovery = others.iter().find(is_recovery).filter(|_| recovery && none_kept).map(|slot| slot.id);
-        let gone = others.into_iter().filter(|slot| Some(slot.id) != recovery).cloned().collect();
-        Ok(Plan { stay, recovery, gone })
+        Plan::of(&self.header, secrets, recovery)
     }
 
     /// Gives the vault a new master key. Everything that is written from now on is under it; what lies there is still under
@@ -226,31 +269,7 @@ impl Rekey {
         recovery: Option<&RecoveryKey>,
         argon2: Option<(u32, u32, u32)>,
     ) -> Result<(), RekeyFault> {
-        if self.keys.old().count() >= OLD_KEYS_MAX {
-            let why =
-                format!("segments are still under {OLD_KEYS_MAX} old keys: let an earlier rekey come to its end first");
-            return Err(RekeyFault::Unfit(why));
-        }
-        let Some(number) = self.header.key.0.checked_add(1).map(KeyNumber) else {
-            return Err(RekeyFault::Unfit("the numbers of master keys are used up".to_owned()));
-        };
-        let master = MasterKey::generate(&*self.world);
-        let mut next = self.header.clone();
-        (next.key, next.revision) = (number, next.revision + 1);
-        let new_recovery = plan.recovery.zip(recovery).map(|(id, key)| (id, Unlock::Recovery(key.clone())));
-        let secrets: Vec<&(u32, Unlock)> = plan.stay.iter().chain(&new_recovery).collect();
-        next.slots.retain(|slot| secrets.iter().any(|(id, _)| *id == slot.id));
-        for (id, unlock) in secrets {
-            let Some(slot) = next.slots.iter().find(|slot| slot.id == *id) else { continue };
-            let cost = match slot.kind {
-                SlotKind::Passphrase { memory_kib, passes, lanes } => argon2.or(Some((memory_kib, passes, lanes))),
-                SlotKind::KeyFile | SlotKind::RecoveryKey => None,
-            };
-            let label = slot.label.clone();
-            replace_slot(&*self.world, &mut next, &master, *id, unlock, &label, cost)?;
-        }
-        let before = self.keys.old().chain([(self.keys.number(), self.keys.current())]);
-        next.old_keys = before.map(|(n, old)| wrap_old_key(&*self.world, &next, &master, n, old)).collect();
+        let (next, master) = plan.next(&self.header, &self.keys, (recovery, argon2), &*self.world)?;
         self.go_over_to(next, &master)
     }
 
@@ -258,7 +277,7 @@ impl Rekey {
     fn go_over_to(&mut self, next: Header, master: &MasterKey) -> Result<(), RekeyFault> {
         let (keys, vault) = (VaultKeys::of(&next, master)?, next.vault);
         let text = write_header(&next, master)?;
-        let (old_index, mut root) = (self.root.index_file, self.root.clone());
+        let mut root = self.root.clone();
         root.index_file += 1;
         root.header = Some(header_mark(&next, master));
         let index = self.copy_index(root.index_file, master)?;
@@ -270,8 +289,7 @@ impl Rekey {
         self.pins.go_on_under(&keys);
         self.pins.remember(&root);
         self.index.put_away();
-        remove_if_there(&*self.backing, &index_path(old_index))?;
-        self.backing.sync_dir("index")?;
+        remove_other_indexes(&*self.backing, root.index_file)?;
         (self.header, self.keys, self.root, self.index) = (next, keys, root, index);
         Ok(())
     }
@@ -283,25 +301,7 @@ impl Rekey {
         let name = index_path(number);
         let table = RedbTable::create(&self.backing, &name, key, Arc::clone(&self.world), INDEX_CACHE_BYTES)
             .map_err(VaultFault::from)?;
-        let (mut next, mut gathered, mut bytes) = (Vec::new(), Vec::new(), 0);
-        loop {
-            let page = self.index.scan(&[], &next, SCAN).map_err(VaultFault::from)?;
-            let ended = page.is_empty();
-            if let Some((last, _)) = page.last() {
-                next = [&last[..], &[0]].concat();
-            }
-            bytes += page.iter().map(|(k, v)| k.len() + v.len()).sum::<usize>();
-            gathered.extend(page);
-            if bytes >= COPIED_BYTES || ended && !gathered.is_empty() {
-                let mut changes = gathered.iter().map(|(k, v): &(Vec<u8>, Vec<u8>)| (&k[..], Some(&v[..])));
-                table.apply(&mut changes).map_err(VaultFault::from)?;
-                gathered.clear();
-                bytes = 0;
-            }
-            if ended {
-                break;
-            }
-        }
+        copy(|next, count| self.index.scan(&[], next, count), &table).map_err(VaultFault::from)?;
         Ok(Index::new(Box::new(table)))
     }
 
@@ -314,7 +314,7 @@ impl Rekey {
         let ends = last_commits(&self.backing, &self.keys, self.header.suite, self.header.vault, &ids)?;
         let mut todo = Vec::new();
         for (id, end) in ids.into_iter().zip(ends) {
-            match self.look(id)? {
+            match look(&self.backing, &self.keys, (self.header.suite, self.header.vault), id)? {
                 Found::Current => {}
                 Found::Old { len_bytes } => todo.push((id, end.min(self.root.covered.seq), len_bytes)),
                 Found::Unreadable(why) => report.stay.push((id, why)),
@@ -409,26 +409,6 @@ impl Rekey {
         Ok(self.index.apply_sealed(&[]).map_err(VaultFault::from)?)
     }
 
-    /// Which key a segment is under.
-    fn look(&self, id: SegmentId) -> Result<Found, RekeyFault> {
-        let file = self.backing.open(&path(id), Open::Read, Cache::Direct)?;
-        let len_bytes = file.len()?;
-        let mut walk = Walk::new(Arc::clone(&file), id, self.header.suite, self.header.vault);
-        match walk.next(&self.keys) {
-            Err(Unreadable::Io(e)) => return Ok(Found::Unreadable(format!("it cannot be read: {e}"))),
-            Ok(_) | Err(Unreadable::Damaged { .. }) => {}
-        }
-        match (walk.context(), walk.missing_key()) {
-            (Some(context), _) if context.key_number == self.keys.number() => Ok(Found::Current),
-            (Some(_), _) => Ok(Found::Old { len_bytes }),
-            (None, Some(key)) => {
-                Ok(Found::Unreadable(format!("it is under key {key}, which the header does not have")))
-            }
-            (None, None) if is_blank(&*file)? => Ok(Found::Current),
-            (None, None) => Ok(Found::Unreadable("no group in it can be read".to_owned())),
-        }
-    }
-
     /// The ranges of files that some frames hold, each with a path.
     fn named(&self, bad: &BTreeSet<(SegmentId, Slot)>) -> Result<Vec<Hurt>, RekeyFault> {
         if bad.is_empty() {
@@ -442,14 +422,10 @@ impl Rekey {
 
     /// Nothing is under them any more.
     fn forget_old_keys(&mut self) -> Result<(), RekeyFault> {
-        let master = self.keys.current().clone();
-        let mut next = self.header.clone();
-        next.old_keys.clear();
-        next.revision += 1;
-        let keys = VaultKeys::of(&next, &master)?;
-        header_file::store(&*self.backing, &write_header(&next, &master)?)?;
+        let (next, keys) = without_old_keys(&self.header, &self.keys)?;
+        header_file::store(&*self.backing, &write_header(&next, keys.current())?)?;
         self.root.generation = Generation(self.root.generation.0 + 1);
-        self.root.header = Some(header_mark(&next, &master));
+        self.root.header = Some(header_mark(&next, keys.current()));
         root::write(&*self.backing, &self.root, &keys, next.vault, &*self.world)?;
         self.pins.go_on_under(&keys);
         self.pins.remember(&self.root);
@@ -465,7 +441,38 @@ impl Drop for Rekey {
     }
 }
 
-enum Found {
+/// Which key a segment is under.
+pub(super) fn look(
+    backing: &Arc<dyn Backing>,
+    keys: &VaultKeys,
+    (suite, vault): (SuiteId, VaultId),
+    id: SegmentId,
+) -> io::Result<Found> {
+    let file = backing.open(&path(id), Open::Read, Cache::Direct)?;
+    let len_bytes = file.len()?;
+    let mut walk = Walk::new(Arc::clone(&file), id, suite, vault);
+    match walk.next(keys) {
+        Err(Unreadable::Io(e)) => return Ok(Found::Unreadable(format!("it cannot be read: {e}"))),
+        Ok(_) | Err(Unreadable::Damaged { .. }) => {}
+    }
+    match (walk.context(), walk.missing_key()) {
+        (Some(context), _) if context.key_number == keys.number() => Ok(Found::Current),
+        (Some(_), _) => Ok(Found::Old { len_bytes }),
+        (None, Some(key)) => Ok(Found::Unreadable(format!("it is under key {key}, which the header does not have"))),
+        (None, None) if is_blank(&*file)? => Ok(Found::Current),
+        (None, None) => Ok(Found::Unreadable("no group in it can be read".to_owned())),
+    }
+}
+
+/// The header without the keys of before, and the keys that it gives: nothing is under them any more.
+pub(super) fn without_old_keys(header: &Header, keys: &VaultKeys) -> Result<(Header, VaultKeys), HeaderFault> {
+    let next = Header { revision: header.revision + 1, old_keys: Vec::new(), ..header.clone() };
+    let keys = VaultKeys::of(&next, keys.current())?;
+    Ok((next, keys))
+}
+
+/// What is known of a segment.
+pub(super) enum Found {
     /// The one in force, or it was prepared and never begun.
     Current,
     /// One of before.

@@ -11,9 +11,16 @@ use super::state::{Held as HeldState, State};
 use super::totals::{self, Totals};
 use super::{Gauges, Usage, Vault, VaultFault, reserve_bytes};
 use crate::base::choice::Verify;
-use crate::base::id::Ino;
+use crate::base::id::{Ino, KeyNumber};
 use crate::base::lock::Held;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::time::Duration;
+
+/// How long what was seen of segments under old keys is believed.
+const LOOK_AGAIN: Duration = Duration::from_secs(30);
+
+/// The key in force when it was looked, when that was, and segments and bytes under old ones.
+pub type LeftToRekey = Option<(KeyNumber, Duration, (u64, u64))>;
 
 impl Vault {
     /// How often each state was entered since the mount, and how long it was held.
@@ -38,15 +45,21 @@ impl Vault {
         all
     }
 
-    /// Segments that are under an old key, and their bytes; nothing if no rekey is unfinished. Looked at once: while the vault is
-    /// open it is not sealed anew, and the log goes on under the new key.
+    /// Segments that are under an old key, and their bytes; nothing if no rekey is unfinished. Looked at from time to time, for
+    /// it takes a glance into each segment.
     pub fn left_to_rekey(&self) -> Option<(u64, u64)> {
-        let look = || {
-            let s = &self.shared;
-            s.segments.keys.old().next()?;
-            under_old_keys(&*s.backing, s.segments.keys.number()).ok()
-        };
-        *self.left_to_rekey.get_or_init(look)
+        let s = &self.shared;
+        let (keys, now) = (s.segments.keys(), s.world.elapsed());
+        keys.old().next()?;
+        let mut known = self.left_to_rekey.held();
+        match *known {
+            Some((of, at, left)) if of == keys.number() && now.saturating_sub(at) < LOOK_AGAIN => Some(left),
+            _ => {
+                let left = under_old_keys(&*s.backing, keys.number()).ok()?;
+                *known = Some((keys.number(), now, left));
+                Some(left)
+            }
+        }
     }
 
     /// The path of a directory, without a `/` at its end; `None` if it has none, or its names do not read.

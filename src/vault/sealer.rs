@@ -127,6 +127,14 @@ impl Cursor {
         place.taken_bytes = 0;
     }
 
+    /// What is sealed from now on goes into a segment after the one that is given back, as if that were full.
+    pub fn leave_segment(&self) -> SegmentId {
+        let mut place = self.place.held();
+        // So much that what was set aside and not used does not make room again.
+        place.taken_bytes = u64::MAX / 2;
+        place.context.id
+    }
+
     /// A job turned out to take `used` of the bytes set aside for it.
     pub fn settle(&self, segment: SegmentId, set_aside: u64, used: u64) {
         let mut place = self.place.held();

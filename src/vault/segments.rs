@@ -5,15 +5,17 @@
 //! On failure: the fault names the segment.
 
 use super::VaultFault;
+use super::rekey::{Found, look};
 use crate::backing::{Backing, BackingFile, Cache, Open};
 use crate::base::choice::SuiteId;
 use crate::base::id::{SegmentId, VaultId};
-use crate::base::lock::Held;
+use crate::base::lock::{Held, Shared as _};
 use crate::format::segment::SegmentInfo;
 use crate::seal::VaultKeys;
 use crate::segment::{SegmentContext, path};
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::io;
+use std::sync::{Arc, Mutex, RwLock};
 
 /// Most segments kept open.
 const OPEN_MAX: usize = 256;
@@ -26,11 +28,31 @@ pub struct OpenSegment {
     pub file: Arc<dyn BackingFile>,
 }
 
+/// The master keys of the open vault. The one in force gives way to another when somebody asks for that (`new_key`).
+pub struct Keyring(RwLock<Arc<VaultKeys>>);
+
+impl Keyring {
+    /// Those that the header gave.
+    pub fn new(keys: VaultKeys) -> Keyring {
+        Keyring(RwLock::new(Arc::new(keys)))
+    }
+
+    /// As they are now.
+    pub fn keys(&self) -> Arc<VaultKeys> {
+        Arc::clone(&self.0.shared())
+    }
+
+    /// From now on these: what is open is open, and what is opened or begun is under them. For who holds the header's lock.
+    pub fn go_on_under(&self, keys: VaultKeys) {
+        *self.0.alone() = Arc::new(keys);
+    }
+}
+
 /// The table.
 pub struct Segments {
     /// Both places as one: a segment is read wherever it lies.
     pub everywhere: Arc<dyn Backing>,
-    pub keys: VaultKeys,
+    pub keyring: Arc<Keyring>,
     pub suite: SuiteId,
     pub vault: VaultId,
     open: Mutex<HashMap<SegmentId, Arc<OpenSegment>>>,
@@ -40,8 +62,24 @@ pub struct Segments {
 
 impl Segments {
     /// An empty table.
-    pub fn new(everywhere: Arc<dyn Backing>, keys: VaultKeys, suite: SuiteId, vault: VaultId) -> Self {
-        Segments { everywhere, keys, suite, vault, open: Mutex::default(), written: Mutex::default() }
+    pub fn new(everywhere: Arc<dyn Backing>, keyring: Arc<Keyring>, suite: SuiteId, vault: VaultId) -> Self {
+        Segments { everywhere, keyring, suite, vault, open: Mutex::default(), written: Mutex::default() }
+    }
+
+    /// The master keys, as they are now.
+    pub fn keys(&self) -> Arc<VaultKeys> {
+        self.keyring.keys()
+    }
+
+    /// Whether segments may be under another key than the one in force.
+    pub fn has_old_keys(&self) -> bool {
+        self.keys().old().next().is_some()
+    }
+
+    /// Whether a segment is under another key than the one in force, or nobody can tell. One that was prepared is under none.
+    pub fn is_under_old_key(&self, id: SegmentId) -> io::Result<bool> {
+        let found = look(&self.everywhere, &self.keys(), (self.suite, self.vault), id)?;
+        Ok(!matches!(found, Found::Current))
     }
 
     /// Takes in a segment that was just begun.
@@ -72,7 +110,7 @@ impl Segments {
         }
         let info = info()?;
         let file = self.everywhere.open(&path(id), Open::Read, Cache::Direct)?;
-        let context = SegmentContext::new(&self.keys, self.suite, self.vault, id, &info).ok_or_else(|| {
+        let context = SegmentContext::new(&self.keys(), self.suite, self.vault, id, &info).ok_or_else(|| {
             VaultFault::Index(format!("segment {id} is under key {}, which the header does not have", info.key).into())
         })?;
         let segment = Arc::new(OpenSegment { context: Arc::new(context), file });

@@ -6,6 +6,7 @@
 
 use super::batch::Batch;
 use super::cache::FrameCache;
+use super::handover::InForce;
 use super::moves::Moves;
 use super::pin::Pins;
 use super::place::{Place, Places};
@@ -185,6 +186,8 @@ pub struct Shared {
 
     /// Ranges that no extent names any more, not yet covered by a checkpoint.
     pub dead: Mutex<Vec<DeadRange>>,
+    /// Held, before `root`, by whoever writes a root, the header or the pins.
+    pub header: Mutex<InForce>,
     pub root: Mutex<Root>,
     pub pins: Pins,
     pub space: Mutex<Option<(Duration, Space)>>,

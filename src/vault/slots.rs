@@ -1,4 +1,4 @@
-//! Changes the header of a vault that nobody has open: its key slots, or all of it from a copy that was kept.
+//! Changes the header of a vault: its key slots, or all of it from a copy that was kept.
 //!
 //! Promise: at every moment, and after a power cut at any of them, the vault opens with the old slots or with the new
 //! ones, as a whole. Once a change has returned, what it removed opens the vault no more, also with an older `vault.toml`
@@ -6,7 +6,8 @@
 //! Why it holds: each file of the header is replaced as a whole, one after the other (`header_file`); of two that hold the
 //! newer counts. Only then do the roots name the new one, so no crash leaves them naming one that is not there; from then on
 //! an older one is refused (`open::judge_header`). Older roots are told by the pins. A vault of a format that knows no
-//! revisions goes without the last step, until it is opened for use.
+//! revisions goes without the last step, until it is opened for use. Of a vault that is mounted, the next header is made here
+//! and stored by whoever has it open (`handover`), in the same order.
 //! Called by: `cli::slots`. Takes: the vault's lock. On failure: a `SlotFault`; a disk that failed leaves either set.
 
 use super::open::{LOCK, judge_header};
@@ -44,6 +45,10 @@ pub enum SlotFault {
         /// Of this one.
         theirs: VaultId,
     },
+    /// Somebody else has changed the slots of the mounted vault since they were read.
+    Overtaken,
+    /// Whoever has the vault open did not take the header.
+    NotTaken(io::Error),
 }
 
 impl fmt::Display for SlotFault {
@@ -57,6 +62,8 @@ impl fmt::Display for SlotFault {
             SlotFault::OtherVault { theirs } => {
                 write!(f, "that header is of another vault, {theirs}: nothing here opens with its key")
             }
+            SlotFault::Overtaken => f.write_str("somebody else has changed the key slots meanwhile"),
+            SlotFault::NotTaken(e) => write!(f, "the mount did not take the change: {e}"),
         }
     }
 }
@@ -83,17 +90,32 @@ fn unfit(fault: HeaderFault) -> SlotFault {
     }
 }
 
-/// The key slots of a vault that nobody else can open while this lives.
+/// Gives the text of the next header to whoever has the vault open; when it returns, that is in force and at rest.
+pub type HandOver = Box<dyn FnMut(&[u8]) -> Result<(), SlotFault>>;
+
+/// The key slots of a vault.
 pub struct Slots {
-    backing: Arc<dyn Backing>,
-    _lock: Box<dyn Send + Sync>,
     header: Header,
     keys: VaultKeys,
     fitting: Vec<u32>,
+    hand: Hand,
+    world: Arc<dyn World>,
+}
+
+/// Who puts the next header in the place of the one in force.
+enum Hand {
+    /// This value: nobody else can open the vault while it lives.
+    Own(Box<Own>),
+    /// Whoever has the vault open.
+    Theirs(HandOver),
+}
+
+struct Own {
+    backing: Arc<dyn Backing>,
+    _lock: Box<dyn Send + Sync>,
     /// The root in force. Only while an import mends a vault that has none may it be missing.
     root: Option<Root>,
     pins: Pins,
-    world: Arc<dyn World>,
 }
 
 /// A vault of which header and root are open, judged, and nothing else.
@@ -123,11 +145,23 @@ impl Locked {
     pub fn slots(self, unlock: &Unlock, world: Arc<dyn World>) -> Result<Slots, OpenFault> {
         let Judged { backing, lock, opened, root, pins } = self.judged(unlock)?;
         let header_file::OpenedHeader { header, keys, fitting, .. } = opened;
-        Ok(Slots { backing, _lock: lock, header, keys, fitting, root: Some(root), pins, world })
+        let hand = Hand::Own(Box::new(Own { backing, _lock: lock, root: Some(root), pins }));
+        Ok(Slots { header, keys, fitting, hand, world })
     }
 }
 
 impl Slots {
+    /// Those of a vault that somebody else has open: who that is judges whether the header is the one in force.
+    pub fn of_mounted(
+        texts: &HeaderTexts,
+        unlock: &Unlock,
+        hand_over: HandOver,
+        world: Arc<dyn World>,
+    ) -> Result<Slots, OpenFault> {
+        let header_file::OpenedHeader { header, keys, fitting, .. } = texts.open(unlock)?;
+        Ok(Slots { header, keys, fitting, hand: Hand::Theirs(hand_over), world })
+    }
+
     /// The header, authenticated.
     pub fn header(&self) -> &Header {
         &self.header
@@ -219,12 +253,18 @@ impl Slots {
         let revised = next.format >= REVISION_FORMAT;
         next.revision += u64::from(revised);
         let text = write_header(&next, self.keys.current()).map_err(unfit)?;
-        header_file::store(&*self.backing, &text)?;
-        if let Some(root) = self.root.as_mut().filter(|_| revised) {
-            root.generation = Generation(root.generation.0 + 1);
-            root.header = Some(header_mark(&next, self.keys.current()));
-            root::write(&*self.backing, root, &self.keys, next.vault, &*self.world)?;
-            self.pins.remember(root);
+        match &mut self.hand {
+            Hand::Own(own) => {
+                let Own { backing, root, pins, .. } = &mut **own;
+                header_file::store(&**backing, &text)?;
+                if let Some(root) = root.as_mut().filter(|_| revised) {
+                    root.generation = Generation(root.generation.0 + 1);
+                    root.header = Some(header_mark(&next, self.keys.current()));
+                    root::write(&**backing, root, &self.keys, next.vault, &*self.world)?;
+                    pins.remember(root);
+                }
+            }
+            Hand::Theirs(hand_over) => hand_over(&text)?,
         }
         self.header = next;
         Ok(())
@@ -286,8 +326,31 @@ impl Import {
         if header.format < REVISION_FORMAT {
             header.revision = 0;
         }
-        let slots = Slots { backing, _lock: lock, header, keys, fitting: opened.fitting, root, pins, world };
-        Ok(Import { slots, before })
+        let hand = Hand::Own(Box::new(Own { backing, _lock: lock, root, pins }));
+        Ok(Import { slots: Slots { header, keys, fitting: opened.fitting, hand, world }, before })
+    }
+
+    /// The same of a vault that somebody else has open: of the header that was kept, its slots take the place of those in force.
+    pub fn of_mounted(
+        texts: &HeaderTexts,
+        text: &[u8],
+        unlock: &Unlock,
+        hand_over: HandOver,
+        world: Arc<dyn World>,
+    ) -> Result<Import, SlotFault> {
+        let kept = unlock_header(text, unlock).map_err(|fault| SlotFault::Open(fault.into()))?;
+        let Header { vault, key, slots, .. } = kept.header;
+        if texts.shown().is_ok_and(|shown| shown.vault == vault && shown.key > key) {
+            return Err(OpenFault::OlderKey { header: key, found: None }.into());
+        }
+        let opened = texts.open(&Unlock::Master(kept.master)).map_err(|fault| match fault {
+            HeaderFault::WrongKey => SlotFault::OtherVault { theirs: vault },
+            other => SlotFault::Open(other.into()),
+        })?;
+        let before = Some(opened.header.clone());
+        let (header, keys) = (Header { slots, ..opened.header }, opened.keys);
+        let hand = Hand::Theirs(hand_over);
+        Ok(Import { slots: Slots { header, keys, fitting: kept.fitting, hand, world }, before })
     }
 
     /// The slots that it has and the vault's own header has not: those that it brings back.

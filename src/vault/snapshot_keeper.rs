@@ -102,7 +102,7 @@ impl Keeper {
         if began < self.next_at {
             return false;
         }
-        let keys = &shared.segments.keys;
+        let keys = &shared.segments.keys();
         match std::mem::replace(&mut self.doing, Doing::Nothing) {
             Doing::Nothing => {
                 let Some(number) = first_unseen(shared) else { return false };
@@ -203,7 +203,7 @@ impl Taking {
         let epoch = shared.root.held().epoch;
         let segments = &shared.segments;
         let of = (segments.suite, segments.vault);
-        let making = Making::begin(&shared.backing, &segments.keys, of, epoch, covered, &*shared.world)?;
+        let making = Making::begin(&shared.backing, &segments.keys(), of, epoch, covered, &*shared.world)?;
         Ok(Taking { making, frozen, next: Vec::new(), reading: None, log_at })
     }
 
@@ -212,7 +212,7 @@ impl Taking {
         let room = |bytes| room_for(shared, bytes);
         if let Some(reader) = &mut self.reading {
             let before = reader.walk().position_bytes();
-            return match reader.next(&shared.segments.keys, &mut |_, _| ()) {
+            return match reader.next(&shared.segments.keys(), &mut |_, _| ()) {
                 Ok(Some(whole)) => Ok(Piece::Done(whole)),
                 Ok(None) => Ok(Piece::More(reader.walk().position_bytes() - before)),
                 Err(Unreadable::Io(e)) => Err(e.into()),
@@ -308,7 +308,7 @@ impl Vault {
     /// Snapshots that do not hold, each with the reason; `whole` reads all of them, else only their beginning is looked at.
     pub fn spoiled_snapshots(&self, whole: bool) -> Result<Vec<(CommitSeq, String)>, VaultFault> {
         let s = &self.shared;
-        let (keys, of) = (&s.segments.keys, (s.segments.suite, s.segments.vault));
+        let (keys, of) = (&s.segments.keys(), (s.segments.suite, s.segments.vault));
         let newest = s.committed.held().seq;
         let mut spoiled = Vec::new();
         for number in list(&*s.backing)? {

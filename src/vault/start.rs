@@ -7,6 +7,7 @@
 use super::checkpoint::{self, Housekeeper};
 use super::cleaner::Cleaner;
 use super::flusher::{Flusher, Flushes};
+use super::handover::InForce;
 use super::log::{Ends, Log};
 use super::moves::Moves;
 use super::open::Parts;
@@ -17,7 +18,7 @@ use super::recover::Recovered;
 use super::reserve::Reserve;
 use super::scrub::Scrub;
 use super::sealer::{Cursor, Worker};
-use super::segments::Segments;
+use super::segments::{Keyring, Segments};
 use super::shared::Shared;
 use super::state::{Event, Machine};
 use super::step::{Actor, Stepper};
@@ -32,7 +33,7 @@ use crate::format::segment::SegmentInfo;
 use crate::segment::SegmentContext;
 use crossbeam_channel::{Receiver, Sender};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, OnceLock, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
 use std::thread::JoinHandle;
 
 /// A queue of so many; without threads of any length, for nobody could wait there.
@@ -45,10 +46,11 @@ pub(super) fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sy
     let Parts { backing, places, world, header, keys, root, pins, index, index_lost, .. } = parts;
     let Parts { shares, found, allocated, was_clean, made, .. } = parts;
     let (suite, vault, epoch) = (header.suite, header.vault, root.epoch);
+    let keyring = Arc::new(Keyring::new(keys));
     let fresh = {
-        let (keys, world) = (keys.clone(), Arc::clone(&world));
+        let (keyring, world) = (Arc::clone(&keyring), Arc::clone(&world));
         move |id| {
-            let mut salt = [0; 16];
+            let (mut salt, keys) = ([0; 16], keyring.keys());
             world.fill(&mut salt);
             let info = SegmentInfo::empty(epoch, salt, keys.number());
             SegmentContext::new(&keys, suite, vault, id, &info).expect("the key in force is there")
@@ -70,7 +72,7 @@ pub(super) fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sy
         Vec::new()
     });
     let shared = Arc::new(Shared {
-        segments: Segments::new(everywhere, keys, suite, vault),
+        segments: Segments::new(everywhere, keyring, suite, vault),
         reserve: Reserve::take(&*backing, !options.read_only),
         machine: Mutex::new(Machine::new(world.elapsed())),
         stepper: options.stepped.clone().map(Stepper::new),
@@ -131,6 +133,7 @@ pub(super) fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sy
         newest_begun: found.newest_segment.0.into(),
         log_since_checkpoint: 0.into(),
         dead: Mutex::new(found.dead.clone()),
+        header: Mutex::new(InForce::new(header)),
         root: Mutex::new(root),
         pins,
         space: Mutex::new(None),
@@ -240,7 +243,7 @@ pub(super) fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sy
     };
     let (running, lock) = (Mutex::new(Some(running)), Mutex::new(Some(lock)));
     let (lost_records, scrub) = (found.lost_records, Arc::new(Scrub::new(options.scrub_rate_bytes)));
-    let left_to_rekey = OnceLock::new();
+    let left_to_rekey = Mutex::default();
     Ok(Arc::new(Vault { shared, running, lock, workers, suite, index_lost, lost_records, left_to_rekey, scrub }))
 }
 
