@@ -32,8 +32,11 @@ const NAMES: [&str; 6] = ["a", "b", "c", "d", "e", "f"];
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn mounted(disk: &MemoryBacking) -> FileSystem {
-    let options =
-        OpenOptions { clean_bytes: Some(64 << 10), flush_interval: Duration::from_millis(20), ..OpenOptions::default() };
+    let options = OpenOptions {
+        clean_bytes: Some(64 << 10),
+        flush_interval: Duration::from_millis(20),
+        ..OpenOptions::default()
+    };
     let vault = lock(Arc::new(disk.clone())).unwrap().open(&unlock(), &options, world()).unwrap();
     FileSystem::new(vault, FsOptions::default()).unwrap()
 }

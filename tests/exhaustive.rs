@@ -22,7 +22,8 @@ use std::time::Duration;
 use strongroom::backing::MemoryBacking;
 use strongroom::base::choice::{Compression, SuiteId, Verify};
 
-const MANNER: Manner = Manner { suite: SuiteId::Aes256Gcm, compression: Compression::Auto, verify: Verify::Device, clean_bytes: None };
+const MANNER: Manner =
+    Manner { suite: SuiteId::Aes256Gcm, compression: Compression::Auto, verify: Verify::Device, clean_bytes: None };
 const DEPTH: Depth = Depth { check_one_in: 16, go_on_one_in: 32 };
 /// All lost, all kept, torn in sectors.
 const FATES: [u64; 3] = [0, 1, 4];

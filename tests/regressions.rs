@@ -15,7 +15,8 @@ use std::sync::Arc;
 use strongroom::backing::{Effect, Fate, Fault, Kind, MemoryBacking};
 use strongroom::base::choice::{Compression, SuiteId, Verify};
 
-const MANNER: Manner = Manner { suite: SuiteId::Aes256Gcm, compression: Compression::None, verify: Verify::Device, clean_bytes: None };
+const MANNER: Manner =
+    Manner { suite: SuiteId::Aes256Gcm, compression: Compression::None, verify: Verify::Device, clean_bytes: None };
 
 fn opened(disk: &MemoryBacking) -> (Arc<Simulated>, Place) {
     let world = Arc::new(Simulated::new(disk.calls() as u64));

@@ -18,6 +18,7 @@ use rekeyed::{
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::time::{Duration, Instant};
 use strongroom::backing::{Backing, Effect, Fate, Fault, Kind, MUTATING, MemoryBacking, SYNCS};
 use strongroom::base::id::KeyNumber;
 use strongroom::fs::{FileSystem, FsOptions};
@@ -379,7 +380,7 @@ fn old_keys_are_forgotten_when_nothing_is_under_them_and_not_before() {
     let open = |disk: &MemoryBacking| {
         lock(Arc::new(disk.clone())).unwrap().open(
             &first(),
-            &OpenOptions { workers: 1, ..OpenOptions::default() },
+            &OpenOptions { workers: 1, clean_bytes: None, ..OpenOptions::default() },
             world(),
         )
     };
@@ -430,7 +431,7 @@ fn while_part_of_the_vault_is_elsewhere_neither_key_nor_slots_change_and_when_it
     let there = away.clone();
     let reach: Reach = Arc::new(move |_| Ok(Arc::new(there.clone()) as Arc<dyn Backing>));
     let emergency = Some(EmergencyDir { path: "/emergency".to_owned(), reach });
-    let options = OpenOptions { emergency, workers: 1, ..OpenOptions::default() };
+    let options = OpenOptions { emergency, workers: 1, clean_bytes: None, ..OpenOptions::default() };
     let vault = lock(Arc::new(disk.clone())).unwrap().open(&first(), &options, world()).unwrap();
     let fs = FileSystem::new(vault, FsOptions::default()).unwrap();
     disk.plant(Fault::of(MUTATING, Effect::Error(libc::EIO)));
@@ -458,4 +459,52 @@ fn while_part_of_the_vault_is_elsewhere_neither_key_nor_slots_change_and_when_it
     assert_eq!(rekeyed::bytes(&away, "vault.toml"), rekeyed::bytes(&disk, "vault.toml"), "the copy follows at once");
     closed(fs);
     holds_all(&disk, &first());
+}
+
+/// Switches beside a writer, and waits until nothing is under the old key.
+fn rewritten(disk: &MemoryBacking) {
+    let options = OpenOptions { workers: 1, ..OpenOptions::default() };
+    let vault = lock(Arc::new(disk.clone())).unwrap().open(&first(), &options, world()).unwrap();
+    let fs = FileSystem::new(vault, FsOptions::default()).unwrap();
+    disk.record();
+    switch(disk, fs.vault()).unwrap();
+    let (began, mut n) = (Instant::now(), 0);
+    while fs.vault().has_old_keys() && began.elapsed() < Duration::from_secs(120) {
+        write(&fs, "beside", n * 1000, &words(3000));
+        n += 1;
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert!(!fs.vault().has_old_keys(), "{:?}", fs.vault().stats().errors());
+    assert!(fs.vault().stats().moved_bytes.get() > 0);
+    closed(fs);
+}
+
+#[test]
+fn beside_whatever_goes_on_everything_comes_under_the_new_key() {
+    let disk = made();
+    let (old, before) = (master(&disk), under_old_keys(&disk, KeyNumber(1)).unwrap());
+    assert!(before.0 > 0);
+    rewritten(&disk);
+    assert_eq!(under_old_keys(&disk, KeyNumber(1)).unwrap(), (0, 0));
+    let opened = HeaderTexts::read(&disk).unwrap().unwrap().open(&first()).unwrap();
+    assert!(opened.header.old_keys.is_empty() && opened.header.key == KeyNumber(1));
+    assert!(matches!(
+        lock(Arc::new(disk.copy())).unwrap().slots(&Unlock::Master(old), world()),
+        Err(OpenFault::WrongKey)
+    ));
+    holds_all(&disk, &first());
+    // After every few calls of the disk.
+    let (mut cuts, mut looked) = (disk.cuts(), 0);
+    loop {
+        let at = cuts.cut();
+        if at % 23 == 0 {
+            let after = cuts.image(&mut |_| Fate::Torn { unit_bytes: 512, coins: at as u64 });
+            judged(&after, true).unwrap_or_else(|e| panic!("cut {at}: {e}"));
+            looked += 1;
+        }
+        if !cuts.advance() {
+            break;
+        }
+    }
+    assert!(looked > 10, "{looked} cuts");
 }

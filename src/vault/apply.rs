@@ -6,9 +6,9 @@
 //! Called by: `verifier` (a commit just verified), `recover` (a commit read back). Takes: the index's overlay lock.
 //! On failure: an index that cannot be read or holds what cannot be.
 
-use super::{VaultFault, moved};
 use super::shared::DeadRange;
 use super::sharing::Sharing;
+use super::{VaultFault, moved};
 use crate::base::id::{Ino, SegmentId};
 use crate::base::limits::{CHUNK_BYTES, FILE_BYTES_MAX};
 use crate::format::extent::{Extent, Run, RunFrame};

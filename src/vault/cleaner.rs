@@ -8,17 +8,20 @@
 //! the batch's commit says where they went (`moved`). After a checkpoint, segments that count nothing alive are gone through,
 //! forgotten by a record, and after another checkpoint removed.
 //! Called by: its own thread. Takes: the gate, as an operation does; waits for nothing. Works while the log is at home and well.
+//! After a change of key it goes on until nothing is under an old one, and has the header forget these.
 //! On failure: what does not open stays, and with it its segment, and is told; other faults are told, and it tries again later.
 
-use super::{VaultFault, snapshot};
 use super::moves::{Cleaned, Moving, ranges};
+use super::new_key::forget_old_keys;
 use super::occupants::{Occupant, Occupants};
 use super::place::remove_if_there;
 use super::recover::list_segments;
+use super::rekey::snapshots_under_old_keys;
 use super::sealer::Job;
 use super::shared::Shared;
 use super::state::Event;
 use super::step::Actor;
+use super::{VaultFault, snapshot};
 use crate::backing::{Cache, Open};
 use crate::base::choice::{Codec, Compression};
 use crate::base::id::SegmentId;
@@ -114,6 +117,8 @@ pub struct Cleaner {
     ordered: bool,
     /// … and does not rest meanwhile.
     hurried: bool,
+    /// Checkpoints when it last looked what is under old keys.
+    rekeyed: Option<u64>,
     /// Bytes of log at which it looks again.
     look_at: u64,
     /// Checkpoints when it last swept.
@@ -141,6 +146,7 @@ impl Cleaner {
             snapshots: None,
             ordered: false,
             hurried: false,
+            rekeyed: None,
             look_at: 0,
             swept: 0,
             sweep_after: None,
@@ -214,6 +220,7 @@ impl Cleaner {
                 None => {
                     // Whatever came of it: now with what there is.
                     self.snapshots = None;
+                    self.rekeyed = None;
                     return self.look(shared, false);
                 }
                 Some(new) => return Ok(new),
@@ -223,6 +230,10 @@ impl Cleaner {
             self.swept = shared.stats.checkpoints.get();
             self.sweep_after = None;
             return self.sweep(shared);
+        }
+        if shared.segments.has_old_keys() && self.rekeyed != Some(self.swept) {
+            self.rekeyed = Some(self.swept);
+            return self.rekey(shared);
         }
         let ordered = shared.clean_wanted.swap(false, SeqCst);
         self.ordered |= ordered;
@@ -261,7 +272,8 @@ impl Cleaner {
                 // A group was looked through: enough for a step without threads.
                 Ok(Some(None)) => break,
                 Ok(Some(Some(_))) if !task.empties => {
-                    let why = format!("cleaning: segment {id} counts nothing alive and holds something: check the vault");
+                    let why =
+                        format!("cleaning: segment {id} counts nothing alive and holds something: check the vault");
                     shared.stats.error(shared.world.now(), why);
                     self.left.insert(id);
                     return Ok(true);
@@ -270,7 +282,8 @@ impl Cleaner {
                     let before = moving.len();
                     let whole = take_out(shared, &mut task.occupants, &occupant, &mut moving);
                     task.stays += u64::from(!whole);
-                    bytes += moving[before..].iter().map(|one: &Arc<Moving>| one.chunk.data().len() as u64).sum::<u64>();
+                    bytes +=
+                        moving[before..].iter().map(|one: &Arc<Moving>| one.chunk.data().len() as u64).sum::<u64>();
                 }
                 Err(fault) => {
                     self.left.insert(id);
@@ -351,6 +364,48 @@ impl Cleaner {
         Ok(removed || !self.empty.is_empty())
     }
 
+    /// Has segments emptied that are under an old key; forgets the key when there is none.
+    fn rekey(&mut self, shared: &Shared) -> Result<bool, VaultFault> {
+        let (floor, now) = (snapshot::replay_from_all(shared), shared.segments.keys().number());
+        let (mut behind, mut any) = (false, false);
+        for id in list_segments(&*shared.backing)? {
+            let info = shared.index.get(&key::segment(id))?.map(|v| SegmentInfo::decode(&v)).transpose()?;
+            let is_old = match info {
+                Some(info) => info.key != now,
+                None => shared.segments.is_under_old_key(id)?,
+            };
+            if !is_old {
+                continue;
+            }
+            any = true;
+            behind |= id >= floor;
+            // What holds nothing alive is swept.
+            if id < floor && info.is_some_and(|info| info.live_bytes > 0) && !self.left.contains(&id) {
+                self.empty_again(id);
+            }
+        }
+        behind |= !snapshots_under_old_keys(&*shared.backing, now)?.is_empty();
+        if behind {
+            self.snapshots = Some(Asked::for_both());
+            return Ok(true);
+        }
+        if !any && forget_old_keys(shared)? {
+            shared.stats.event(shared.world.now(), "rekey: nothing is under an old key any more".to_owned());
+        }
+        Ok(!self.victims.is_empty())
+    }
+
+    /// Has a segment emptied, unless that was done often enough: what it counts and does not hold stays.
+    fn empty_again(&mut self, id: SegmentId) {
+        let times = self.emptied.entry(id).or_default();
+        *times += 1;
+        if *times > EMPTIED_MOST {
+            self.left.insert(id);
+        } else {
+            self.victims.push_back(id);
+        }
+    }
+
     /// Looks what there is to gain, and begins to gain it; asks for snapshots before, if that may be.
     fn look(&mut self, shared: &Shared, may_ask: bool) -> Result<bool, VaultFault> {
         // The one that is written, or will be.
@@ -396,14 +451,7 @@ impl Cleaner {
                 break;
             }
             left = left.saturating_sub(gain(t));
-            // What it counts and does not hold, or what is held only while nobody looks.
-            let times = self.emptied.entry(t.id).or_default();
-            *times += 1;
-            if *times > EMPTIED_MOST {
-                self.left.insert(t.id);
-            } else {
-                self.victims.push_back(t.id);
-            }
+            self.empty_again(t.id);
         }
         self.hurried = ordered;
         Ok(!self.victims.is_empty())
@@ -426,12 +474,7 @@ fn want_checkpoint(shared: &Shared) {
 }
 
 /// Opens what is held of an occupant, as moves; false if something of it does not open, and stays.
-fn take_out(
-    shared: &Shared,
-    occupants: &mut Occupants,
-    occupant: &Occupant,
-    moving: &mut Vec<Arc<Moving>>,
-) -> bool {
+fn take_out(shared: &Shared, occupants: &mut Occupants, occupant: &Occupant, moving: &mut Vec<Arc<Moving>>) -> bool {
     let (run, origin) = (&occupant.run, occupant.origin);
     let compression = match run.codec {
         Codec::Raw => Compression::None,

@@ -72,12 +72,7 @@ impl Move {
         inside.then(|| Extent { len_bytes: old.len_bytes, skip_bytes, run: self.to.run.clone(), copied })
     }
 
-    fn apply(
-        &self,
-        index: &Index,
-        new_segment: NewSegment<'_>,
-        dead: &mut Vec<DeadRange>,
-    ) -> Result<(), VaultFault> {
+    fn apply(&self, index: &Index, new_segment: NewSegment<'_>, dead: &mut Vec<DeadRange>) -> Result<(), VaultFault> {
         let Some(origin) = self.to.copied else {
             return Err(VaultFault::Index("a move does not say what it was sealed for".into()));
         };
@@ -92,7 +87,9 @@ impl Move {
                     *moved.entry(Holder::of(ino, at, &new)).or_insert(0) |= new.frames_touched();
                     changes.push((key::extent(ino, at), Some(new.encode())));
                 }
-                Some(_) => return Err(VaultFault::Index("a move is sealed for another place than what it moves".into())),
+                Some(_) => {
+                    return Err(VaultFault::Index("a move is sealed for another place than what it moves".into()));
+                }
                 None => *stay.entry(Holder::of(ino, at, &extent)).or_insert(0) |= extent.frames_touched(),
             }
             old_run = Some(extent.run);

@@ -15,7 +15,7 @@ use super::checkpoint::ToHousekeeper;
 use super::handover::{InForce, needs_backing, text_of};
 use super::open::index_path;
 use super::recover::list_segments;
-use super::rekey::{remove_other_indexes, without_old_keys};
+use super::rekey::{remove_other_indexes, snapshots_under_old_keys, without_old_keys};
 use super::shared::Shared;
 use super::{HeaderRefused, Vault, VaultFault, root};
 use crate::base::id::{Generation, KeyNumber, SegmentId};
@@ -76,31 +76,42 @@ impl Vault {
         self.shared.segments.has_old_keys()
     }
 
-    /// Forgets the old keys, if no segment is under one any more; says whether there are none now. To be called when the last such
+    /// Forgets the old keys, if no segment and no snapshot is under one any more; says whether there are none now. To be called when the last such
     /// segment is gone, and a checkpoint covers all that was moved out of it.
     pub fn forget_old_keys(&self) -> Result<bool, VaultFault> {
-        let s = &self.shared;
-        let mut in_force = s.header.held();
         self.admitted()?;
-        needs_backing(s)?;
-        if !s.segments.has_old_keys() {
-            return Ok(true);
-        }
-        for id in list_segments(&*s.segments.everywhere)? {
-            if s.segments.is_under_old_key(id)? {
-                return Ok(false);
-            }
-        }
-        in_force.restore(s)?;
-        let made = without_old_keys(in_force.header(), &s.segments.keys());
-        let (next, keys) = made.map_err(|_| VaultFault::Header(HeaderRefused::Malformed))?;
-        let text = text_of(&next, keys.current())?;
-        in_force.store_next(s, &text, false)?;
-        s.pins.go_on_under(&keys);
-        s.segments.keyring.go_on_under(keys);
-        in_force.put(s, next, &text)?;
-        Ok(true)
+        forget_old_keys(&self.shared)
     }
+}
+
+/// The same, asked from within.
+pub(super) fn forget_old_keys(s: &Shared) -> Result<bool, VaultFault> {
+    let mut in_force = s.header.held();
+    s.progress.check()?;
+    if s.closing.load(SeqCst) {
+        return Err(VaultFault::Closed);
+    }
+    needs_backing(s)?;
+    if !s.segments.has_old_keys() {
+        return Ok(true);
+    }
+    if !snapshots_under_old_keys(&*s.backing, s.segments.keys().number())?.is_empty() {
+        return Ok(false);
+    }
+    for id in list_segments(&*s.segments.everywhere)? {
+        if s.segments.is_under_old_key(id)? {
+            return Ok(false);
+        }
+    }
+    in_force.restore(s)?;
+    let made = without_old_keys(in_force.header(), &s.segments.keys());
+    let (next, keys) = made.map_err(|_| VaultFault::Header(HeaderRefused::Malformed))?;
+    let text = text_of(&next, keys.current())?;
+    in_force.store_next(s, &text, false)?;
+    s.pins.go_on_under(&keys);
+    s.segments.keyring.go_on_under(keys);
+    in_force.put(s, next, &text)?;
+    Ok(true)
 }
 
 impl NewKey {

@@ -503,12 +503,19 @@ pub fn under_old_keys(backing: &dyn Backing, current: KeyNumber) -> io::Result<(
             (segments, bytes) = (segments + 1, bytes + file.len()?);
         }
     }
+    bytes += snapshots_under_old_keys(backing, current)?.into_iter().sum::<u64>();
+    Ok((segments, bytes))
+}
+
+/// The lengths of the snapshots that are under another key than the one in force.
+pub(super) fn snapshots_under_old_keys(backing: &dyn Backing, current: KeyNumber) -> io::Result<Vec<u64>> {
+    let mut lens = Vec::new();
     for number in snapshot::list(backing)? {
         let file = backing.open(&snapshot_path(number), Open::Read, Cache::Direct)?;
         let first = Shapes::of_snapshot(Arc::clone(&file), SegmentId(number.0)).next(|_, _| true)?;
         if first.is_some_and(|group| group.header.key != current) {
-            bytes += file.len()?;
+            lens.push(file.len()?);
         }
     }
-    Ok((segments, bytes))
+    Ok(lens)
 }
