@@ -82,7 +82,10 @@ fn the_worked_sizes_are_those_of_a_real_vault() {
         let world: Arc<dyn World> = Arc::new(RealWorld::default());
         let create = CreateOptions { suite: Some(suite), compression: Compression::Zstd, ..CreateOptions::default() };
         vault::create(&backing, &unlock(), &create, &world).unwrap();
-        assert_eq!(disk.list("").unwrap(), ["index", "root.a", "root.b", "segments", "snapshots", "vault.toml", "vault.toml.copy"]);
+        assert_eq!(
+            disk.list("").unwrap(),
+            ["index", "root.a", "root.b", "segments", "snapshots", "vault.toml", "vault.toml.copy"]
+        );
         let top = ["vault.toml", "vault.toml.copy", "root.a", "root.b"].map(|name| length(&disk, name));
         assert_eq!(top, [header_bytes, header_bytes, 4096, 4096]);
 
