@@ -7,10 +7,8 @@
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
 #[path = "common/rekeyed.rs"]
-#[allow(dead_code, reason = "shared with tests that use more of it")]
 mod rekeyed;
 #[path = "common/small.rs"]
-#[allow(dead_code, reason = "shared with tests that use more of it")]
 mod small;
 
 use std::sync::Arc;

@@ -271,7 +271,7 @@ mod tests {
     }
 
     fn noise(seed: u64, len: usize) -> Vec<u8> {
-        (0..len as u64).map(|i| (crate::backing::mix(seed << 32 | i / 8) >> (i % 8 * 8)) as u8).collect()
+        (0..len as u64).map(|i| (crate::backing::mix((seed << 32) | (i / 8)) >> (i % 8 * 8)) as u8).collect()
     }
 
     /// Small entries, one that needs several frames, and one that needs several groups.
