@@ -9,7 +9,6 @@
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
 #[path = "common/damage.rs"]
-#[allow(dead_code, reason = "shared with tests that use more of it")]
 mod damage;
 #[path = "common/rng.rs"]
 #[allow(dead_code, reason = "shared with tests that use more of it")]

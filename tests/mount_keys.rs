@@ -236,7 +236,10 @@ fn the_slots_of_an_exported_header_come_back_to_the_mounted_vault() {
 
 #[test]
 fn a_mounted_vault_gets_another_master_key_while_files_are_written_and_the_rest_follows() {
-    let v = &keyed();
+    let mut v = keyed();
+    // The rest waits.
+    v.options.push("clean=off".to_owned());
+    let v = &v;
     v.mount();
     fs::write(v.path("early"), vec![7; 300_000]).unwrap();
     ends_with(&add(v, &v.password, &key(v, 1)), OK, "");
@@ -274,7 +277,8 @@ fn a_mounted_vault_gets_another_master_key_while_files_are_written_and_the_rest_
         more();
         // Slots change under the new key as ever; and what is left of the old one waits.
         ends_with(&add(v, &v.password, &key(v, 2)), OK, "");
-        ends_with(&rekey(&v.password, &[]), IN_USE, "unmount it, then say strongroom rekey");
+        ends_with(&rekey(&v.password, &[]), UNFINISHED, "in the background of the mount");
+        ends_with(&rekey(&v.password, &["--resume"]), UNFINISHED, "in the background of the mount");
         more();
         drop(stopping);
     });
@@ -299,4 +303,30 @@ fn a_mounted_vault_gets_another_master_key_while_files_are_written_and_the_rest_
     }
     v.umount();
     v.check();
+}
+
+#[test]
+fn what_lies_under_the_old_key_is_sealed_anew_beside_whatever_goes_on() {
+    let v = &keyed();
+    v.mount();
+    for n in 0..20 {
+        fs::write(v.path(format!("{n}")), vec![n; 100_000]).unwrap();
+    }
+    let rekey = |more: &[&str]| output(command(v, &["rekey"], &v.password).args(more));
+    ends_with(&rekey(&["--resume"]), OK, "");
+    ends_with(&rekey(&["--drop-slots", "--no-recovery-key"]), UNFINISHED, "in the background");
+    common::eventually("nothing is under the old key", Duration::from_secs(60), || {
+        fs::write(v.path("beside"), "it goes on").unwrap();
+        v.storage("history").contains("nothing is under an old key")
+    });
+    ends_with(&rekey(&["--resume"]), OK, "");
+    assert_eq!(errors(v), "");
+    for n in 0..20 {
+        assert!(fs::read(v.path(format!("{n}"))).unwrap() == vec![n; 100_000], "{n}");
+    }
+    v.umount();
+    v.check();
+    let shown = output(Command::new(strongroom()).args(["status", "--json"]).arg(&v.vault));
+    let shown: serde_json::Value = serde_json::from_slice(&shown.stdout).unwrap();
+    assert_eq!((&shown["key"], &shown["rekey_unfinished"]), (&1.into(), &false.into()), "{shown}");
 }

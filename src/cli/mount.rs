@@ -103,6 +103,9 @@ pub struct Args {
     /// Most that a scrub reads in a second, in MiB; 0 for no limit [default: 64]
     #[arg(long, value_name = "MIB", value_parser = options::mib)]
     scrub_rate: Option<u64>,
+    /// Clean old segments when so many MiB are to be gained, or never [default: 32]
+    #[arg(long, value_name = "MIB|off", value_parser = options::clean)]
+    clean: Option<Option<u64>>,
     /// Mount an older copy of the vault although a newer one was known, if it is of this generation
     #[arg(long, value_name = "GEN", value_parser = options::generation)]
     accept_rollback: Option<Generation>,
@@ -212,6 +215,7 @@ fn options(args: &Args) -> Result<Options, Failure> {
     options.emergency = args.emergency_dir.clone().or(options.emergency);
     options.verify_open_percent = args.verify_open.or(options.verify_open_percent);
     options.scrub_rate_bytes = args.scrub_rate.or(options.scrub_rate_bytes);
+    options.clean_bytes = args.clean.or(options.clean_bytes);
     options.accept_rollback = args.accept_rollback.or(options.accept_rollback);
     options.sandbox = args.no_sandbox.then_some(Wanted::OFF).or(options.sandbox);
     Ok(options)
@@ -349,6 +353,7 @@ fn open(plan: &Plan, unlock: Unlock) -> Result<(Arc<Vault>, Report), Failure> {
     options.verify_open_percent = said.verify_open_percent.unwrap_or(options.verify_open_percent);
     options.flush_deadline = said.flush_deadline.unwrap_or(options.flush_deadline);
     emergency::choose(said.emergency.as_ref(), &plan.vault, &mut options)?;
+    options.clean_bytes = said.clean_bytes.unwrap_or(options.clean_bytes);
     options.scrub_rate_bytes = said.scrub_rate_bytes.unwrap_or(options.scrub_rate_bytes);
     let begun = world.elapsed();
     let is_mounted = || mounts::strongrooms().is_ok_and(|all| all.iter().any(|m| m.source == plan.vault));

@@ -56,6 +56,8 @@ pub struct Options {
     pub verify_open_percent: Option<u32>,
     /// Sealing threads.
     pub workers: Option<usize>,
+    /// What there must be to gain for old segments to be cleaned; nothing if they never are.
+    pub clean_bytes: Option<Option<u64>>,
     /// Most that a scrub reads in a second.
     pub scrub_rate_bytes: Option<u64>,
     /// The passphrase's file.
@@ -190,6 +192,7 @@ impl Options {
             "emergency-dir" => self.emergency = Some(emergency(value).map_err(Refused::Wrong)?),
             "verify-open" => self.verify_open_percent = Some(percent(value).map_err(Refused::Wrong)?),
             "workers" => self.workers = Some(workers(value).map_err(Refused::Wrong)?),
+            "clean" => self.clean_bytes = Some(clean(value).map_err(Refused::Wrong)?),
             "scrub-rate" => self.scrub_rate_bytes = Some(mib(value).map_err(Refused::Wrong)?),
             "uid" => self.shown.uid = Some(id(value).map_err(Refused::Wrong)?),
             "gid" => self.shown.gid = Some(id(value).map_err(Refused::Wrong)?),
@@ -294,6 +297,14 @@ pub fn mib(text: &str) -> Result<u64, String> {
     match text.parse::<u32>() {
         Ok(n) => Ok(u64::from(n) << 20),
         Err(_) => Err(format!("'{text}' is not a number of MiB")),
+    }
+}
+
+/// Reads what there must be to gain for old segments to be cleaned.
+pub fn clean(text: &str) -> Result<Option<u64>, String> {
+    match text {
+        "off" => Ok(None),
+        _ => mib(text).map(Some).map_err(|_| format!("'{text}' is neither a number of MiB nor 'off'")),
     }
 }
 
@@ -423,6 +434,7 @@ mod tests {
             "flush-interval=0",
             "flush-interval=-1",
             "workers=0",
+            "clean=some",
             "scrub-rate=fast",
             "accept-rollback=-1",
             "uid=root",

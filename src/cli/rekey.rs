@@ -168,8 +168,8 @@ fn begun(
     drawn.map_or(Ok(()), print::recovery_key)
 }
 
-/// Gives a mounted vault a new key, which is in force and at work when this returns. What lies under the old one stays so until the
-/// same command goes on with the vault unmounted.
+/// Gives a mounted vault a new key, which is in force and at work when this returns. What lies under the old one is sealed anew in the
+/// background of the mount.
 fn of_mounted(
     args: &Args,
     path: &Path,
@@ -188,10 +188,14 @@ fn of_mounted(
         let texts = texts.ok_or_else(|| Failure::open(path, &OpenFault::NotAVault))?;
         let unlock = derive::master_key(path, &texts, secrets[0].clone())?;
         let opened = texts.open(&unlock).map_err(|fault| Failure::open(path, &fault.into()))?;
-        if args.resume || opened.keys.old().next().is_some() && !args.again {
+        let is_unfinished = opened.keys.old().next().is_some();
+        if args.resume && !is_unfinished {
+            return finished(args, path, opened.header.key, &RekeyReport { finished: true, ..RekeyReport::default() });
+        }
+        if args.resume || is_unfinished && !args.again {
             let said =
-                "what is left of a rekey is done with the vault unmounted: unmount it, then say strongroom rekey";
-            return Err(Failure::new(Exit::InUse, format!("{}: {said}", path.display())));
+                "what is left of a rekey is done in the background of the mount: strongroom status says how much";
+            return Err(Failure::new(Exit::Unfinished, format!("{}: {said}", path.display())));
         }
         let plan = Plan::of(&opened.header, &secrets, !args.no_recovery_key).map_err(|fault| refused(path, fault))?;
         must_be_meant(args, path, &plan)?;
@@ -221,7 +225,7 @@ fn of_mounted(
         return finished(args, path, number, &RekeyReport::default());
     }
     print::answer(&format!(
-        "{}: what was written before is still under the old key: unmount it, then say strongroom rekey again",
+        "{}: what was written before comes under it in the background: strongroom status says how much is left",
         path.display()
     ))?;
     Ok(Exit::Unfinished)
