@@ -14,7 +14,7 @@ mod damage;
 #[allow(dead_code, reason = "shared with tests that use more of it")]
 mod rng;
 
-use damage::{checked, copy, fresh, unlock, world};
+use damage::{Plant, checked, copy, fresh, opened, unlock, world};
 use rng::Rng;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -22,6 +22,8 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 use strongroom::backing::{Backing, Cache, MemoryBacking, Open};
 use strongroom::base::id::{Ino, ROOT_INO};
+use strongroom::check::{Owner, Share, repair};
+use strongroom::format::key;
 use strongroom::fs::{Caller, FileSystem, FsOptions, SetAttr, WriteHow};
 use strongroom::vault::{OpenOptions, lock};
 
@@ -115,11 +117,19 @@ fn compare(fs: &FileSystem, model: &Model, what: &str) {
     }
 }
 
-fn run(seed: u64) -> (u64, u64) {
+/// What a random program left: the disk, what should be on it, bytes moved and segments removed.
+struct Left {
+    disk: MemoryBacking,
+    model: Model,
+    moved: u64,
+    removed: u64,
+}
+
+fn run(seed: u64, lives: u32) -> Left {
     let mut rng = Rng(seed);
     let disk = fresh();
     let (mut model, mut moved, mut removed) = (Model::new(), 0, 0);
-    for life in 0..8 {
+    for life in 0..lives {
         let fs = mounted(&disk);
         for i in 0..60 {
             step(&fs, &mut model, &mut rng);
@@ -140,7 +150,7 @@ fn run(seed: u64) -> (u64, u64) {
         drop(fs);
         assert_eq!(checked(&copy(&disk), true), [], "seed {seed}, life {life}");
     }
-    (moved, removed)
+    Left { disk, model, moved, removed }
 }
 
 #[test]
@@ -152,8 +162,8 @@ fn files_read_as_they_were_written_whatever_moves() {
     };
     let (mut moved, mut removed) = (0, 0);
     for seed in seeds {
-        let (m, r) = run(seed);
-        (moved, removed) = (moved + m, removed + r);
+        let left = run(seed, 8);
+        (moved, removed) = (moved + left.moved, removed + left.removed);
     }
     assert!(moved > 1 << 20 && removed > 10, "{moved} bytes moved and {removed} segments removed: too few to tell");
 }
@@ -184,7 +194,11 @@ fn what_small_commits_leave_is_given_back() {
     }
     fs.vault().close().unwrap();
     let after = all();
-    assert!(after < before / 2 && after < 2 << 20, "{before} bytes before and {after} after: {:?}", segments(&disk));
+    assert!(
+        after < before / 3 * 2 && after < 5 << 19,
+        "{before} bytes before and {after} after: {:?}",
+        segments(&disk)
+    );
     assert_eq!(checked(&disk, true), []);
 }
 
@@ -242,4 +256,34 @@ fn what_is_copied_while_it_moves_is_found() {
         drop(fs);
         assert_eq!(checked(&copy(&disk), true), [], "life {life}");
     }
+}
+
+/// The log does not begin at its beginning any more: what is lost or wrong of the index comes from the snapshots.
+#[test]
+fn an_index_that_is_lost_or_wrong_is_made_anew_without_what_was_removed() {
+    let Left { disk, model, removed, .. } = run(3, 5);
+    assert!(removed > 0);
+    let lost = copy(&disk);
+    for name in lost.list("index").unwrap() {
+        lost.remove(&format!("index/{name}")).unwrap();
+    }
+    let fs = mounted(&lost);
+    compare(&fs, &model, "the index was lost");
+    assert!(fs.vault().stats().history().iter().any(|line| line.text.contains("made anew from the snapshot")));
+    fs.vault().close().unwrap();
+    drop(fs);
+    assert_eq!(checked(&lost, true), []);
+
+    let wrong = copy(&disk);
+    let plant = Plant { vault: opened(&wrong), disk: wrong.clone() };
+    plant.change(vec![(key::total("bytes"), Some(7u64.to_le_bytes().to_vec()))]);
+    plant.vault.close().unwrap();
+    drop(plant);
+    assert_ne!(checked(&copy(&wrong), false), []);
+    let again = || lock(Arc::new(wrong.clone()));
+    let (owner, share) = (Owner::default(), Share::Nothing);
+    let done = repair(again().unwrap(), &again, &unlock(), &world(), owner, share, &|_, _| ()).unwrap();
+    assert!(done.left.is_empty() && !done.mended.is_empty(), "{done:?}");
+    assert_eq!(checked(&copy(&wrong), true), []);
+    compare(&mounted(&wrong), &model, "a count was wrong");
 }

@@ -20,7 +20,6 @@ use std::time::Duration;
 
 const OK: i32 = 0;
 const WRONG_KEY: i32 = 3;
-const IN_USE: i32 = 5;
 const ROLLED_BACK: i32 = 17;
 const EMERGENCY_NEEDED: i32 = 19;
 const SLOT_REFUSED: i32 = 21;
