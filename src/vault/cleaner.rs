@@ -45,6 +45,8 @@ const IDLE: Duration = Duration::from_millis(500);
 /// … and while there is, and it may not go on yet.
 const BUSY: Duration = Duration::from_millis(20);
 
+/// Rest after a failure.
+const REST: Duration = Duration::from_secs(10);
 /// How often a segment is emptied before it is left alone.
 const EMPTIED_MOST: u32 = 2;
 
@@ -69,12 +71,14 @@ struct Asked {
     left: usize,
     /// Those taken and those failed when the last was asked for.
     since: Option<(u64, u64)>,
+    /// Those that had failed at the beginning.
+    failures: u64,
 }
 
 impl Asked {
     /// Both generations, so that what lies before now is before either.
-    fn for_both() -> Asked {
-        Asked { left: SNAPSHOTS_KEPT, since: None }
+    fn for_both(shared: &Shared) -> Asked {
+        Asked { left: SNAPSHOTS_KEPT, since: None, failures: shared.stats.snapshot_failures.get() }
     }
 
     /// Asks for the next when the last was taken; says whether it did; `None` when there is nothing more to wait for.
@@ -191,7 +195,7 @@ impl Cleaner {
             if let Some(task) = self.task.take() {
                 self.left.insert(task.occupants.segment());
             }
-            self.rest_until = now + Duration::from_secs(10);
+            self.rest_until = now + REST;
             false
         })
     }
@@ -218,9 +222,11 @@ impl Cleaner {
         if let Some(asked) = &mut self.snapshots {
             match asked.next(shared) {
                 None => {
+                    if shared.stats.snapshot_failures.get() > asked.failures {
+                        self.rest_until = now + REST;
+                    }
                     // Whatever came of it: now with what there is.
-                    self.snapshots = None;
-                    self.rekeyed = None;
+                    (self.snapshots, self.rekeyed) = (None, None);
                     return self.look(shared, false);
                 }
                 Some(new) => return Ok(new),
@@ -258,10 +264,14 @@ impl Cleaner {
             self.task = Some(task);
             return Ok(false);
         }
+        let id = task.occupants.segment();
         if task.empties && shared.is_full(CLEAN_STEP_BYTES)? {
+            // It was not its fault.
+            self.emptied.remove(&id);
+            self.victims.clear();
+            self.rest_until = now + REST;
             return Ok(false);
         }
-        let id = task.occupants.segment();
         let (mut moving, mut bytes, mut ended) = (Vec::new(), 0, false);
         while bytes < CLEAN_STEP_BYTES {
             match task.occupants.next(shared) {
@@ -386,7 +396,7 @@ impl Cleaner {
         }
         behind |= !snapshots_under_old_keys(&*shared.backing, now)?.is_empty();
         if behind {
-            self.snapshots = Some(Asked::for_both());
+            self.snapshots = Some(Asked::for_both(shared));
             return Ok(true);
         }
         if !any && forget_old_keys(shared)? {
@@ -432,7 +442,7 @@ impl Cleaner {
         // Both generations must stand behind what is to go.
         let too_early = below < all_gain / 2 || ordered && all.last().is_some_and(|t| t.id >= floor);
         if may_ask && too_early {
-            (self.snapshots, self.ordered) = (Some(Asked::for_both()), ordered);
+            (self.snapshots, self.ordered) = (Some(Asked::for_both(shared)), ordered);
             return Ok(true);
         }
         let percent = if ordered { CLEAN_ORDERED_ALIVE_PERCENT_MAX } else { CLEAN_ALIVE_PERCENT_MAX };

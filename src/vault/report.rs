@@ -137,6 +137,7 @@ impl Vault {
                 if s.places.has(Place::Emergency) { s.places.emergency_path() } else { "none" }.to_owned(),
             ),
             ("flush_deadline_seconds", s.flush_deadline.as_secs_f64().to_string()),
+            ("clean_bytes", s.clean_bytes.map_or_else(|| "off".to_owned(), |bytes| bytes.to_string())),
             ("pins", s.pins.shown()),
         ]
     }

@@ -220,6 +220,8 @@ pub struct Shared {
     pub home_wanted: AtomicBool,
     /// Whether segments that the log has left behind in the emergency directory are to be brought home.
     pub bring_home: AtomicBool,
+    /// What there must be to gain for old segments to be cleaned; `None` if they are not.
+    pub clean_bytes: Option<u64>,
     /// Whether old segments are to be cleaned now, however little there is to gain.
     pub clean_wanted: AtomicBool,
     /// Segments below this number that lie in the emergency directory are not written to any more.

@@ -71,6 +71,9 @@ pub(super) fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sy
         log::warn!("the snapshots of the index: {e}");
         Vec::new()
     });
+    // What is damaged is not cleaned away: it is evidence, and may be wanted yet.
+    let is_sound = found.rotten_commits == 0 && found.lost_records == 0 && !options.salvage;
+    let writes = !options.read_only && !options.leave_away;
     let shared = Arc::new(Shared {
         segments: Segments::new(everywhere, keyring, suite, vault),
         reserve: Reserve::take(&*backing, !options.read_only),
@@ -148,6 +151,7 @@ pub(super) fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sy
         away_for_room: false.into(),
         home_wanted: false.into(),
         bring_home: false.into(),
+        clean_bytes: options.clean_bytes.filter(|_| is_sound && writes),
         clean_wanted: false.into(),
         home_below: first.0.into(),
         prepared: 0.into(),
@@ -190,11 +194,7 @@ pub(super) fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sy
     let workers = options.workers.max(1);
     let sealers: Vec<Worker> = (0..workers).map(|_| Worker::new(Arc::clone(&shared))).collect();
     let verifier = Verifier::new(Arc::clone(&shared), to_verify, house_in.clone());
-    // What is damaged is not cleaned away: it is evidence, and may be wanted yet.
-    let is_sound = found.rotten_commits == 0 && found.lost_records == 0 && !options.salvage;
-    let writes = !options.read_only && !options.leave_away;
-    let cleaner = options.clean_bytes.filter(|_| is_sound && writes);
-    let cleaner = cleaner.map(|bytes| Cleaner::new(Arc::clone(&shared), bytes));
+    let cleaner = shared.clean_bytes.map(|bytes| Cleaner::new(Arc::clone(&shared), bytes));
     let keeper = Housekeeper::new(Arc::clone(&shared), house, to_prepare);
     let log = |flushes| {
         let ends = Ends { sealed, wake, verify, prepare, flushes };
