@@ -134,7 +134,12 @@ fn unlock() -> Unlock {
 }
 
 fn opened_in(dir: &Path, world: Arc<dyn World>) -> Result<FileSystem, OpenFault> {
-    let options = OpenOptions { workers: 1, flush_interval: Duration::from_secs(3600), ..OpenOptions::default() };
+    opened_cleaning(dir, world, None)
+}
+
+fn opened_cleaning(dir: &Path, world: Arc<dyn World>, clean_bytes: Option<u64>) -> Result<FileSystem, OpenFault> {
+    let flush_interval = Duration::from_secs(3600);
+    let options = OpenOptions { workers: 1, flush_interval, clean_bytes, ..OpenOptions::default() };
     let vault = vault::open(Arc::new(DirBacking::open(dir).unwrap()), &unlock(), &options, world)?;
     Ok(FileSystem::new(vault, FsOptions { uid: 1000, gid: 100, ..FsOptions::default() }).unwrap())
 }
@@ -346,7 +351,7 @@ fn make_the_vaults() {
         fs.vault().close().unwrap();
         drop(fs);
 
-        let fs = opened_in(&dir, Arc::clone(&world)).unwrap();
+        let fs = opened_cleaning(&dir, Arc::clone(&world), Some(0)).unwrap();
         fs.vault().clean();
         while fs.vault().stats().segments_removed.get() == 0 {
             assert!(world.elapsed() < Duration::from_secs(60), "{:?}", fs.vault().stats().errors());

@@ -253,7 +253,8 @@ fn another_program_reads_a_vault_whose_old_segments_were_emptied_and_removed() {
         let world: Arc<dyn World> = Arc::new(RealWorld::default());
         let backing: Arc<dyn Backing> = Arc::new(DirBacking::open(&dir.path().join("vault")).unwrap());
         let key_file = Unlock::KeyFile(Passphrase(noise(100)));
-        let vault = vault::open(backing, &key_file, &OpenOptions::default(), world).unwrap();
+        let options = OpenOptions { clean_bytes: Some(0), ..OpenOptions::default() };
+        let vault = vault::open(backing, &key_file, &options, world).unwrap();
         vault.clean();
         let began = Instant::now();
         while vault.stats().segments_removed.get() == 0 && began.elapsed() < Duration::from_secs(60) {

@@ -21,6 +21,7 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 use strongroom::backing::{Backing, Effect, Fate, Fault, Kind, MUTATING, MemoryBacking, SYNCS};
 use strongroom::base::id::KeyNumber;
+use strongroom::base::limits::CLEAN_BYTES_MIN;
 use strongroom::fs::{FileSystem, FsOptions};
 use strongroom::seal::{Header, MasterKey, Unlock, VaultKeys, seal_next_key, wrap_old_key, write_header};
 use strongroom::vault::{
@@ -380,7 +381,7 @@ fn old_keys_are_forgotten_when_nothing_is_under_them_and_not_before() {
     let open = |disk: &MemoryBacking| {
         lock(Arc::new(disk.clone())).unwrap().open(
             &first(),
-            &OpenOptions { workers: 1, clean_bytes: None, ..OpenOptions::default() },
+            &OpenOptions { workers: 1, ..OpenOptions::default() },
             world(),
         )
     };
@@ -431,7 +432,7 @@ fn while_part_of_the_vault_is_elsewhere_neither_key_nor_slots_change_and_when_it
     let there = away.clone();
     let reach: Reach = Arc::new(move |_| Ok(Arc::new(there.clone()) as Arc<dyn Backing>));
     let emergency = Some(EmergencyDir { path: "/emergency".to_owned(), reach });
-    let options = OpenOptions { emergency, workers: 1, clean_bytes: None, ..OpenOptions::default() };
+    let options = OpenOptions { emergency, workers: 1, ..OpenOptions::default() };
     let vault = lock(Arc::new(disk.clone())).unwrap().open(&first(), &options, world()).unwrap();
     let fs = FileSystem::new(vault, FsOptions::default()).unwrap();
     disk.plant(Fault::of(MUTATING, Effect::Error(libc::EIO)));
@@ -463,7 +464,7 @@ fn while_part_of_the_vault_is_elsewhere_neither_key_nor_slots_change_and_when_it
 
 /// Switches beside a writer, and waits until nothing is under the old key.
 fn rewritten(disk: &MemoryBacking) {
-    let options = OpenOptions { workers: 1, ..OpenOptions::default() };
+    let options = OpenOptions { workers: 1, clean_bytes: Some(CLEAN_BYTES_MIN), ..OpenOptions::default() };
     let vault = lock(Arc::new(disk.clone())).unwrap().open(&first(), &options, world()).unwrap();
     let fs = FileSystem::new(vault, FsOptions::default()).unwrap();
     disk.record();

@@ -15,8 +15,7 @@ use super::{log as logging, size};
 use crate::backing::{Backing, DirBacking};
 use crate::base::choice::{Compression, Verify};
 use crate::base::id::Generation;
-use crate::base::limits::FUSE_THREADS;
-use crate::base::limits::{BUDGET_BYTES_DEFAULT, BUDGET_BYTES_MIN};
+use crate::base::limits::{BUDGET_BYTES_DEFAULT, BUDGET_BYTES_MIN, CLEAN_BYTES_MIN, FUSE_THREADS};
 use crate::base::lock::Held;
 use crate::base::world::{RealWorld, World};
 use crate::confine::{Report, Wanted};
@@ -353,7 +352,7 @@ fn open(plan: &Plan, unlock: Unlock) -> Result<(Arc<Vault>, Report), Failure> {
     options.verify_open_percent = said.verify_open_percent.unwrap_or(options.verify_open_percent);
     options.flush_deadline = said.flush_deadline.unwrap_or(options.flush_deadline);
     emergency::choose(said.emergency.as_ref(), &plan.vault, &mut options)?;
-    options.clean_bytes = said.clean_bytes.unwrap_or(options.clean_bytes);
+    options.clean_bytes = said.clean_bytes.unwrap_or(Some(CLEAN_BYTES_MIN));
     options.scrub_rate_bytes = said.scrub_rate_bytes.unwrap_or(options.scrub_rate_bytes);
     let begun = world.elapsed();
     let is_mounted = || mounts::strongrooms().is_ok_and(|all| all.iter().any(|m| m.source == plan.vault));

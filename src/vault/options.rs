@@ -7,7 +7,7 @@ use super::place::EmergencyDir;
 use super::step::Choose;
 use crate::base::choice::{Compression, SuiteId, Verify};
 use crate::base::limits::{
-    BUDGET_BYTES_DEFAULT, CLEAN_BYTES_MIN, FLUSH_DEADLINE, FLUSH_INTERVAL, SCRUB_RATE_BYTES, VERIFY_OPEN_PERCENT,
+    BUDGET_BYTES_DEFAULT, FLUSH_DEADLINE, FLUSH_INTERVAL, SCRUB_RATE_BYTES, VERIFY_OPEN_PERCENT,
 };
 use crate::seal::RecoveryKey;
 use std::time::Duration;
@@ -71,7 +71,8 @@ pub struct OpenOptions {
     pub whole_log: bool,
     /// Where both roots are lost, make one from the log: for whoever was asked to mend.
     pub rebuild_roots: bool,
-    /// Old segments are cleaned when they take so many bytes more than what is alive in them; `None` never cleans.
+    /// Old segments are cleaned when they take so many bytes more than what is alive in them; `None` never cleans, which is right for
+    /// whoever only looks, mends or comes by.
     pub clean_bytes: Option<u64>,
     /// Bring nothing home from the emergency directory: what a look writes stays in memory, and segments are many and large.
     pub leave_away: bool,
@@ -96,7 +97,7 @@ impl Default for OpenOptions {
             rebuild_index: false,
             whole_log: false,
             rebuild_roots: false,
-            clean_bytes: Some(CLEAN_BYTES_MIN),
+            clean_bytes: None,
             leave_away: false,
         }
     }

@@ -65,8 +65,7 @@ pub fn files() -> Vec<(&'static str, Vec<u8>)> {
 }
 
 pub fn mounted(disk: &MemoryBacking, unlock: &Unlock) -> Result<FileSystem, OpenFault> {
-    // What is under an old key stays where it is: these tests look at it there.
-    let options = OpenOptions { workers: 1, clean_bytes: None, ..OpenOptions::default() };
+    let options = OpenOptions { workers: 1, ..OpenOptions::default() };
     let vault = lock(Arc::new(disk.clone()))?.open(unlock, &options, world())?;
     Ok(FileSystem::new(vault, FsOptions { uid: 1000, gid: 100, ..FsOptions::default() }).unwrap())
 }
@@ -141,8 +140,7 @@ pub fn holds_all(disk: &MemoryBacking, unlock: &Unlock) {
 /// Opens the vault to be given a new key, as the command does: used and closed first.
 pub fn opened(disk: &MemoryBacking, unlock: &Unlock, pins: &[PinStore]) -> Result<Rekey, RekeyFault> {
     let locked = || Ok::<_, RekeyFault>(lock(Arc::new(disk.clone()))?.remembered(pins.to_vec(), None));
-    let vault =
-        locked()?.open(unlock, &OpenOptions { workers: 1, clean_bytes: None, ..OpenOptions::default() }, world())?;
+    let vault = locked()?.open(unlock, &OpenOptions { workers: 1, ..OpenOptions::default() }, world())?;
     vault.close().map_err(OpenFault::from)?;
     drop(vault);
     locked()?.rekey(unlock, world())
