@@ -287,3 +287,27 @@ fn an_index_that_is_lost_or_wrong_is_made_anew_without_what_was_removed() {
     assert_eq!(checked(&copy(&wrong), true), []);
     compare(&mounted(&wrong), &model, "a count was wrong");
 }
+
+/// Where nothing is alive, nothing is moved, and no other checkpoint comes: the snapshots are enough.
+#[test]
+fn segments_of_nothing_but_commits_go_as_soon_as_the_snapshots_are_there() {
+    let disk = fresh();
+    let fs = mounted(&disk);
+    let ino = damage::file(&fs, ROOT_INO, "database", &[1; 8192]);
+    for n in 0..20 {
+        fs.write(ino, 0, &[n; 8192], HOW).unwrap();
+        fs.sync_wait().unwrap();
+    }
+    fs.vault().close().unwrap();
+    drop(fs);
+    let fs = mounted(&disk);
+    // Alive in this mount's segment alone.
+    fs.write(ino, 0, &[99; 8192], HOW).unwrap();
+    fs.sync_wait().unwrap();
+    fs.vault().clean();
+    let began = Instant::now();
+    while fs.vault().stats().segments_removed.get() == 0 && began.elapsed() < PATIENCE {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!((fs.vault().stats().segments_removed.get(), fs.vault().stats().moved_bytes.get()), (1, 0));
+}

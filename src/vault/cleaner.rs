@@ -50,6 +50,13 @@ const REST: Duration = Duration::from_secs(10);
 /// How often a segment is emptied before it is left alone.
 const EMPTIED_MOST: u32 = 2;
 
+/// What decides which segments may go: checkpoints so far, and the first segment that the snapshots need.
+type Known = (u64, SegmentId);
+
+fn known(shared: &Shared) -> Known {
+    (shared.stats.checkpoints.get(), snapshot::replay_from_all(shared))
+}
+
 /// A segment and what it takes.
 struct Taken {
     id: SegmentId,
@@ -121,12 +128,12 @@ pub struct Cleaner {
     ordered: bool,
     /// … and does not rest meanwhile.
     hurried: bool,
-    /// Checkpoints when it last looked what is under old keys.
-    rekeyed: Option<u64>,
+    /// What was known when it last looked what is under old keys.
+    rekeyed: Option<Known>,
     /// Bytes of log at which it looks again.
     look_at: u64,
-    /// Checkpoints when it last swept.
-    swept: u64,
+    /// What was known when it last swept.
+    swept: Known,
     /// The batch that filled when a sweep was due.
     sweep_after: Option<u64>,
     /// When it may go on.
@@ -152,7 +159,7 @@ impl Cleaner {
             hurried: false,
             rekeyed: None,
             look_at: 0,
-            swept: 0,
+            swept: (0, SegmentId(0)),
             sweep_after: None,
             rest_until,
         }
@@ -162,10 +169,11 @@ impl Cleaner {
     pub fn run(mut self, wake: &Receiver<()>) {
         loop {
             let did = self.turn();
+            let rest = self.rest_until.saturating_sub(self.shared.world.elapsed());
             let wait = match did {
-                true => Duration::ZERO,
+                true => rest,
                 false if self.is_idle() => IDLE,
-                false => BUSY,
+                false => rest.max(BUSY),
             };
             if matches!(wake.recv_timeout(wait), Err(RecvTimeoutError::Disconnected)) {
                 return;
@@ -175,7 +183,7 @@ impl Cleaner {
 
     fn is_idle(&self) -> bool {
         let nothing_begun = self.task.is_none() && self.victims.is_empty() && self.empty.is_empty();
-        nothing_begun && self.snapshots.is_none() && self.swept == self.shared.stats.checkpoints.get()
+        nothing_begun && self.snapshots.is_none() && self.swept == known(&self.shared)
     }
 
     /// One piece of work; says whether there was one.
@@ -232,8 +240,9 @@ impl Cleaner {
                 Some(new) => return Ok(new),
             }
         }
-        if shared.stats.checkpoints.get() != self.swept && self.is_quiet(shared) {
-            self.swept = shared.stats.checkpoints.get();
+        let now_known = known(shared);
+        if now_known != self.swept && self.is_quiet(shared) {
+            self.swept = now_known;
             self.sweep_after = None;
             return self.sweep(shared);
         }
@@ -272,15 +281,15 @@ impl Cleaner {
             self.rest_until = now + REST;
             return Ok(false);
         }
-        let (mut moving, mut bytes, mut ended) = (Vec::new(), 0, false);
-        while bytes < CLEAN_STEP_BYTES {
+        let (mut moving, mut bytes, mut read, mut ended) = (Vec::new(), 0, 0, false);
+        // Groups may be as small as a block, and hold nothing that is alive.
+        while bytes < CLEAN_STEP_BYTES && read < CLEAN_STEP_BYTES {
             match task.occupants.next(shared) {
                 Ok(None) => {
                     ended = true;
                     break;
                 }
-                // A group was looked through: enough for a step without threads.
-                Ok(Some(None)) => break,
+                Ok(Some(None)) => read += task.occupants.read_bytes(),
                 Ok(Some(Some(_))) if !task.empties => {
                     let why =
                         format!("cleaning: segment {id} counts nothing alive and holds something: check the vault");
@@ -301,7 +310,7 @@ impl Cleaner {
                 }
             }
         }
-        let read = task.occupants.read_bytes();
+        read += task.occupants.read_bytes();
         if !self.hurried {
             self.rest_until = now + Duration::from_micros(read.saturating_mul(1_000_000) / CLEAN_RATE_BYTES);
         }
