@@ -73,8 +73,9 @@ impl Move {
     }
 
     fn apply(&self, index: &Index, new_segment: NewSegment<'_>, dead: &mut Vec<DeadRange>) -> Result<(), VaultFault> {
-        let Some(origin) = self.to.copied else {
-            return Err(VaultFault::Index("a move does not say what it was sealed for".into()));
+        let is_whole = self.to.skip_bytes == 0 && self.to.len_bytes == self.to.run.plain_len_bytes;
+        let Some(origin) = self.to.copied.filter(|_| is_whole) else {
+            return Err(VaultFault::Index("a move is not to the whole of a run, sealed for some place".into()));
         };
         let old_key = key::holders(self.from.0, self.from.1);
         let shared = index.get(&old_key)?.map(|v| Holders::decode(&v)).transpose()?;
