@@ -581,7 +581,8 @@ fn what_a_look_finds_of_snapshots_is_named_and_mended() {
     assert_eq!(repaired.mended.iter().filter(|m| matches!(m.finding, Finding::SnapshotSpoiled { .. })).count(), 1);
     assert_eq!(about(&repaired.left), 0);
     let now = numbers(&disk);
-    assert!(now.len() == 2 && now[0] == kept[1], "{kept:?} became {now:?}");
+    // The one that held stays, unless the vault took another by itself, for it had noticed too: then both are newer.
+    assert!(now.len() == 2 && !now.contains(&kept[0]) && now[0] >= kept[1], "{kept:?} became {now:?}");
     now.iter().for_each(|number| whole(&disk, *number, &small::unlock()).unwrap());
     assert_eq!(about(&look(Share::All)), 0);
 }
