@@ -395,9 +395,11 @@ impl Vault {
         s.progress.check()
     }
 
-    /// Stores a checkpoint now, and waits for it.
+    /// Stores a checkpoint now, and waits for it. What was acknowledged before is at rest then, also if the one waited for had been begun
+    /// earlier, by the cleaner or for any other reason (simulated world 500316, cut 368).
     pub fn checkpoint(&self) -> Result<(), VaultFault> {
         let s = &self.shared;
+        self.sync_wait()?;
         let attempts = || s.stats.checkpoints.get() + s.stats.checkpoint_failures.get();
         let (before, failures) = (attempts(), s.stats.checkpoint_failures.get());
         s.checkpoint_wanted.store(true, SeqCst);
