@@ -40,10 +40,8 @@ impl SegmentContext {
         id: SegmentId,
         info: &SegmentInfo,
     ) -> Option<SegmentContext> {
-        let SegmentInfo { epoch, salt, key: key_number, .. } = *info;
-        let key = keys.get(key_number)?.segment(suite, vault, epoch, id, &salt);
-        let (data_slots, writer_slots, of_snapshot) = (0.into(), WRITER_SLOTS.into(), false);
-        Some(SegmentContext { vault, epoch, id, salt, key_number, of_snapshot, key, data_slots, writer_slots })
+        let key = keys.get(info.key)?.segment(suite, vault, info.epoch, id, &info.salt);
+        Some(SegmentContext::under(key, false, vault, id, info))
     }
 
     /// The same of a snapshot.
@@ -54,10 +52,14 @@ impl SegmentContext {
         id: SegmentId,
         info: &SegmentInfo,
     ) -> Option<SegmentContext> {
+        let key = keys.get(info.key)?.snapshot(suite, vault, info.epoch, id, &info.salt);
+        Some(SegmentContext::under(key, true, vault, id, info))
+    }
+
+    fn under(key: SegmentKey, of_snapshot: bool, vault: VaultId, id: SegmentId, info: &SegmentInfo) -> SegmentContext {
         let SegmentInfo { epoch, salt, key: key_number, .. } = *info;
-        let key = keys.get(key_number)?.snapshot(suite, vault, epoch, id, &salt);
-        let (data_slots, writer_slots, of_snapshot) = (0.into(), WRITER_SLOTS.into(), true);
-        Some(SegmentContext { vault, epoch, id, salt, key_number, of_snapshot, key, data_slots, writer_slots })
+        let (data_slots, writer_slots) = (0.into(), WRITER_SLOTS.into());
+        SegmentContext { vault, epoch, id, salt, key_number, of_snapshot, key, data_slots, writer_slots }
     }
 
     /// What the index says of it while nothing in it is counted.

@@ -232,6 +232,11 @@ impl Applier<'_> {
     }
 }
 
+/// What the index says of a segment.
+pub(super) fn known_segment(index: &Index, id: SegmentId) -> Result<Option<SegmentInfo>, VaultFault> {
+    Ok(index.get(&key::segment(id))?.map(|v| SegmentInfo::decode(&v)).transpose()?)
+}
+
 /// What the index is to say of a segment with so many more bytes of data in it, and so many more alive.
 pub(super) fn counted(
     index: &Index,
@@ -241,8 +246,8 @@ pub(super) fn counted(
     live: i64,
 ) -> Result<(Vec<u8>, Option<Vec<u8>>), VaultFault> {
     let k = key::segment(id);
-    let mut info = match index.get(&k)? {
-        Some(v) => SegmentInfo::decode(&v)?,
+    let mut info = match known_segment(index, id)? {
+        Some(info) => info,
         None => new_segment(id)?,
     };
     info.data_bytes = info.data_bytes.saturating_add_signed(data);

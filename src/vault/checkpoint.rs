@@ -170,8 +170,7 @@ impl Housekeeper {
         }
         // What was deleted since is given back by a checkpoint, and by nothing else.
         if shared.away_for_room.load(SeqCst) && shared.index.overlay_entries() > 0 {
-            shared.checkpoint_wanted.store(true, SeqCst);
-            shared.wake_log();
+            shared.want_checkpoint();
         }
         // What lies away is to have room, too.
         let need = |total: u64| reserve_bytes(total) + shared.reserve.missing_bytes() + shared.places.away_bytes();
@@ -228,8 +227,7 @@ fn ask_when_idle(shared: &Shared) {
         shared.pool.leave(shared.shares.idle_pool_bytes());
     }
     if idle && shared.index.overlay_entries() > 0 && !shared.progress.is_stopped() {
-        shared.checkpoint_wanted.store(true, SeqCst);
-        shared.wake_log();
+        shared.want_checkpoint();
     }
 }
 

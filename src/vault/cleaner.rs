@@ -7,10 +7,11 @@
 //! what is alive out of the worst segments: their frames are opened, given to the workers as chunks of the batch that fills, and
 //! the batch's commit says where they went (`moved`). After a checkpoint, segments that count nothing alive are gone through,
 //! forgotten by a record, and after another checkpoint removed.
-//! Called by: its own thread. Takes: the gate, as an operation does; waits for nothing. Works while the log is at home and well.
 //! After a change of key it goes on until nothing is under an old one, and has the header forget these.
+//! Called by: its own thread. Takes: the gate, as an operation does; waits for nothing. Works while the log is at home and well.
 //! On failure: what does not open stays, and with it its segment, and is told; other faults are told, and it tries again later.
 
+use super::apply::known_segment;
 use super::moves::{Cleaned, Moving, ranges};
 use super::new_key::forget_old_keys;
 use super::occupants::{Occupant, Occupants};
@@ -19,7 +20,6 @@ use super::recover::list_segments;
 use super::rekey::snapshots_under_old_keys;
 use super::sealer::Job;
 use super::shared::Shared;
-use super::state::Event;
 use super::step::Actor;
 use super::{VaultFault, snapshot};
 use crate::backing::{Cache, Open};
@@ -32,12 +32,11 @@ use crate::base::limits::{
 use crate::base::lock::{Held, Shared as _};
 use crate::buffer::Chunk;
 use crate::format::key;
-use crate::format::segment::SegmentInfo;
 use crate::segment::path;
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
 /// Time between two looks whether there is something to do …
@@ -100,7 +99,7 @@ impl Asked {
         self.left = self.left.checked_sub(1)?;
         self.since = Some((taken, failed));
         shared.snapshot_wanted.store(true, SeqCst);
-        want_checkpoint(shared);
+        shared.want_checkpoint();
         Some(true)
     }
 }
@@ -224,7 +223,7 @@ impl Cleaner {
             let forgotten = std::mem::take(&mut self.forgotten);
             put(shared, Cleaned { moving: Vec::new(), forgotten });
             // Removed once a checkpoint has it.
-            want_checkpoint(shared);
+            shared.want_checkpoint();
             return Ok(true);
         }
         if let Some(asked) = &mut self.snapshots {
@@ -328,7 +327,7 @@ impl Cleaner {
                     self.left.insert(id);
                 }
                 if self.victims.is_empty() {
-                    want_checkpoint(shared);
+                    shared.want_checkpoint();
                 }
             }
         }
@@ -361,7 +360,7 @@ impl Cleaner {
         let mut removed = false;
         for id in list_segments(&*shared.backing)?.into_iter().take_while(|id| *id < floor) {
             let k = key::segment(id);
-            match shared.index.get(&k)?.map(|v| SegmentInfo::decode(&v)).transpose()? {
+            match known_segment(&shared.index, id)? {
                 Some(info) if info.live_bytes == 0 && !self.left.contains(&id) => self.empty.push_back(id),
                 Some(_) => {}
                 // A crash must not leave a checkpoint that knows a segment that is not there.
@@ -388,7 +387,7 @@ impl Cleaner {
         let (floor, now) = (snapshot::replay_from_all(shared), shared.segments.keys().number());
         let (mut behind, mut any) = (false, false);
         for id in list_segments(&*shared.backing)? {
-            let info = shared.index.get(&key::segment(id))?.map(|v| SegmentInfo::decode(&v)).transpose()?;
+            let info = known_segment(&shared.index, id)?;
             let is_old = match info {
                 Some(info) => info.key != now,
                 None => shared.segments.is_under_old_key(id)?,
@@ -431,7 +430,7 @@ impl Cleaner {
         let now = SegmentId(shared.newest_begun.load(SeqCst)).max(self.first);
         let mut all = Vec::new();
         for id in list_segments(&*shared.backing)?.into_iter().take_while(|id| *id < now) {
-            let info = shared.index.get(&key::segment(id))?.map(|v| SegmentInfo::decode(&v)).transpose()?;
+            let info = known_segment(&shared.index, id)?;
             let live_bytes = info.map_or(0, |info| info.live_bytes);
             all.push(Taken { id, taken_bytes: taken_bytes(shared, id)?, live_bytes });
         }
@@ -487,11 +486,6 @@ fn taken_bytes(shared: &Shared, id: SegmentId) -> Result<u64, VaultFault> {
     Ok(shared.backing.open(&path(id), Open::Read, Cache::Buffered)?.taken_bytes()?)
 }
 
-fn want_checkpoint(shared: &Shared) {
-    shared.checkpoint_wanted.store(true, SeqCst);
-    shared.wake_log();
-}
-
 /// Opens what is held of an occupant, as moves; false if something of it does not open, and stays.
 fn take_out(shared: &Shared, occupants: &mut Occupants, occupant: &Occupant, moving: &mut Vec<Arc<Moving>>) -> bool {
     let (run, origin) = (&occupant.run, occupant.origin);
@@ -531,10 +525,5 @@ fn put(shared: &Shared, cleaned: Cleaned) {
         shared.to_sealers(Job::Chunk { chunk, outstanding: Arc::clone(&outstanding) });
     }
     drop(gate);
-    if first {
-        shared.happened(Event::Changed, "");
-    }
-    if shared.dirty.is_half_full() && !shared.pressed.swap(true, Relaxed) || first {
-        shared.wake_log();
-    }
+    shared.filled(first, shared.dirty.is_half_full());
 }

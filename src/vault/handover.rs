@@ -18,7 +18,6 @@ use crate::base::lock::Held;
 use crate::format::header::HEADER_BYTES_MAX;
 use crate::seal::{Header, HeaderFault, MasterKey, Unlock, header_mark, open_header, read_header, write_header};
 use std::io;
-use std::sync::atomic::Ordering::SeqCst;
 
 /// The header in force.
 pub struct InForce {
@@ -112,8 +111,7 @@ impl InForce {
                 Ok(())
             }
             Err(e) => {
-                shared.checkpoint_wanted.store(true, SeqCst);
-                shared.wake_log();
+                shared.want_checkpoint();
                 Err(e.into())
             }
         }

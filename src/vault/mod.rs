@@ -134,8 +134,8 @@ pub struct Vault {
 
 /// Epoch and salt of a segment: from the index, or from the segment that is being written.
 fn segment_info(shared: &Shared, id: SegmentId) -> Result<SegmentInfo, VaultFault> {
-    if let Some(v) = shared.index.get(&key::segment(id))? {
-        return Ok(SegmentInfo::decode(&v)?);
+    if let Some(info) = apply::known_segment(&shared.index, id)? {
+        return Ok(info);
     }
     let unknown = || VaultFault::Index(format!("segment {id} is named but not known").into());
     shared.segments.written(id).ok_or_else(unknown)
@@ -402,8 +402,7 @@ impl Vault {
         self.sync_wait()?;
         let attempts = || s.stats.checkpoints.get() + s.stats.checkpoint_failures.get();
         let (before, failures) = (attempts(), s.stats.checkpoint_failures.get());
-        s.checkpoint_wanted.store(true, SeqCst);
-        s.wake_log();
+        s.want_checkpoint();
         let mut progress = s.progress.held();
         while attempts() == before && !s.progress.is_stopped() && s.takes_checkpoints() && !s.closing.load(SeqCst) {
             progress = s.await_progress(progress, Duration::from_millis(100));

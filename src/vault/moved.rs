@@ -7,7 +7,7 @@
 //! Called by: `apply`. Takes: nothing but what the index does. On failure: the index's fault; `apply`'s caller takes all back.
 
 use super::VaultFault;
-use super::apply::{NewSegment, counted, extents_between, read_u64};
+use super::apply::{NewSegment, counted, extents_between, known_segment, read_u64};
 use super::shared::DeadRange;
 use super::sharing::TOTAL;
 use crate::base::id::{Ino, SegmentId};
@@ -16,7 +16,6 @@ use crate::format::extent::{Extent, Origin, Run};
 use crate::format::holders::{Holder, Holders};
 use crate::format::key;
 use crate::format::record::Record;
-use crate::format::segment::SegmentInfo;
 use crate::format::wire::Reader;
 use crate::index::Index;
 use std::collections::BTreeMap;
@@ -36,11 +35,10 @@ pub fn apply(
                 Move { from: (segment, position_bytes), first_frame, to }.apply(index, new_segment, dead)?;
             }
             Record::Forget { segment } => {
-                let k = key::segment(segment);
-                let known = index.get(&k)?.map(|v| SegmentInfo::decode(&v)).transpose()?;
+                let known = known_segment(index, segment)?;
                 // Where records were lost, something may be named in it yet: then that is all that says so.
                 if known.is_some_and(|info| info.live_bytes == 0) {
-                    index.change(vec![(k, None)]);
+                    index.change(vec![(key::segment(segment), None)]);
                 }
             }
             Record::Put { .. } | Record::Delete { .. } | Record::Install { .. } | Record::Punch { .. } => {}

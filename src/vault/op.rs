@@ -7,7 +7,6 @@
 use super::quota::Charges;
 use super::sealer::Job;
 use super::shared::Shared;
-use super::state::Event;
 use crate::base::lock::{Held, Shared as _};
 use crate::buffer::{FileBuffer, Part, Room, Written};
 use crate::format::record::Record;
@@ -107,12 +106,7 @@ impl<'a> Op<'a> {
         shared.index.change(self.changes);
         drop(batch);
         drop(self.batch);
-        if first {
-            shared.happened(Event::Changed, "");
-        }
         shared.last_op_ms.store(shared.world.elapsed().as_millis() as u64, Relaxed);
-        if pressed && !shared.pressed.swap(true, Relaxed) || first {
-            shared.wake_log();
-        }
+        shared.filled(first, pressed);
     }
 }

@@ -10,6 +10,7 @@
 //! On failure: a `RekeyFault`; the vault opens as before, and what was begun goes on with the next call.
 
 use super::alive::{self, Alive};
+use super::apply::known_segment;
 use super::open::{NotCovered, covered, index_path, keys_learnt};
 use super::pin::Pins;
 use super::place::remove_if_there;
@@ -363,9 +364,7 @@ impl Rekey {
         if self.backing.space()?.free_bytes < need_bytes {
             return Err(RekeyFault::NoRoom { need_bytes });
         }
-        let known = self.index.get(&key::segment(id)).map_err(VaultFault::from)?;
-        let known = known.map(|value| SegmentInfo::decode(&value)).transpose().map_err(VaultFault::from)?;
-        let live_bytes = known.map_or(0, |info| info.live_bytes);
+        let live_bytes = known_segment(&self.index, id)?.map_or(0, |info| info.live_bytes);
         let wanted = Wanted { alive: alive.of(&self.index, id)?, live_bytes, last, leave_out_damage };
         let sealed = reseal(&*self.backing, (&self.header, &self.keys), id, &wanted, &*self.world);
         let hurt = match sealed {

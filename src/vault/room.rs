@@ -46,8 +46,7 @@ impl Vault {
             return Ok(());
         }
         if self.holds_deleted() {
-            s.checkpoint_wanted.store(true, SeqCst);
-            s.wake_log();
+            s.want_checkpoint();
         }
         Err(VaultFault::BackingFull)
     }

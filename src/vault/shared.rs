@@ -35,7 +35,7 @@ use crate::format::segment::LogPosition;
 use crate::index::Index;
 use crossbeam_channel::{Receiver, Sender};
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock, Weak};
 use std::time::Duration;
 
@@ -256,6 +256,22 @@ impl Shared {
     /// Makes the log look whether a cut is due. Never blocks: one wake-up waiting is as good as many.
     pub fn wake_log(&self) {
         let _ = self.wake_in.try_send(());
+    }
+
+    /// Asks for a checkpoint.
+    pub fn want_checkpoint(&self) {
+        self.checkpoint_wanted.store(true, SeqCst);
+        self.wake_log();
+    }
+
+    /// Something was put into the batch that fills: the first of it, if that is so. `pressed` has it cut soon.
+    pub fn filled(&self, first: bool, pressed: bool) {
+        if first {
+            self.happened(Event::Changed, "");
+        }
+        if pressed && !self.pressed.swap(true, Relaxed) || first {
+            self.wake_log();
+        }
     }
 
     /// Something happened that may change the state; `why` is for the history. An event that the state refuses changes nothing.
