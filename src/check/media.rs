@@ -15,11 +15,8 @@ use crate::format::frame::Kind;
 use crate::format::group::{HEADER_BYTES, Header as GroupHeader};
 use crate::format::root::{MAGIC, ROOT_BYTES, ROOT_VERSION, ROOT_VERSION_1};
 use crate::seal::{Header, VaultKeys, read_header};
-use crate::segment::{
-    Body, SNAPSHOTS, Shapes, SnapshotReader, Unreadable, Walk, parse_file_name, parse_snapshot_name, path,
-    snapshot_path,
-};
-use crate::vault::{HEADER, HEADER_COPY, ROOTS};
+use crate::segment::{Body, Shapes, SnapshotReader, Unreadable, Walk, parse_file_name, path};
+use crate::vault::{HEADER, HEADER_COPY, ROOTS, list_snapshots_open};
 use std::io;
 use std::sync::Arc;
 
@@ -72,9 +69,12 @@ pub fn scrub_media(
         total += file.len()?;
         files.push((id, file));
     }
-    let snapshots = snapshots(backing, &mut total)?;
+    let snapshots = list_snapshots_open(&**backing)?;
+    for (_, file) in &snapshots {
+        total += file.len()?;
+    }
     let mut done = 0;
-    for (commit, file) in snapshots {
+    for (commit, file) in snapshots.into_iter().rev() {
         let len = file.len()?;
         let damage = match key {
             None => media.snapshot_shapes(file, commit)?,
@@ -99,21 +99,6 @@ pub fn scrub_media(
         progress(done, total);
     }
     Ok(media)
-}
-
-/// The files of the snapshots; a vault of before format 5 has none.
-fn snapshots(backing: &Arc<dyn Backing>, total: &mut u64) -> io::Result<Vec<(CommitSeq, Arc<dyn BackingFile>)>> {
-    let names = match backing.list(SNAPSHOTS) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        other => other?,
-    };
-    let mut files = Vec::new();
-    for commit in names.iter().filter_map(|name| parse_snapshot_name(name)) {
-        let file = backing.open(&snapshot_path(commit), Open::Read, Cache::Direct)?;
-        *total += file.len()?;
-        files.push((commit, file));
-    }
-    Ok(files)
 }
 
 impl Media {

@@ -84,7 +84,7 @@ pub use root::NAMES as ROOTS;
 pub use scrub::{Hurt, ScrubReport, ScrubState};
 pub use shared::SyncReply;
 pub use slots::{HandOver, Import, SlotFault, Slots};
-pub use snapshot::{Kept as KeptSnapshot, Known as KnownSnapshot};
+pub use snapshot::{Kept as KeptSnapshot, Known as KnownSnapshot, list_open as list_snapshots_open};
 pub use state::{Held as HeldState, State};
 pub use stats::{Line, Stats};
 pub use step::Choose;

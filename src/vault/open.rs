@@ -5,7 +5,7 @@
 //! On failure: an `OpenFault` that says in a sentence why not; nothing was changed that would matter.
 
 use super::pin::{PinStore, Pins, Remembered};
-use super::place::{EmergencyDir, Everywhere, Place, Places, remove_if_there};
+use super::place::{EmergencyDir, Everywhere, Place, Places, open_if_there, remove_if_there};
 use super::rebuild::{Anew, Sources, make_anew};
 use super::recover::{From, Recovered, recover};
 use super::reserve::RESERVE;
@@ -13,7 +13,7 @@ use super::shared::Shares;
 use super::start::start;
 use super::writer::is_full;
 use super::{HeaderTexts, OpenFault, OpenOptions, Vault, apply, header_file, root, snapshot};
-use crate::backing::{Backing, Cache, Open, ShadowBacking, read_file};
+use crate::backing::{Backing, ShadowBacking, read_file};
 use crate::base::id::{CommitSeq, Epoch, Generation, SegmentId, VaultId};
 use crate::base::limits::BUDGET_BYTES_MIN;
 use crate::base::world::World;
@@ -452,10 +452,7 @@ pub(super) fn learn_keys(
             if known.key == keys.number() {
                 continue;
             }
-            let file = match backing.open(&path(SegmentId(id)), Open::Read, Cache::Direct) {
-                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
-                other => other?,
-            };
+            let Some(file) = open_if_there(&**backing, &path(SegmentId(id)))? else { continue };
             // Most are as they were.
             let first = first_header(&*file, SegmentId(id)).ok().flatten();
             if first.is_some_and(|h| (h.epoch, h.salt, h.key) == (known.epoch, known.salt, known.key)) {

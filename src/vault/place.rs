@@ -232,6 +232,14 @@ fn probe_file(file: &dyn BackingFile) -> io::Result<()> {
     Ok(())
 }
 
+/// Opens a file to read it past all caches; `None` if there is none: segments and snapshots may go between listing and opening.
+pub fn open_if_there(backing: &dyn Backing, path: &str) -> io::Result<Option<Arc<dyn BackingFile>>> {
+    match backing.open(path, Open::Read, Cache::Direct) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        other => other.map(Some),
+    }
+}
+
 /// Removes a file; that there is none is as good.
 pub fn remove_if_there(backing: &dyn Backing, path: &str) -> io::Result<()> {
     match backing.remove(path) {

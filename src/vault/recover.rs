@@ -8,6 +8,7 @@
 //! Called by: `open`, before any thread runs. On failure: `Damaged`, if the log contradicts itself; I/O errors as they are.
 
 use super::apply::apply;
+use super::place::open_if_there;
 use super::shared::DeadRange;
 use super::{OpenFault, VaultFault};
 use crate::backing::{AlignedBuf, Backing, Cache, Open};
@@ -158,10 +159,10 @@ pub fn recover(
 ) -> Result<Recovered, OpenFault> {
     let all = list_segments(&**backing)?;
     let look_up = |id: SegmentId| {
-        let life = match backing.open(&path(id), Open::Read, Cache::Direct) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
-            file => {
-                let mut walk = Walk::new(file?, id, suite, vault);
+        let life = match open_if_there(&**backing, &path(id))? {
+            None => None,
+            Some(file) => {
+                let mut walk = Walk::new(file, id, suite, vault);
                 walk.next(keys).map_err(|e| VaultFault::Index(e.to_string().into()))?;
                 walk.context().map(|context| context.info())
             }

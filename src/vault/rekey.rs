@@ -13,7 +13,7 @@ use super::alive::{self, Alive};
 use super::apply::known_segment;
 use super::open::{NotCovered, covered, index_path, keys_learnt};
 use super::pin::Pins;
-use super::place::remove_if_there;
+use super::place::{open_if_there, remove_if_there};
 use super::recover::{last_commits, list_segments};
 use super::reseal::{Resealed, Wanted, reseal};
 use super::reseal_snapshots::Sealing;
@@ -34,7 +34,7 @@ use crate::seal::{
     Header, HeaderFault, KeySlot, MasterKey, OLD_KEYS_MAX, RecoveryKey, SlotKind, Unlock, VaultKeys, fitting_slots,
     header_mark, replace_slot, wrap_old_key, write_header,
 };
-use crate::segment::{Shapes, Unreadable, Walk, first_header, path, snapshot_path};
+use crate::segment::{Shapes, Unreadable, Walk, first_header, path};
 use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
@@ -493,7 +493,7 @@ fn is_blank(file: &dyn crate::backing::BackingFile) -> io::Result<bool> {
 pub fn under_old_keys(backing: &dyn Backing, current: KeyNumber) -> io::Result<(u64, u64)> {
     let (mut segments, mut bytes) = (0, 0);
     for id in list_segments(backing)? {
-        let file = backing.open(&path(id), Open::Read, Cache::Direct)?;
+        let Some(file) = open_if_there(backing, &path(id))? else { continue };
         let first = match first_header(&*file, id)? {
             None => Shapes::new(Arc::clone(&file), id).next(|_, _| true)?.map(|group| group.header),
             found => found,
@@ -509,8 +509,7 @@ pub fn under_old_keys(backing: &dyn Backing, current: KeyNumber) -> io::Result<(
 /// The lengths of the snapshots that are under another key than the one in force.
 pub(super) fn snapshots_under_old_keys(backing: &dyn Backing, current: KeyNumber) -> io::Result<Vec<u64>> {
     let mut lens = Vec::new();
-    for number in snapshot::list(backing)? {
-        let file = backing.open(&snapshot_path(number), Open::Read, Cache::Direct)?;
+    for (number, file) in snapshot::list_open(backing)? {
         let first = Shapes::of_snapshot(Arc::clone(&file), SegmentId(number.0)).next(|_, _| true)?;
         if first.is_some_and(|group| group.header.key != current) {
             lens.push(file.len()?);

@@ -7,7 +7,7 @@
 //! On failure: the disk's error; what was begun goes with the value that makes it.
 
 use super::VaultFault;
-use super::place::remove_if_there;
+use super::place::{open_if_there, remove_if_there};
 use super::shared::Shared;
 use crate::backing::{Backing, BackingFile, Cache, Open};
 use crate::base::choice::SuiteId;
@@ -62,13 +62,17 @@ pub fn list(backing: &dyn Backing) -> io::Result<Vec<CommitSeq>> {
     Ok(all)
 }
 
+/// The same, open to be read; one that goes meanwhile is none.
+pub fn list_open(backing: &dyn Backing) -> io::Result<Vec<(CommitSeq, Arc<dyn BackingFile>)>> {
+    let open = |number| Ok(open_if_there(backing, &snapshot_path(number))?.map(|file| (number, file)));
+    list(backing)?.into_iter().filter_map(|number| open(number).transpose()).collect()
+}
+
 /// What a mount begins with.
 pub fn found(backing: &dyn Backing) -> io::Result<Vec<Kept>> {
-    let kept = |number| {
-        let len_bytes = backing.open(&snapshot_path(number), Open::Read, Cache::Direct)?.len()?;
-        Ok(Kept { number, len_bytes, known: Known::Nothing })
-    };
-    list(backing)?.into_iter().map(kept).collect()
+    let kept =
+        |(number, file): (_, Arc<dyn BackingFile>)| Ok(Kept { number, len_bytes: file.len()?, known: Known::Nothing });
+    list_open(backing)?.into_iter().map(kept).collect()
 }
 
 /// Makes the directory ready for a mount that writes: it is there, nothing half made is in it, and nothing of commits that the

@@ -9,7 +9,7 @@
 use super::place::remove_if_there;
 use super::recover::list_segments;
 use super::shared::Shared;
-use super::snapshot::{Kept, Known, Making, list, replay_from_all};
+use super::snapshot::{Kept, Known, Making, list_open, replay_from_all};
 use super::writer::is_full;
 use super::{Vault, VaultFault, reserve_bytes};
 use crate::backing::{Cache, Open};
@@ -138,8 +138,9 @@ impl Keeper {
                     match making.give_name(&read) {
                         Ok(kept) => {
                             (self.log_before, self.log_at) = (Some(0), log_at);
-                            shared.stats.snapshots.add(1);
                             take_in(shared, kept);
+                            // Counted when it is among those kept: who waits for one would ask for another otherwise.
+                            shared.stats.snapshots.add(1);
                             shared.progress.notify();
                         }
                         Err(e) => self.failed(shared, &e.into()),
@@ -267,31 +268,30 @@ fn learn(shared: &Shared, number: CommitSeq, known: Known) {
         shared.stats.error(shared.world.now(), said);
         shared.snapshot_wanted.store(true, SeqCst);
     }
-    if let Some(kept) = shared.snapshots.held().iter_mut().find(|kept| kept.number == number) {
+    // One that was given up meanwhile stays given up, however it reads.
+    let is_it = |kept: &&mut Kept| kept.number == number && kept.known == Known::Nothing;
+    if let Some(kept) = shared.snapshots.held().iter_mut().find(is_it) {
         kept.known = known;
     }
 }
 
 /// A new snapshot is durable: of the others the newest one that holds is kept, and the rest goes.
 fn take_in(shared: &Shared, new: Kept) {
-    let mut kept = shared.snapshots.held();
-    kept.retain(|other| other.number != new.number);
-    let is = |known: fn(&Known) -> bool| kept.iter().position(|other| known(&other.known));
-    let whole = is(|known| matches!(known, Known::Whole { .. }));
-    let stays = whole.or(is(|known| *known == Known::Nothing));
-    let (mut left, mut gone) = (vec![new], Vec::new());
-    for (at, other) in std::mem::take(&mut *kept).into_iter().enumerate() {
-        if stays == Some(at) { &mut left } else { &mut gone }.push(other);
-    }
-    *kept = left;
-    drop(kept);
-    for old in gone {
+    let others = || shared.snapshots.held().clone().into_iter().filter(|other| other.number != new.number);
+    let first = |known: fn(&Known) -> bool| others().find(|other| known(&other.known));
+    let whole = first(|known| matches!(known, Known::Whole { .. }));
+    let stays = whole.or_else(|| first(|known| *known == Known::Nothing)).map(|other| other.number);
+    for old in others().filter(|other| Some(other.number) != stays) {
         let removed = remove_if_there(&*shared.backing, &snapshot_path(old.number));
         if let Err(e) = removed.and_then(|()| shared.backing.sync_dir(SNAPSHOTS)) {
             // Only room is lost by it.
             log::warn!("the snapshot of commit {}: {e}", old.number);
         }
     }
+    // Told only now: whoever waits for it finds what is kept, and nothing else.
+    let mut kept = shared.snapshots.held();
+    kept.retain(|other| Some(other.number) == stays);
+    kept.insert(0, new);
 }
 
 impl Vault {
@@ -311,8 +311,7 @@ impl Vault {
         let (keys, of) = (&s.segments.keys(), (s.segments.suite, s.segments.vault));
         let newest = s.committed.held().seq;
         let mut spoiled = Vec::new();
-        for number in list(&*s.backing)? {
-            let file = s.backing.open(&snapshot_path(number), Open::Read, Cache::Direct)?;
+        for (number, file) in list_open(&*s.backing)? {
             let mut reader = SnapshotReader::new(file, number, of.0, of.1);
             let why = loop {
                 match reader.next(keys, &mut |_, _| ()) {
