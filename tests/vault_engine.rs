@@ -3,9 +3,10 @@
 //! buffers, frames at rest and holes alike.
 
 use std::sync::Arc;
-use strongroom::backing::{Backing, MemoryBacking};
+use strongroom::backing::{Backing, Cache, MemoryBacking, Open};
 use strongroom::base::choice::Compression;
 use strongroom::base::id::Ino;
+use strongroom::base::limits::{GROUP_BYTES_MAX, SEGMENT_BYTES};
 use strongroom::base::secret::Passphrase;
 use strongroom::base::world::{RealWorld, World};
 use strongroom::format::key;
@@ -487,4 +488,25 @@ fn a_torn_commit_whose_number_was_given_out_again_stays_dropped_when_the_index_i
     assert_eq!(vault.get(&key::inode(Ino(6))).unwrap(), None);
     assert_eq!((read(&vault, 5, 0, 6), read(&vault, 7, 0, 5)), (b"before".to_vec(), b"after".to_vec()));
     assert!(vault.stats().errors().is_empty());
+}
+
+/// A group has a header, a directory and padding to whole blocks beside its frames: with small commits that is more than they are.
+#[test]
+fn a_segment_is_as_long_as_it_should_be_also_if_commits_are_small() {
+    let disk = MemoryBacking::default();
+    fresh(&disk);
+    let vault = opened(&disk, &OpenOptions::default());
+    let files = || disk.list("segments").unwrap().into_iter().map(|name| format!("segments/{name}"));
+    let len = |path: String| disk.open(&path, Open::Read, Cache::Buffered).unwrap().len().unwrap();
+    let mut noise = Random(9);
+    // The first, the second, and one that lies ready behind it.
+    while files().count() < 3 {
+        let data: Vec<u8> = (0..512).flat_map(|_| noise.below(u64::MAX).to_le_bytes()).collect();
+        write(&vault, 10, noise.below(100) * 4096, &data);
+        vault.sync_wait().unwrap();
+    }
+    vault.close().unwrap();
+    let longest = files().map(len).max().unwrap();
+    let around = SEGMENT_BYTES - GROUP_BYTES_MAX as u64..=SEGMENT_BYTES + GROUP_BYTES_MAX as u64;
+    assert!(around.contains(&longest), "the longest segment has {longest} bytes");
 }

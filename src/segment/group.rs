@@ -65,6 +65,12 @@ impl GroupBuilder {
         self.buf.len()
     }
 
+    /// Bytes of the frames so far.
+    #[must_use]
+    pub fn frames_bytes(&self) -> usize {
+        self.buf.len() - HEADER_BYTES
+    }
+
     /// Whether frames of so many sealed bytes still fit, directory and table included.
     #[must_use]
     pub fn fits(&self, count: usize, sealed_bytes: usize) -> bool {

@@ -74,6 +74,7 @@ impl Drop for SealedRoom {
 
 struct Place {
     context: Arc<SegmentContext>,
+    /// Of the segment's room: by groups that are written, and by frames that are to be.
     taken_bytes: u64,
     next_turn: u64,
     generation: u64,
@@ -135,7 +136,7 @@ impl Cursor {
         place.context.id
     }
 
-    /// A job turned out to take `used` of the bytes set aside for it.
+    /// A job turned out to take `used` of the bytes set aside for it; of what a group has beside its frames nothing was.
     pub fn settle(&self, segment: SegmentId, set_aside: u64, used: u64) {
         let mut place = self.place.held();
         if place.context.id == segment {

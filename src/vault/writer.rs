@@ -85,6 +85,7 @@ impl Writer {
             return Ok(None);
         }
         let context = &self.segment.context;
+        let frames = self.builder.frames_bytes() as u64;
         let next = GroupBuilder::new(context, spare_buffer(shared));
         let image = std::mem::replace(&mut self.builder, next).finish(context, self.next_group);
         let (position, len) = (self.position, image.len() as u64);
@@ -94,6 +95,7 @@ impl Writer {
         shared.stats.log_write.record(began.elapsed());
         shared.stats.log_bytes.add(len);
         shared.log_since_checkpoint.fetch_add(len, Relaxed);
+        shared.cursor.settle(self.segment.context.id, 0, len - frames);
         self.position += len;
         self.next_group += 1;
         debug_assert_eq!(self.position % BLOCK_BYTES as u64, 0, "groups begin on blocks");
