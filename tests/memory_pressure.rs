@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use strongroom::backing::{Backing, Effect, Fault, MUTATING, MemoryBacking};
-use strongroom::base::limits::{MEMORY_PARTS, MEMORY_PARTS_MIN};
+use strongroom::base::limits::{MEMORY_BESIDE_BYTES, MEMORY_PARTS, MEMORY_PARTS_MIN, MEMORY_TRIM_PAUSE};
 use strongroom::base::world::{Memory, RealWorld, Time, World};
 use strongroom::vault::{EmergencyDir, OpenOptions, Vault, open};
 
@@ -24,6 +24,7 @@ const BUDGET_BYTES: u64 = 16 << 20;
 struct Scripted {
     now: Mutex<Duration>,
     available_bytes: AtomicU64,
+    resident_bytes: AtomicU64,
     trimmed: AtomicUsize,
 }
 
@@ -42,6 +43,9 @@ impl World for Scripted {
     }
     fn memory(&self) -> Option<Memory> {
         Some(Memory { total_bytes: MACHINE_BYTES, available_bytes: self.available_bytes.load(SeqCst) })
+    }
+    fn resident_bytes(&self) -> Option<u64> {
+        Some(self.resident_bytes.load(SeqCst))
     }
     fn trim(&self) {
         self.trimmed.fetch_add(1, SeqCst);
@@ -97,6 +101,37 @@ fn limits_follow_the_memory_that_is_left() {
     let said = vault.stats().history();
     assert!(said.iter().any(|line| line.text.contains("51 MiB of memory are left")), "{said:?}");
     vault.close().unwrap();
+}
+
+#[test]
+fn what_nobody_uses_goes_back_when_it_is_much_and_at_rest() {
+    let (world, vault) = opened(&small::made());
+    let after = |seconds, resident_bytes| {
+        let before = world.trimmed.load(SeqCst);
+        world.resident_bytes.store(resident_bytes, SeqCst);
+        (0..seconds).for_each(|n| {
+            small::write(&vault, 10 + n);
+            world.seconds(&vault, 1, MACHINE_BYTES / 2);
+        });
+        world.trimmed.load(SeqCst) - before
+    };
+    assert_eq!(after(60, BUDGET_BYTES + MEMORY_BESIDE_BYTES), 0, "as much as may be");
+    let pause = MEMORY_TRIM_PAUSE.as_secs();
+    assert_eq!(after(3 * pause, BUDGET_BYTES + MEMORY_BESIDE_BYTES + 1), 3, "too much, and it is not enough each time");
+    assert_eq!(after(60, BUDGET_BYTES), 0, "no longer");
+    let before = world.trimmed.load(SeqCst);
+    world.seconds(&vault, 200, MACHINE_BYTES / 2);
+    assert_eq!(world.trimmed.load(SeqCst) - before, 1, "once, when it came to rest");
+    vault.close().unwrap();
+}
+
+#[test]
+fn the_memory_of_this_process_is_known() {
+    let world = RealWorld::default();
+    let before = world.resident_bytes().unwrap();
+    let touched = std::hint::black_box(vec![1u8; 64 << 20]);
+    let more = world.resident_bytes().unwrap() - before;
+    assert!((60 << 20..100 << 20).contains(&more), "{more} bytes more, with {} of them touched", touched.len());
 }
 
 #[test]

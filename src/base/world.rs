@@ -66,6 +66,10 @@ pub trait World: Send + Sync {
     fn memory(&self) -> Option<Memory> {
         None
     }
+    /// How much of it this process holds; `None` if that is not known.
+    fn resident_bytes(&self) -> Option<u64> {
+        None
+    }
     /// Gives memory that the allocator keeps for later back to the machine.
     fn trim(&self) {}
 }
@@ -102,6 +106,12 @@ impl World for RealWorld {
             total_bytes: c.total_memory,
             available_bytes: c.total_memory.saturating_sub(c.rss).min(available_bytes),
         }))
+    }
+    fn resident_bytes(&self) -> Option<u64> {
+        let (mut system, this) = (sysinfo::System::new().ok()?, sysinfo::Pid::from_u32(std::process::id()));
+        let memory = sysinfo::ProcessRefreshKind::nothing().with_memory().without_tasks();
+        system.refresh_processes_specifics(sysinfo::ProcessesToUpdate::Some(&[this]), false, memory);
+        system.process(this).map(sysinfo::Process::memory)
     }
     fn trim(&self) {
         #[cfg(target_env = "gnu")]

@@ -16,7 +16,7 @@ use super::writer::is_full;
 use super::{VaultFault, home, reserve_bytes, root, totals};
 use crate::backing::{BackingFile, Cache, Open};
 use crate::base::id::{Generation, SegmentId};
-use crate::base::limits::{ALLOCATE_STEP_BYTES, BLOCK_BYTES, CHECKPOINT_IDLE};
+use crate::base::limits::{ALLOCATE_STEP_BYTES, BLOCK_BYTES};
 use crate::base::lock::Held;
 use crate::format::key;
 use crate::format::record::Counters;
@@ -218,15 +218,9 @@ impl Actor for Housekeeper {
     }
 }
 
-/// After a while without operations, what the overlay holds is stored, so that a crash then has nothing to replay; and buffers
-/// that nobody needs are let go of.
+/// After a while without operations, what the overlay holds is stored, so that a crash then has nothing to replay.
 fn ask_when_idle(shared: &Shared) {
-    let last = Duration::from_millis(shared.last_op_ms.load(Relaxed));
-    let idle = shared.world.elapsed().saturating_sub(last) >= CHECKPOINT_IDLE;
-    if idle {
-        shared.pool.leave(shared.shares.idle_pool_bytes());
-    }
-    if idle && shared.index.overlay_entries() > 0 && !shared.progress.is_stopped() {
+    if shared.is_idle() && shared.index.overlay_entries() > 0 && !shared.progress.is_stopped() {
         shared.want_checkpoint();
     }
 }

@@ -26,7 +26,7 @@ use super::{VaultFault, reserve_bytes};
 use crate::backing::{AlignedBuf, Backing, Space};
 use crate::base::choice::{Compression, Verify};
 use crate::base::id::{Ino, SegmentId};
-use crate::base::limits::AWAY_RESERVE_BYTES;
+use crate::base::limits::{AWAY_RESERVE_BYTES, CHECKPOINT_IDLE};
 use crate::base::lock::Held;
 use crate::base::world::World;
 use crate::buffer::{Budget, FileBuffer, Pool};
@@ -256,6 +256,12 @@ impl Shared {
     /// Makes the log look whether a cut is due. Never blocks: one wake-up waiting is as good as many.
     pub fn wake_log(&self) {
         let _ = self.wake_in.try_send(());
+    }
+
+    /// Whether nothing has been changed for a while.
+    pub fn is_idle(&self) -> bool {
+        let last = Duration::from_millis(self.last_op_ms.load(Relaxed));
+        self.world.elapsed().saturating_sub(last) >= CHECKPOINT_IDLE
     }
 
     /// Asks for a checkpoint.
