@@ -10,7 +10,7 @@
 
 mod common;
 
-use common::{TestVault, memory_high_water_bytes, needs_root, setting};
+use common::{BESIDE_BUDGET_BYTES, TestVault, memory_high_water_bytes, needs_root, setting};
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, chown};
@@ -28,8 +28,6 @@ const FILE_BYTES: u64 = 64 * MIB;
 const ENOUGH_BYTES: u64 = 64 * MIB;
 /// As small as a small budget is.
 const BUDGET_BYTES: u64 = 32 * MIB;
-/// What the daemon may need beside its budget: its code, stacks, the allocator's slack.
-const BESIDE_BUDGET_BYTES: u64 = 64 * MIB;
 
 /// What a user does: how many writers, how much in a call, how large files get, and whether all write to one.
 #[derive(Clone, Copy)]

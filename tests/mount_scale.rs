@@ -13,7 +13,7 @@
 mod common;
 
 use common::rng::Rng;
-use common::{TestVault, memory_high_water_bytes, setting};
+use common::{BESIDE_BUDGET_BYTES, TestVault, memory_high_water_bytes, setting};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -21,9 +21,6 @@ use std::time::{Duration, Instant};
 
 const MIB: u64 = 1 << 20;
 const DIRECTORIES_MAX: u64 = 1000;
-
-/// What the daemon needs beside its budget: its code, stacks, the allocator's slack.
-const BESIDE_BUDGET_BYTES: u64 = 64 * MIB;
 
 /// The files that are to be there.
 struct Files {

@@ -2,16 +2,17 @@
 //!
 //! Method: every stressor of the class, and those of mappings and copies beside it, is run by two processes in a directory
 //! of the mount, verifying what it does. What says that it cannot run here is asked again on the disk's own filesystem.
-//! Promise: none fails; none that runs on the disk's own filesystem is refused by the mount; the vault is whole afterwards.
+//! Promise: none fails; none that runs on the disk's own filesystem is refused by the mount; the vault is whole afterwards, and the
+//! daemon's memory stayed within its budget and what is promised beside it.
 //! `STRONGROOM_STRESS_SECONDS` (of each) asks for more.
 
-#![allow(clippy::unwrap_used, reason = "a test may")]
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test may")]
 
 mod common;
 
 use common::disk::Disk;
 use common::tools::on_path;
-use common::{TestVault, output, run, setting};
+use common::{BESIDE_BUDGET_BYTES, TestVault, memory_high_water_bytes, output, run, setting};
 use std::collections::VecDeque;
 use std::fs;
 use std::path::Path;
@@ -24,6 +25,9 @@ const BESIDE: [&str; 9] =
 
 /// Of the class, but nothing that a mounted directory could be blamed for: they work on other filesystems.
 const ELSEWHERE: [&str; 4] = ["binderfs", "bind-mount", "ioprio", "procfs"];
+
+/// The default of a machine with half a GiB.
+const BUDGET_BYTES: u64 = 64 << 20;
 
 /// How much each may write, so that the time is what bounds them.
 const SIZES: [&str; 20] = [
@@ -101,7 +105,7 @@ fn stressors() -> VecDeque<String> {
 
 #[test]
 fn no_stressor_of_filesystems_fails() {
-    let v = TestVault::mounted();
+    let v = TestVault::mounted_with(&[&format!("budget={BUDGET_BYTES}")]);
     let todo = Mutex::new(stressors());
     let count = todo.lock().unwrap().len();
     assert!(count > 40, "only {count} stressors: it is not the class that was meant");
@@ -123,6 +127,9 @@ fn no_stressor_of_filesystems_fails() {
     assert!(found.is_empty(), "{}", found.join("\n"));
     let passed = passed.into_inner().unwrap();
     assert!(passed > 40, "only {passed} of {count} ran");
+    let high = memory_high_water_bytes(v.pid());
+    eprintln!("VmHWM {} MiB, budget {} MiB", high >> 20, BUDGET_BYTES >> 20);
+    assert!(high <= BUDGET_BYTES + BESIDE_BUDGET_BYTES, "the daemon held {} MiB", high >> 20);
     v.umount();
     v.check();
 }

@@ -57,6 +57,9 @@ pub fn needs_root(why: &str) {
     assert!(is_root(), "this test needs root, to {why}: run it as root, or leave it out with --skip");
 }
 
+/// What the daemon may need beside its budget: its code, stacks, the allocator's slack.
+pub const BESIDE_BUDGET_BYTES: u64 = 64 << 20;
+
 /// Highest resident memory of a process, in bytes.
 pub fn memory_high_water_bytes(pid: i32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
