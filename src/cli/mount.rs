@@ -502,9 +502,10 @@ fn budget_for(memory_bytes: u64) -> u64 {
 }
 
 /// Keeps the allocator from holding far more than the budget: glibc takes up to eight arenas per core, and what is freed in
-/// one is no use to another, so there is one (two held 20 MiB more and were no faster, measured on two cores); and after the first large block it raises its own threshold for mapping
-/// blocks to 32 MiB, so that they fragment the heap for good. Chunks and groups (128 KiB to 1 MiB) stay below the
-/// threshold: mapping those anew each time costs a page fault per 4 KiB.
+/// one is no use to another, so there is one (two held 20 MiB more and were no faster, measured on two cores); and after
+/// the first large block it raises its own threshold for mapping blocks to 32 MiB, so that they fragment the heap for
+/// good. Chunks and groups (128 KiB to 1 MiB) stay below the threshold: mapping those anew each time costs a page fault
+/// per 4 KiB.
 fn bound_memory() {
     #[cfg(target_env = "gnu")]
     // SAFETY: plain settings of the allocator, before any other thread exists; a refusal leaves the defaults.
