@@ -6,13 +6,14 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
-use std::io;
+#[path = "common/held.rs"]
+mod held;
+
+use held::{Call, Gate, HeldDisk};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use strongroom::backing::{
-    Backing, BackingFile, Cache, Effect, Fault, MUTATING, MemoryBacking, Open, Space, read_file,
-};
+use strongroom::backing::{Backing, Effect, Fault, MUTATING, MemoryBacking, read_file};
 use strongroom::base::id::Ino;
 use strongroom::base::secret::Passphrase;
 use strongroom::base::world::{RealWorld, Time, World};
@@ -134,117 +135,35 @@ impl Pair {
     }
 }
 
-/// A disk whose flushes do not end while it is told so.
-#[derive(Clone)]
-struct Stalling {
-    disk: MemoryBacking,
-    stalled: Arc<(Mutex<bool>, Condvar)>,
-}
-
-struct StallingFile(Arc<dyn BackingFile>, Arc<(Mutex<bool>, Condvar)>);
-
-impl Stalling {
-    fn stall(&self, stalled: bool) {
-        *self.stalled.0.lock().unwrap() = stalled;
-        self.stalled.1.notify_all();
-    }
-}
-
-/// The disk stalls until this is dropped.
-struct Stalled<'a>(&'a Stalling);
-
-impl<'a> Stalled<'a> {
-    fn begin(disk: &'a Stalling) -> Self {
-        disk.stall(true);
-        Stalled(disk)
-    }
-}
-
-impl Drop for Stalled<'_> {
-    fn drop(&mut self) {
-        self.0.stall(false);
-    }
-}
-
-impl Backing for Stalling {
-    fn open(&self, path: &str, how: Open, cache: Cache) -> io::Result<Arc<dyn BackingFile>> {
-        Ok(Arc::new(StallingFile(self.disk.open(path, how, cache)?, Arc::clone(&self.stalled))))
-    }
-    fn make_dir(&self, path: &str) -> io::Result<()> {
-        self.disk.make_dir(path)
-    }
-    fn list(&self, path: &str) -> io::Result<Vec<String>> {
-        self.disk.list(path)
-    }
-    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        self.disk.rename(from, to)
-    }
-    fn remove(&self, path: &str) -> io::Result<()> {
-        self.disk.remove(path)
-    }
-    fn sync_dir(&self, path: &str) -> io::Result<()> {
-        self.disk.sync_dir(path)
-    }
-    fn space(&self) -> io::Result<Space> {
-        self.disk.space()
-    }
-    fn lock(&self, path: &str) -> io::Result<Box<dyn Send + Sync>> {
-        self.disk.lock(path)
-    }
-}
-
-impl BackingFile for StallingFile {
-    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        self.0.read_at(buf, offset)
-    }
-    fn read_device(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        self.0.read_device(buf, offset)
-    }
-    fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
-        self.0.write_all_at(buf, offset)
-    }
-    fn sync_data(&self) -> io::Result<()> {
-        let mut stalled = self.1.0.lock().unwrap();
-        while *stalled {
-            stalled = self.1.1.wait(stalled).unwrap();
+/// A disk whose flushes do not end while the gate is shut.
+fn stalling(disk: &MemoryBacking) -> (HeldDisk, Gate) {
+    let gate = Gate::default();
+    let passing = gate.clone();
+    let before = move |call, _: &str| {
+        if call == Call::Sync {
+            passing.pass();
         }
-        drop(stalled);
-        self.0.sync_data()
-    }
-    fn len(&self) -> io::Result<u64> {
-        self.0.len()
-    }
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        self.0.set_len(len)
-    }
-    fn preallocate(&self, len: u64) -> io::Result<()> {
-        self.0.preallocate(len)
-    }
-    fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.0.punch(offset, len)
-    }
-    fn is_direct(&self) -> bool {
-        true
-    }
+    };
+    (HeldDisk::new(disk, before), gate)
 }
 
 #[test]
 fn a_flush_that_does_not_end_makes_the_log_go_away() {
     let pair = Pair::new();
-    let home = Stalling { disk: pair.home.clone(), stalled: Arc::default() };
+    let (home, gate) = stalling(&pair.home);
     let options = OpenOptions { flush_deadline: Duration::from_millis(300), ..pair.options() };
-    let vault = open(Arc::new(home.clone()), &unlock(), &options, Arc::clone(&pair.world)).unwrap();
+    let vault = open(Arc::new(home), &unlock(), &options, Arc::clone(&pair.world)).unwrap();
     let data = noise(8, 200_000);
     write(&vault, 10, 0, &data).unwrap();
     vault.sync_wait().unwrap();
-    home.stall(true);
+    let stalled = gate.shut();
     write(&vault, 11, 0, &data).unwrap();
     vault.sync_wait().expect("the emergency directory takes it");
     assert_eq!(vault.state(), State::Backup);
     assert_eq!(read(&pair.cut().open(), 11, 200_000), data, "after a power cut, from the emergency directory");
     write(&vault, 12, 0, &data).unwrap();
     vault.sync_wait().unwrap();
-    home.stall(false);
+    drop(stalled);
     pair.wait(&vault, "coming home", || pair.segments_away() == 0 && vault.state() != State::Recovering);
     vault.close().unwrap();
     let vault = pair.open();
@@ -256,11 +175,11 @@ fn a_flush_that_does_not_end_makes_the_log_go_away() {
 #[test]
 fn while_the_disk_stalls_no_more_is_sealed_than_there_is_room_for() {
     let pair = Pair::new();
-    let home = Stalling { disk: pair.home.clone(), stalled: Arc::default() };
+    let (home, gate) = stalling(&pair.home);
     let options = OpenOptions { budget_bytes: 16 << 20, ..OpenOptions::default() };
-    let vault = open(Arc::new(home.clone()), &unlock(), &options, Arc::clone(&pair.world)).unwrap();
+    let vault = open(Arc::new(home), &unlock(), &options, Arc::clone(&pair.world)).unwrap();
     // The log gets no further than the file of its first segment. A test that fails must not wait for it.
-    let stalled = Stalled::begin(&home);
+    let stalled = gate.shut();
     let data = noise(9, 7 << 20);
     write(&vault, 10, 0, &data).unwrap();
     let room = options.budget_bytes / 16;

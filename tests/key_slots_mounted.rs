@@ -9,19 +9,20 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
+#[path = "common/held.rs"]
+mod held;
 #[path = "common/opening.rs"]
 mod opening;
 #[path = "common/small.rs"]
 mod small;
 
+use held::{Call, HeldDisk};
 use opening::{BOTH, Change, OLD, Opener, changes, headers, key_file, made, make, secret};
 use small::{check_all, has, overwrite, unlock, world, write};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
-use strongroom::backing::{
-    Backing, BackingFile, Cache, Effect, Fate, Fault, MUTATING, MemoryBacking, Open, Space, read_file,
-};
+use strongroom::backing::{Backing, Effect, Fate, Fault, MUTATING, MemoryBacking, read_file};
 use strongroom::seal::{Header, MasterKey, Unlock, add_slot, write_header};
 use strongroom::vault::{
     HEADER, HandOver, HeaderRefused, HeaderTexts, Import, OpenFault, OpenOptions, PinStore, SlotFault, Slots, Vault,
@@ -133,49 +134,19 @@ fn a_disk_that_lies_about_sync_is_caught() {
     assert!(caught, "this harness sees nothing");
 }
 
-/// A disk that is slow to give `vault.toml` its name, and says when it is about to.
-struct Slow {
-    disk: MemoryBacking,
-    naming: crossbeam_channel::Sender<()>,
-}
-
-impl Backing for Slow {
-    fn open(&self, path: &str, how: Open, cache: Cache) -> io::Result<Arc<dyn BackingFile>> {
-        self.disk.open(path, how, cache)
-    }
-    fn make_dir(&self, path: &str) -> io::Result<()> {
-        self.disk.make_dir(path)
-    }
-    fn list(&self, path: &str) -> io::Result<Vec<String>> {
-        self.disk.list(path)
-    }
-    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        if to == HEADER {
-            self.naming.send(()).unwrap();
-            // Long enough for a checkpoint that nothing holds up.
-            std::thread::sleep(Duration::from_millis(100));
-        }
-        self.disk.rename(from, to)
-    }
-    fn remove(&self, path: &str) -> io::Result<()> {
-        self.disk.remove(path)
-    }
-    fn sync_dir(&self, path: &str) -> io::Result<()> {
-        self.disk.sync_dir(path)
-    }
-    fn space(&self) -> io::Result<Space> {
-        self.disk.space()
-    }
-    fn lock(&self, path: &str) -> io::Result<Box<dyn Send + Sync>> {
-        self.disk.lock(path)
-    }
-}
-
 #[test]
 fn a_checkpoint_in_the_midst_of_a_change_names_no_header_that_is_not_there() {
     let disk = made();
     let (naming, named) = crossbeam_channel::bounded(1);
-    let slow: Arc<dyn Backing> = Arc::new(Slow { disk: disk.clone(), naming });
+    // It is slow to give the header its name, and says when it is about to.
+    let slow = HeldDisk::new(&disk, move |call, to| {
+        if (call, to) == (Call::Rename, HEADER) {
+            naming.send(()).unwrap();
+            // Long enough for a checkpoint that nothing holds up.
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    });
+    let slow: Arc<dyn Backing> = Arc::new(slow);
     let vault = lock(slow).unwrap().open(&unlock(), &OpenOptions::default(), world()).unwrap();
     write(&vault, 11);
     vault.checkpoint().unwrap();

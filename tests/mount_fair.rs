@@ -26,6 +26,8 @@ const FILE_BYTES: u64 = 64 * MIB;
 /// then in pauses of up to 200 ms, so that the first MiBs go to whoever was quicker (measured beside readers, the smallest part of
 /// an equal share: 0.4 where a user got 7 MiB, 0.7 at 35 MiB, 0.9 at 110 MiB).
 const ENOUGH_BYTES: u64 = 64 * MIB;
+/// Who has not got that by then beside others is starved, whatever the shares are.
+const LONGEST: Duration = Duration::from_secs(600);
 /// As small as a small budget is.
 const BUDGET_BYTES: u64 = 32 * MIB;
 
@@ -75,7 +77,7 @@ fn written(v: &TestVault, users: &[Habit]) -> Vec<u64> {
                     let (mut n, mut at, mut file) = (0, 0, open(0));
                     begin.wait();
                     let began = Instant::now();
-                    while began.elapsed() < least || all.load(SeqCst) < enough {
+                    while began.elapsed() < least || all.load(SeqCst) < enough && began.elapsed() < LONGEST {
                         file.write_all_at(&data, first + at).unwrap();
                         total.fetch_add(data.len() as u64, SeqCst);
                         all.fetch_add(data.len() as u64, SeqCst);
@@ -89,7 +91,9 @@ fn written(v: &TestVault, users: &[Habit]) -> Vec<u64> {
             }
         }
     });
-    totals.into_iter().map(AtomicU64::into_inner).collect()
+    let totals = totals.into_iter().map(AtomicU64::into_inner).collect();
+    assert!(all.into_inner() >= enough, "after {LONGEST:?} the users have written no more than {totals:?} bytes");
+    totals
 }
 
 /// Users who got less than half of an equal share, each with what part of an equal share it was.

@@ -2,7 +2,12 @@
 //! Promise: what was synced is there after a power cut, whole; what was not may be missing, never invented; reads show
 //! buffers, frames at rest and holes alike.
 
+#[path = "common/held.rs"]
+mod held;
+
+use held::{Call, Gate, HeldDisk};
 use std::sync::Arc;
+use std::time::Duration;
 use strongroom::backing::{Backing, Cache, MemoryBacking, Open};
 use strongroom::base::choice::Compression;
 use strongroom::base::id::Ino;
@@ -509,4 +514,42 @@ fn a_segment_is_as_long_as_it_should_be_also_if_commits_are_small() {
     let longest = files().map(len).max().unwrap();
     let around = SEGMENT_BYTES - GROUP_BYTES_MAX as u64..=SEGMENT_BYTES + GROUP_BYTES_MAX as u64;
     assert!(around.contains(&longest), "the longest segment has {longest} bytes");
+}
+
+#[test]
+fn what_is_written_does_not_wait_behind_what_is_read_ahead() {
+    let disk = MemoryBacking::default();
+    fresh(&disk);
+    let gate = Gate::default();
+    let passing = gate.clone();
+    let reader = std::thread::current().id();
+    // Only the reader and the verifier get anything from this disk while the gate is shut.
+    let before = move |call, path: &str| {
+        let me = std::thread::current();
+        if call == Call::Read && path.starts_with("segments/") && me.id() != reader && me.name() != Some("verify") {
+            passing.pass();
+        }
+    };
+    let options = OpenOptions { workers: 2, ..OpenOptions::default() };
+    let vault = open(Arc::new(HeldDisk::new(&disk, before)), &unlock(), &options, world()).expect("it opens");
+    let data = noise(4 << 20);
+    write(&vault, 10, 0, &data);
+    vault.sync_wait().expect("nothing fails");
+    // It goes on where it was only as long as somebody has the file open.
+    let file = vault.file(Ino(10));
+    let shut = gate.shut();
+    for at in [0, 1 << 17] {
+        assert_eq!(read(&vault, 10, at, 1 << 17), data[at as usize..][..1 << 17], "the reader itself gets on");
+    }
+    gate.wait_for(2);
+    write(&vault, 11, 0, &data);
+    let (done, answer) = std::sync::mpsc::channel();
+    vault.sync(Box::new(move |result| done.send(result.is_ok()).expect("it is waited for")));
+    assert_eq!(
+        answer.recv_timeout(Duration::from_secs(30)),
+        Ok(true),
+        "both workers wait for the disk with the readers"
+    );
+    drop((shut, file));
+    vault.close().expect("all is written");
 }

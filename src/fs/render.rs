@@ -49,6 +49,7 @@ fn gauges(g: &Gauges, usage: &Usage, pending_bytes: u64, nodes: usize) -> Vec<(&
         ("overlay_bytes", "Their bytes.", g.overlay_bytes),
         ("waiting_writers", "Writers waiting for the byte budget.", g.waiting_writers),
         ("sealer_queue", "Chunks waiting for a worker.", g.sealer_queue),
+        ("ahead_queue", "Pieces of files waiting to be read ahead.", g.ahead_queue),
         ("log_queue", "Frames waiting for the log writer.", g.log_queue),
         ("verify_queue", "Groups waiting to be read back.", g.verify_queue),
         ("workers", "Workers.", g.workers),
@@ -88,7 +89,8 @@ impl FileSystem {
                 "waiting_writers",
             ])?,
             "workers" => {
-                let queues = self.gauge_table(&["workers", "sealer_queue", "log_queue", "verify_queue"])?;
+                let queues =
+                    self.gauge_table(&["workers", "sealer_queue", "log_queue", "verify_queue", "ahead_queue"])?;
                 format!("{queues}read-back     {}\n", vault.verify_source())
             }
             "quota" => self.quota_text()?,

@@ -213,6 +213,10 @@ impl Filesystem for Requests {
         if let Err(nearest) = config.set_max_background(FUSE_BACKGROUND_MAX) {
             let _ = config.set_max_background(nearest);
         }
+        // As many as those: with fewer, what readers have under way would keep the kernel from writing back.
+        if let Err(nearest) = config.set_congestion_threshold(FUSE_BACKGROUND_MAX) {
+            let _ = config.set_congestion_threshold(nearest);
+        }
         Ok(())
     }
 

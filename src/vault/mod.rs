@@ -7,6 +7,7 @@
 //! counts. Called by: `fs`, `check`, `cli`.
 //! On failure: `VaultFault` while running, `OpenFault` before.
 
+mod ahead;
 mod alive;
 mod apply;
 mod batch;
@@ -465,6 +466,7 @@ impl Vault {
         let mut flushed = self.sync_and_retire();
         s.closing.store(true, SeqCst);
         s.progress.close(&s.dirty);
+        s.wishes.close();
         // The log first, for it may still need the workers; it tells the verifier, and that the housekeeper.
         s.wake_log();
         if let Some(stepper) = &s.stepper {

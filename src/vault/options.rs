@@ -143,6 +143,8 @@ pub struct Gauges {
     pub waiting_writers: u64,
     /// Jobs waiting for a worker.
     pub sealer_queue: u64,
+    /// Pieces of files waiting to be read ahead.
+    pub ahead_queue: u64,
     /// Sealed frames waiting for the log.
     pub log_queue: u64,
     /// Groups waiting for the verifier.

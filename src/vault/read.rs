@@ -3,11 +3,10 @@
 //! Promise: every byte handed out comes from a buffer, from a frame that opened under its own address, or is a zero of a
 //! hole; anything else is a fault. Why a moving index does no harm: a range that leaves a buffer is in the index before it
 //! does, and a frame that does not open is looked up once more before it is called damaged (its extent may just have been
-//! replaced, and its bytes given back). Called by: `fs`, and by a worker to read ahead. Takes: no lock while reading.
+//! replaced, and its bytes given back). Called by: `fs`, and by `ahead`. Takes: no lock while reading.
 //! On failure: `Damaged`, counted and noted in the error list.
 
 use super::cache::{FrameCache, FrameKey, Plain};
-use super::sealer::Job;
 use super::shared::Shared;
 use super::window::{Advice, WINDOW_BYTES};
 use super::{VaultFault, segment_info};
@@ -29,10 +28,6 @@ const SPAN_BYTES: u64 = 1 << 20;
 const SCRATCH_MIN: usize = 128 << 10;
 /// Dead bytes between two frames that are read along rather than making a second read.
 const GAP_BYTES: u64 = 32 << 10;
-/// How far to read ahead of a sequential reader.
-const AHEAD_BYTES: u64 = 2 << 20;
-/// How much of that one job reads.
-const AHEAD_JOB_BYTES: u64 = 512 << 10;
 /// Extents looked up at a time.
 const SCAN_MOST: usize = 512;
 
@@ -54,14 +49,7 @@ struct Wanted {
 /// Fills `out` with the file's bytes from `offset`.
 pub fn read(shared: &Shared, file: &Arc<FileBuffer>, offset: u64, out: &mut [u8]) -> Result<(), VaultFault> {
     out.fill(0);
-    if let Some((from, to)) = file.reads_ahead(offset, out.len(), AHEAD_BYTES) {
-        let mut at = from;
-        while at < to {
-            let end = (at / AHEAD_JOB_BYTES + 1) * AHEAD_JOB_BYTES;
-            shared.to_sealers(Job::Ahead { file: Arc::clone(file), from: at, to: end.min(to) });
-            at = end;
-        }
-    }
+    shared.wishes.note(file, offset, out.len());
     let sequential = offset > 0 && file.read_ahead.load(Relaxed) > offset + out.len() as u64;
     let mut tries_left = 2;
     loop {

@@ -105,6 +105,7 @@ impl Vault {
             overlay_bytes: s.index.overlay_bytes() as u64,
             waiting_writers: s.dirty.waiting(),
             sealer_queue: s.jobs.len() as u64,
+            ahead_queue: s.wishes.waiting() as u64,
             log_queue: s.sealed_in.len() as u64,
             verify_queue: s.verifying.load(Relaxed),
             workers: self.workers as u64,

@@ -1,7 +1,7 @@
 //! The workers: chunks and records in, sealed frames out.
 //!
 //! Promise (I1): a job takes its place in the log and its slots from the cursor when a worker picks it up, so no slot is
-//! given out twice, and the log can put jobs in order. Called by: `op`, `log` and `read` through the queue; calls `log`.
+//! given out twice, and the log can put jobs in order. Called by: `op`, `log` and the cleaner through the queue; calls `log`.
 //! On failure: nothing here fails; a job whose data no one needs any more is dropped unsealed.
 
 use super::shared::Shared;
@@ -11,7 +11,7 @@ use crate::base::choice::{Codec, Compression};
 use crate::base::id::{Ino, SegmentId, Slot};
 use crate::base::limits::{CHUNK_FRAMES_MAX, SEGMENT_BYTES, TAG_BYTES, UNIT_COMPRESSED_BYTES, UNIT_RAW_BYTES};
 use crate::base::lock::Held;
-use crate::buffer::{Budget, Chunk, FileBuffer, Pool};
+use crate::buffer::{Budget, Chunk, Pool};
 use crate::format::extent::Run;
 use crate::format::frame::Kind;
 use crate::format::group::Entry;
@@ -27,8 +27,6 @@ pub enum Job {
     Chunk { chunk: Arc<Chunk>, outstanding: Arc<AtomicU64> },
     /// Seal a piece of a batch's records.
     Records { bytes: Arc<Vec<u8>>, outstanding: Arc<AtomicU64> },
-    /// Read ahead of a sequential reader.
-    Ahead { file: Arc<FileBuffer>, from: u64, to: u64 },
 }
 
 /// What a worker gives to the log.
@@ -191,10 +189,6 @@ impl Worker {
     fn work(&mut self, job: Job, picker: MutexGuard<'_, ()>) {
         let shared = &self.shared;
         match job {
-            Job::Ahead { file, from, to } => {
-                drop(picker);
-                super::read::ahead(shared, &file, from, to);
-            }
             Job::Chunk { chunk, outstanding } => {
                 // The last holder is this job: overwritten or deleted since.
                 if Arc::strong_count(&chunk) == 1 {

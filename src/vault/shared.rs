@@ -4,6 +4,7 @@
 //! Called by: every file of `vault`. On failure: `nowhere` stops acknowledging until the log finds a place again, `give_up`
 //! until the vault is opened anew; buffers and reads stay.
 
+use super::ahead::Wishes;
 use super::batch::Batch;
 use super::cache::FrameCache;
 use super::handover::InForce;
@@ -162,6 +163,8 @@ pub struct Shared {
     pub group_buffers: Mutex<Vec<AlignedBuf>>,
     pub cache: FrameCache,
     pub windows: Windows,
+    /// What readers will want next.
+    pub wishes: Wishes,
     pub files: Mutex<Files>,
 
     pub cursor: Cursor,

@@ -4,6 +4,7 @@
 //! thread that panics stops all acknowledging, and says so. Without threads (`OpenOptions::stepped`) the same actors run
 //! inline. Called by: `open`. On failure: an `OpenFault`; what runs already ends with the value it was to be part of.
 
+use super::ahead::{Prefetcher, Wishes};
 use super::checkpoint::{self, Housekeeper};
 use super::cleaner::Cleaner;
 use super::flusher::{Flusher, Flushes};
@@ -58,7 +59,7 @@ pub(super) fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sy
     };
     let first = SegmentId(found.newest_segment.0 + 1);
     let stepped = options.stepped.is_some();
-    // A worker's job or a reader's look-ahead each holds bytes of the budget, so this queue is bounded by it.
+    // A worker's job holds bytes of the budget, so this queue is bounded by it.
     let (jobs_in, jobs) = crossbeam_channel::unbounded();
     let (sealed_in, sealed) = queue(stepped, 32);
     let (wake_in, wake) = crossbeam_channel::bounded(1);
@@ -118,6 +119,7 @@ pub(super) fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sy
         group_buffers: Mutex::default(),
         cache: cache::FrameCache::new(shares.cache_bytes),
         windows: Windows::new(shares.cache_bytes / 8),
+        wishes: Wishes::new(shares.cache_bytes),
         files: Mutex::default(),
         cursor: Cursor::new(first, Box::new(fresh)),
         pick: Mutex::default(),
@@ -193,6 +195,7 @@ pub(super) fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sy
 
     let workers = options.workers.max(1);
     let sealers: Vec<Worker> = (0..workers).map(|_| Worker::new(Arc::clone(&shared))).collect();
+    let prefetchers: Vec<Prefetcher> = (0..workers).map(|_| Prefetcher::new(Arc::clone(&shared))).collect();
     let verifier = Verifier::new(Arc::clone(&shared), to_verify, house_in.clone());
     let cleaner = shared.clean_bytes.map(|bytes| Cleaner::new(Arc::clone(&shared), bytes));
     let keeper = Housekeeper::new(Arc::clone(&shared), house, to_prepare);
@@ -203,6 +206,7 @@ pub(super) fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sy
     let running = if let Some(stepper) = &shared.stepper {
         let (to, flushes) = crossbeam_channel::unbounded();
         sealers.into_iter().for_each(|worker| stepper.add(Box::new(worker)));
+        prefetchers.into_iter().for_each(|prefetcher| stepper.add(Box::new(prefetcher)));
         let others: [Box<dyn Actor>; 4] = [
             Box::new(log(Flushes::to(to))),
             Box::new(Flusher::new(Arc::clone(&shared), flushes)),
@@ -225,6 +229,9 @@ pub(super) fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sy
         let mut threads = Vec::new();
         for (i, worker) in sealers.into_iter().enumerate() {
             threads.push(spawn(&shared, &format!("seal-{i}"), move || worker.run())?);
+        }
+        for (i, prefetcher) in prefetchers.into_iter().enumerate() {
+            threads.push(spawn(&shared, &format!("ahead-{i}"), move || prefetcher.run())?);
         }
         Running {
             workers: threads,

@@ -1,0 +1,144 @@
+//! A disk whose calls can be held up by the test.
+//!
+//! Promise: every call reaches the disk below, in the calling thread, once `before` has returned. Included by its path.
+
+#![allow(dead_code, reason = "each test program uses a part")]
+#![allow(clippy::unwrap_used, reason = "a test may")]
+
+use std::io;
+use std::sync::{Arc, Condvar, Mutex};
+use strongroom::backing::{Backing, BackingFile, Cache, MemoryBacking, Open, Space};
+
+/// What is about to be done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Call {
+    Read,
+    Sync,
+    Rename,
+}
+
+type Before = Arc<dyn Fn(Call, &str) + Send + Sync>;
+
+/// The disk; `before` is told of each call, with the path (of a rename the new one).
+#[derive(Clone)]
+pub struct HeldDisk {
+    disk: MemoryBacking,
+    before: Before,
+}
+
+struct HeldFile {
+    file: Arc<dyn BackingFile>,
+    path: String,
+    before: Before,
+}
+
+impl HeldDisk {
+    pub fn new(disk: &MemoryBacking, before: impl Fn(Call, &str) + Send + Sync + 'static) -> HeldDisk {
+        HeldDisk { disk: disk.clone(), before: Arc::new(before) }
+    }
+}
+
+/// Where calls stop while it is shut.
+#[derive(Clone, Default)]
+pub struct Gate(Arc<(Mutex<(bool, usize)>, Condvar)>);
+
+impl Gate {
+    /// Waits until it is open.
+    pub fn pass(&self) {
+        let mut state = self.0.0.lock().unwrap();
+        state.1 += 1;
+        self.0.1.notify_all();
+        while state.0 {
+            state = self.0.1.wait(state).unwrap();
+        }
+        state.1 -= 1;
+    }
+
+    fn set(&self, open: bool) {
+        self.0.0.lock().unwrap().0 = !open;
+        self.0.1.notify_all();
+    }
+
+    /// Shut until what is given back is dropped.
+    pub fn shut(&self) -> Shut {
+        self.set(false);
+        Shut(self.clone())
+    }
+
+    /// Waits until so many wait for it to open.
+    pub fn wait_for(&self, waiting: usize) {
+        let mut state = self.0.0.lock().unwrap();
+        while state.1 < waiting {
+            state = self.0.1.wait(state).unwrap();
+        }
+    }
+}
+
+pub struct Shut(Gate);
+
+impl Drop for Shut {
+    fn drop(&mut self) {
+        self.0.set(true);
+    }
+}
+
+impl Backing for HeldDisk {
+    fn open(&self, path: &str, how: Open, cache: Cache) -> io::Result<Arc<dyn BackingFile>> {
+        let file = self.disk.open(path, how, cache)?;
+        Ok(Arc::new(HeldFile { file, path: path.to_owned(), before: Arc::clone(&self.before) }))
+    }
+    fn make_dir(&self, path: &str) -> io::Result<()> {
+        self.disk.make_dir(path)
+    }
+    fn list(&self, path: &str) -> io::Result<Vec<String>> {
+        self.disk.list(path)
+    }
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        (self.before)(Call::Rename, to);
+        self.disk.rename(from, to)
+    }
+    fn remove(&self, path: &str) -> io::Result<()> {
+        self.disk.remove(path)
+    }
+    fn sync_dir(&self, path: &str) -> io::Result<()> {
+        self.disk.sync_dir(path)
+    }
+    fn space(&self) -> io::Result<Space> {
+        self.disk.space()
+    }
+    fn lock(&self, path: &str) -> io::Result<Box<dyn Send + Sync>> {
+        self.disk.lock(path)
+    }
+}
+
+impl BackingFile for HeldFile {
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        (self.before)(Call::Read, &self.path);
+        self.file.read_at(buf, offset)
+    }
+    fn read_device(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.file.read_device(buf, offset)
+    }
+    fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        self.file.write_all_at(buf, offset)
+    }
+    fn sync_data(&self) -> io::Result<()> {
+        (self.before)(Call::Sync, &self.path);
+        self.file.sync_data()
+    }
+    fn len(&self) -> io::Result<u64> {
+        self.file.len()
+    }
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.file.set_len(len)
+    }
+    fn preallocate(&self, len: u64) -> io::Result<()> {
+        self.file.preallocate(len)
+    }
+    fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.file.punch(offset, len)
+    }
+    fn is_direct(&self) -> bool {
+        true
+    }
+}
