@@ -18,6 +18,7 @@ use std::path::Path;
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
+use strongroom::base::limits::BUDGET_BYTES_DEFAULT;
 
 const MIB: u64 = 1 << 20;
 /// A writer begins anew when its files have grown so far, so that the disk does not fill.
@@ -118,7 +119,7 @@ fn is_fair(name: &str, users: &[Habit]) {
     let mib: Vec<u64> = totals.iter().map(|t| t / MIB).collect();
     eprintln!("{name}: MiB by user {mib:?}");
     assert_eq!(starved(&totals), [], "bytes by user: {totals:?}");
-    stays_within_budget(&v);
+    stays_within(&v, BUDGET_BYTES);
     v.umount();
 }
 
@@ -126,10 +127,10 @@ fn time() -> Duration {
     Duration::from_secs(setting("STRONGROOM_FAIR_SECONDS", 8, 4))
 }
 
-fn stays_within_budget(v: &TestVault) {
+fn stays_within(v: &TestVault, budget_bytes: u64) {
     let high = memory_high_water_bytes(v.pid());
-    eprintln!("  VmHWM {} MiB, budget {} MiB", high / MIB, BUDGET_BYTES / MIB);
-    assert!(high <= BUDGET_BYTES + BESIDE_BUDGET_BYTES, "the daemon held {} MiB", high / MIB);
+    eprintln!("  VmHWM {} MiB, budget {} MiB", high / MIB, budget_bytes / MIB);
+    assert!(high <= budget_bytes + BESIDE_BUDGET_BYTES, "the daemon held {} MiB", high / MIB);
 }
 
 /// Tells the readers to stop, also where a writer failed.
@@ -188,8 +189,17 @@ fn one_huge_file_starves_none_of_thirty_one_who_write_small_ones() {
 
 #[test]
 fn readers_among_the_writers_leave_the_memory_within_the_budget() {
+    readers_and_writers(BUDGET_BYTES);
+}
+
+#[test]
+fn readers_among_the_writers_leave_the_memory_within_the_default_budget() {
+    readers_and_writers(BUDGET_BYTES_DEFAULT);
+}
+
+fn readers_and_writers(budget_bytes: u64) {
     needs_root("act as several users");
-    let v = TestVault::mounted_with(&[&format!("budget={BUDGET_BYTES}"), "allow_other"]);
+    let v = TestVault::mounted_with(&[&format!("budget={budget_bytes}"), "allow_other"]);
     // Half of it shrinks: then what is read from the disk is short, and read ahead of.
     let text = |n: u64| (0u64..).flat_map(move |i| format!("{n} and {i}\n").into_bytes()).take(24 << 20).collect();
     let noise = |n: u64| common::rng::Rng(n).bytes(24 << 20);
@@ -210,6 +220,6 @@ fn readers_among_the_writers_leave_the_memory_within_the_budget() {
         eprintln!("twelve readers among twenty writers: MiB by reader {read:?}");
         assert!(read.iter().all(|&mib| mib >= 24), "each read its file at least once: {read:?}");
     });
-    stays_within_budget(&v);
+    stays_within(&v, budget_bytes);
     v.umount();
 }

@@ -173,14 +173,21 @@ fn no_progress(still: Look) -> io::Error {
 
 /// An error of `syncfs`. The kernel also keeps an earlier one (a file that did not fit, deleted long ago) for whoever syncs
 /// next, once; the writer was told of it at fsync or close, and its pages are gone: that one is passed on as a warning. An
-/// error of a page that was dirty until now has been told to nobody else, and is ours.
+/// error of a page that was dirty until now has been told to nobody else, and is ours. Where the vault
+/// refused no write at all, it has everything that it was given.
 fn judge_push(path: &Path, e: io::Error, refused_before: Option<u64>, refused: Option<u64>) -> io::Result<()> {
     if refused_before.is_none() || refused != refused_before {
         return Err(e);
     }
-    let what = "an earlier write failed and is not in the vault (fsync or close said so to its program)";
-    print::complain(&format!("warning: {}: {what}: {e}", path.display()));
+    print::complain(&format!("warning: {}: {}: {e}", path.display(), earlier_error(refused)));
     Ok(())
+}
+
+fn earlier_error(refused: Option<u64>) -> &'static str {
+    match refused {
+        Some(0) => "the kernel keeps an error of an earlier call, but the vault refused no write since it was mounted",
+        _ => "an earlier write failed and is not in the vault (fsync or close said so to its program)",
+    }
 }
 
 /// What the daemon says of writing; `None` is what it does not say.
@@ -428,6 +435,12 @@ mod tests {
         for (before, after) in [(Some(3), Some(4)), (None, Some(3)), (Some(3), None), (None, None)] {
             assert!(judge(before, after).is_err(), "{before:?} {after:?}");
         }
+    }
+
+    #[test]
+    fn where_no_write_was_refused_none_is_said_to_be_missing() {
+        assert!(earlier_error(Some(0)).ends_with("the vault refused no write since it was mounted"));
+        assert!(earlier_error(Some(1)).starts_with("an earlier write failed"));
     }
 
     #[test]
