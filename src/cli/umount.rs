@@ -173,8 +173,8 @@ fn no_progress(still: Look) -> io::Error {
 
 /// An error of `syncfs`. The kernel also keeps an earlier one (a file that did not fit, deleted long ago) for whoever syncs
 /// next, once; the writer was told of it at fsync or close, and its pages are gone: that one is passed on as a warning. An
-/// error of a page that was dirty until now has been told to nobody else, and is ours. Where the vault
-/// refused no write at all, it has everything that it was given.
+/// error of a page that was dirty until now has been told to nobody else, and is ours. Where the vault refused no write at
+/// all, it has everything that it was given.
 fn judge_push(path: &Path, e: io::Error, refused_before: Option<u64>, refused: Option<u64>) -> io::Result<()> {
     if refused_before.is_none() || refused != refused_before {
         return Err(e);

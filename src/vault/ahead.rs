@@ -1,8 +1,9 @@
 //! Reading ahead of sequential readers, in threads of its own.
 //!
-//! Promise: what is written never waits behind what is read ahead, however slow the disk is; no more is on its way than
-//! half of what the cache holds, and a wish beyond that is dropped: the reader then reads it itself. Called by: `read`
-//! (puts wishes in). Takes: its own lock for a moment. Cannot fail: what fails here fails again, and is told, when it is read.
+//! Promise: what is written waits in no queue behind what is read ahead, however slow the disk is; no more waits to be read
+//! ahead than half of what the cache holds. Why it holds: no worker takes a wish, and one that finds the queue full is
+//! dropped: the reader then reads it itself. Called by: `read` (puts wishes in). Takes: its own lock for a moment.
+//! Cannot fail: what fails here fails again, and is told, when it is read.
 
 use super::read;
 use super::shared::Shared;
@@ -41,7 +42,8 @@ impl Wishes {
     pub fn note(&self, file: &Arc<FileBuffer>, offset: u64, len: usize) {
         let Some((mut from, end)) = file.reads_ahead(offset, len, AHEAD_BYTES) else { return };
         let put = self.put.held();
-        while let Some(put) = put.as_ref().filter(|_| from < end) {
+        let Some(put) = &*put else { return };
+        while from < end {
             let to = end.min((from / PIECE_BYTES + 1) * PIECE_BYTES);
             if put.try_send(Wish { file: Arc::clone(file), from, to }).is_err() {
                 return;
@@ -75,16 +77,20 @@ impl Prefetcher {
 
     /// Its life: until the wishes are closed.
     pub fn run(self) {
-        while let Ok(Wish { file, from, to }) = self.shared.wishes.take.recv() {
-            read::ahead(&self.shared, &file, from, to);
+        while let Ok(wish) = self.shared.wishes.take.recv() {
+            self.fulfil(&wish);
         }
+    }
+
+    fn fulfil(&self, wish: &Wish) {
+        read::ahead(&self.shared, &wish.file, wish.from, wish.to);
     }
 }
 
 impl Actor for Prefetcher {
     fn step(&mut self) -> bool {
-        let Ok(Wish { file, from, to }) = self.shared.wishes.take.try_recv() else { return false };
-        read::ahead(&self.shared, &file, from, to);
+        let Ok(wish) = self.shared.wishes.take.try_recv() else { return false };
+        self.fulfil(&wish);
         true
     }
 }

@@ -7,6 +7,7 @@
 
 use std::io;
 use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
 use strongroom::backing::{Backing, BackingFile, Cache, MemoryBacking, Open, Space};
 
 /// What is about to be done.
@@ -40,37 +41,42 @@ impl HeldDisk {
 
 /// Where calls stop while it is shut.
 #[derive(Clone, Default)]
-pub struct Gate(Arc<(Mutex<(bool, usize)>, Condvar)>);
+pub struct Gate(Arc<(Mutex<State>, Condvar)>);
+
+#[derive(Default)]
+struct State {
+    shut: bool,
+    waiting: usize,
+}
 
 impl Gate {
     /// Waits until it is open.
     pub fn pass(&self) {
         let mut state = self.0.0.lock().unwrap();
-        state.1 += 1;
+        state.waiting += 1;
         self.0.1.notify_all();
-        while state.0 {
+        while state.shut {
             state = self.0.1.wait(state).unwrap();
         }
-        state.1 -= 1;
+        state.waiting -= 1;
     }
 
-    fn set(&self, open: bool) {
-        self.0.0.lock().unwrap().0 = !open;
+    fn set(&self, shut: bool) {
+        self.0.0.lock().unwrap().shut = shut;
         self.0.1.notify_all();
     }
 
     /// Shut until what is given back is dropped.
     pub fn shut(&self) -> Shut {
-        self.set(false);
+        self.set(true);
         Shut(self.clone())
     }
 
     /// Waits until so many wait for it to open.
     pub fn wait_for(&self, waiting: usize) {
-        let mut state = self.0.0.lock().unwrap();
-        while state.1 < waiting {
-            state = self.0.1.wait(state).unwrap();
-        }
+        let (state, limit) = (self.0.0.lock().unwrap(), Duration::from_secs(30));
+        let (state, late) = self.0.1.wait_timeout_while(state, limit, |s| s.waiting < waiting).unwrap();
+        assert!(!late.timed_out(), "{} wait at the gate after {limit:?}, and not {waiting}", state.waiting);
     }
 }
 
@@ -78,7 +84,7 @@ pub struct Shut(Gate);
 
 impl Drop for Shut {
     fn drop(&mut self) {
-        self.0.set(true);
+        self.0.set(false);
     }
 }
 
