@@ -140,6 +140,12 @@ const EXCEPTIONS: &[(&str, &str, &str, &str)] = &[
         "counts this process' threads in /proc, for what binds one does not bind another",
     ),
     ("files", "fuse/groups.rs", "std::fs", "asks /proc for a caller's groups, which a request does not name"),
+    (
+        "files",
+        "fuse/privileges.rs",
+        "std::fs",
+        "asks /proc whether a caller may leave set-id bits, which a request does not say",
+    ),
 ];
 
 /// Files that need not say who calls them and what they promise: the crate's two doors, which say what lies behind.

@@ -4,6 +4,7 @@
 //! the change time. Called by: `fuse`, tests. On failure: nothing was changed.
 
 use super::node::{Node, State, is};
+use super::storage::is_storage;
 use super::xattr::known;
 use super::{Atime, Caller, FileSystem, FsFault};
 use crate::base::id::Ino;
@@ -75,6 +76,8 @@ pub struct SetAttr {
     pub mtime: Option<SetTime>,
     /// Last change of attributes; the present unless told.
     pub ctime: Option<Time>,
+    /// Whether the set-id bits of a file must go because of who asks; they also go with a change of owner.
+    pub drop_set_id: bool,
 }
 
 /// The mode after a write or change of owner by someone who may not keep the set-id bits.
@@ -105,6 +108,12 @@ impl FileSystem {
             return attr;
         }
         self.attr_of(&*self.pin(ino)?)
+    }
+
+    /// Whether an inode is a file with a set-user-ID or set-group-ID bit.
+    pub fn has_set_id(&self, ino: Ino) -> bool {
+        let bits = |mode: u32| mode & libc::S_IFMT == libc::S_IFREG && mode & (libc::S_ISUID | libc::S_ISGID) != 0;
+        !is_storage(ino) && self.pin(ino).is_ok_and(|pin| bits(pin.inode().mode))
     }
 
     /// Changes attributes.
@@ -164,6 +173,9 @@ impl FileSystem {
                 if caller.uid != 0 && set.mode.is_none() {
                     inode.mode = without_set_id(inode.mode);
                 }
+            }
+            if set.drop_set_id && is(inode, libc::S_IFREG) {
+                inode.mode = without_set_id(inode.mode);
             }
             inode.atime = set.atime.map_or(inode.atime, at);
             inode.mtime = set.mtime.map_or(inode.mtime, at);

@@ -6,6 +6,7 @@
 //! look-up repeated where the source has changed meanwhile. On failure: nothing was changed.
 
 use super::attr::without_set_id;
+use super::attribute_cache::Discarded;
 use super::{FileSystem, FsFault, WriteHow};
 use crate::base::id::Ino;
 use crate::base::limits::FILE_BYTES_MAX;
@@ -71,12 +72,16 @@ impl FileSystem {
             if how.drop_set_id {
                 state.inode.mode = without_set_id(state.inode.mode);
             }
-            if state.inode != before {
+            let after = state.inode;
+            if after != before {
                 Self::store(&mut op, to, &state);
             }
             op.commit();
             drop(state);
+            self.settle(to, &before, &after, Discarded::Content);
+            let read = source.inode();
             self.touch_atime(&source);
+            self.settle(from, &read, &source.inode(), Discarded::Nothing);
             return Ok(copied);
         }
         // Who writes to the source without a pause gets what a reader would.

@@ -5,6 +5,7 @@
 //! Called by: `fuse`, tests. On failure: nothing was changed.
 
 use super::attr::without_set_id;
+use super::attribute_cache::Discarded;
 use super::node::is;
 use super::{FileSystem, FsFault, Pin};
 use crate::base::id::Ino;
@@ -109,10 +110,13 @@ impl FileSystem {
         if how.drop_set_id {
             inode.mode = without_set_id(inode.mode);
         }
-        if *inode != before {
+        let after = *inode;
+        if after != before {
             Self::store(&mut op, ino, &state);
         }
         op.commit();
+        drop(state);
+        self.settle(ino, &before, &after, Discarded::Content);
         Ok(())
     }
 
@@ -149,14 +153,15 @@ impl FileSystem {
         let mut state = pin.state();
         let mut op = self.vault.begin();
         debug_assert!(is(&state.inode, libc::S_IFREG), "pin_file gives regular files only");
-        let mut after = state.inode;
+        let before = state.inode;
+        let mut after = before;
         if matches!(what, Fallocate::Extend | Fallocate::ZeroRange) {
             after.size = after.size.max(end);
         }
-        op.charge(ino, Some(&state.inode), Some(&after), Admit::WithinLimits)?;
+        op.charge(ino, Some(&before), Some(&after), Admit::WithinLimits)?;
         if matches!(what, Fallocate::PunchHole | Fallocate::ZeroRange | Fallocate::ZeroKeepSize) {
             // Behind the end there is nothing to take away.
-            op.punch(file, offset, end.min(state.inode.size));
+            op.punch(file, offset, end.min(before.size));
         }
         state.inode.size = after.size;
         // As ext4: the call changes the file, whether or not it had anything to change.
@@ -164,8 +169,11 @@ impl FileSystem {
         if drop_set_id {
             state.inode.mode = without_set_id(state.inode.mode);
         }
+        let after = state.inode;
         Self::store(&mut op, ino, &state);
         op.commit();
+        drop(state);
+        self.settle(ino, &before, &after, Discarded::Content);
         Ok(())
     }
 }

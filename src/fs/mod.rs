@@ -10,6 +10,7 @@
 
 mod acl;
 mod attr;
+mod attribute_cache;
 mod copy;
 mod data;
 mod directory;
@@ -28,6 +29,7 @@ mod table;
 mod xattr;
 
 pub use attr::{Attr, SetAttr, SetTime, Shown};
+pub use attribute_cache::AttributeCache;
 pub use data::{Fallocate, WriteHow};
 pub use directory::{DirEntry, Space};
 pub use errno::FsFault;
@@ -119,6 +121,8 @@ pub struct FileSystem {
     vault: Arc<Vault>,
     options: FsOptions,
     nodes: Nodes,
+    /// What must hear of attributes that change unasked.
+    above: attribute_cache::Above,
     /// Held by whoever changes directories.
     namespace: Mutex<()>,
     /// Held by whoever gives trees their numbers.
@@ -144,6 +148,7 @@ impl FileSystem {
             nodes: options.nodes_max.map_or_else(|| Nodes::within(vault.gauges().budget_bytes), Nodes::new),
             vault,
             options,
+            above: attribute_cache::Above::default(),
             namespace: Mutex::new(()),
             walks: Mutex::new(()),
             renamed_meanwhile: Mutex::default(),

@@ -7,6 +7,7 @@
 //! Called by: `fuse`, tests; `node` and `attr` for the lists; `data` and `copy` before they write. On failure: nothing was changed.
 
 use super::acl::{self, Which};
+use super::attribute_cache::Discarded;
 use super::node::{Node, State, is};
 use super::storage::is_storage;
 use super::{FileSystem, FsFault};
@@ -300,6 +301,7 @@ impl FileSystem {
         let now = self.now();
         let mut state = pin.state();
         let State { inode, xattrs } = &mut *state;
+        let before = *inode;
         let kept = match (which, acl) {
             (Which::Access, Some(acl)) => {
                 let (mode, kept) = acl.set_on(inode.mode);
@@ -311,8 +313,11 @@ impl FileSystem {
         let mut op = self.vault.begin();
         known(xattrs).set_acl(&mut op, ino, which, kept);
         inode.ctime = now;
+        let after = *inode;
         Self::store(&mut op, ino, &state);
         op.commit();
+        drop(state);
+        self.settle(ino, &before, &after, Discarded::ChangeTime);
         Ok(())
     }
 

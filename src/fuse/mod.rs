@@ -9,15 +9,17 @@ mod attr;
 mod door;
 mod groups;
 mod helper;
+mod privileges;
 mod requests;
 mod seek;
 
 pub use door::Admitted;
 
+use crate::base::id::Ino;
 use crate::base::limits::FUSE_THREADS;
-use crate::fs::FileSystem;
+use crate::fs::{AttributeCache, FileSystem};
 use door::Door;
-use fuser::{Config, Session, SessionACL};
+use fuser::{Config, INodeNo, Session, SessionACL};
 use requests::Requests;
 use seek::Kernel;
 use std::ffi::{CStr, CString};
@@ -114,6 +116,7 @@ pub fn serve(fs: Arc<FileSystem>, device: OwnedFd, options: &MountOptions, unmou
     // Each thread opens the device anew, which an ordinary user may not be allowed to.
     config.clone_fd = OpenOptions::new().read(true).write(true).open(DEVICE).is_ok();
     let kernel = Kernel::default();
+    fs.set_attribute_cache(Arc::new(kernel.clone()));
     let door = options.admitted.clone().map(Door::new);
     let session = Requests::new(fs, options.acl && options.kernel_checks(), kernel.clone(), door)
         .and_then(|requests| Session::from_fd(requests, device, SessionACL::All, config));
@@ -125,6 +128,19 @@ pub fn serve(fs: Arc<FileSystem>, device: OwnedFd, options: &MountOptions, unmou
         Err(e) => {
             let _ = unmount();
             Err(e)
+        }
+    }
+}
+
+impl AttributeCache for Kernel {
+    /// Takes no lock of a file in the kernel and waits for no page, so the thread that answers a request for a file may
+    /// call it for that file. A negative offset leaves the file's pages alone; waiting for those could wait for ourselves.
+    fn discard(&self, ino: Ino) {
+        const NO_PAGES: i64 = -1;
+        if let Some(notifier) = self.notifier()
+            && let Err(e) = notifier.inval_inode(INodeNo(ino.0), NO_PAGES, 0)
+        {
+            log::error!("inode {ino}: the kernel did not discard its attributes, and may show old ones: {e}");
         }
     }
 }

@@ -7,8 +7,8 @@
 
 use super::attr::{KEEP, file_attr, file_type, no_entry, sent, set_time, ttl};
 use super::door::Door;
-use super::groups;
 use super::seek::{self, Kernel, Seeker};
+use super::{groups, privileges};
 use crate::base::id::{Ino, ROOT_INO};
 use crate::base::limits::{FUSE_BACKGROUND_MAX, request_bytes};
 use crate::fs::{
@@ -121,6 +121,11 @@ impl Requests {
     /// path is walked past the door, also to what the kernel has in its caches.
     fn ttl(&self, a: &Attr) -> Duration {
         if self.door.is_some() && a.ino == ROOT_INO { Duration::ZERO } else { ttl(a) }
+    }
+
+    /// Whether a change by whoever asks takes a file's set-id bits, where the request does not say.
+    fn drops_set_id(&self, request: &Request, ino: INodeNo) -> bool {
+        self.fs.has_set_id(Ino(ino.0)) && !privileges::may_keep_set_id(request.pid())
     }
 
     fn entry(&self, reply: ReplyEntry, made: Answer<Attr>) {
@@ -267,7 +272,10 @@ impl Filesystem for Requests {
         reply: ReplyAttr,
     ) {
         let (atime, mtime, ctime) = (atime.map(set_time), mtime.map(set_time), ctime.map(sent));
-        let set = SetAttr { mode, uid, gid, size, atime, mtime, ctime };
+        // The kernel asks for no change at all where it removes privileges before a write, also one through overlayfs.
+        let is_bare = mode.is_none() && uid.is_none() && gid.is_none() && atime.is_none() && mtime.is_none();
+        let drop_set_id = (is_bare || size.is_some()) && self.drops_set_id(request, ino);
+        let set = SetAttr { mode, uid, gid, size, atime, mtime, ctime, drop_set_id };
         match self.run(request, OpKind::Setattr, ino, |fs, ino| fs.setattr(&caller(request, 0), ino, &set)) {
             Ok(a) => reply.attr(&self.ttl(&a), &file_attr(&a)),
             Err(e) => reply.error(e),
@@ -511,8 +519,7 @@ impl Filesystem for Requests {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        // Whoever may not set them may not leave them on what was changed; capabilities are not told, and root has them.
-        let drop_set_id = request.uid() != 0;
+        let drop_set_id = self.drops_set_id(request, ino);
         let call = |fs: &FileSystem, ino| {
             let what = Fallocate::from_mode(mode).ok_or(FsFault::Unsupported)?;
             fs.fallocate_by(ino, offset, length, what, drop_set_id)
@@ -551,7 +558,7 @@ impl Filesystem for Requests {
         reply: ReplyWrite,
     ) {
         // The kernel says of a write whether the set-id bits must go, and not of a copy.
-        let how = WriteHow { drop_set_id: request.uid() != 0, stamp: !self.writeback.load(Relaxed) };
+        let how = WriteHow { drop_set_id: self.drops_set_id(request, ino_out), stamp: !self.writeback.load(Relaxed) };
         // The answer has 32 bits.
         let len = len.min(u64::from(u32::MAX));
         let call =

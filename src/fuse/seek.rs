@@ -50,9 +50,13 @@ impl Kernel {
         self.0.held().take();
     }
 
+    /// The way, while the mount is live.
+    pub(super) fn notifier(&self) -> Option<Notifier> {
+        self.0.held().clone()
+    }
+
     fn let_go_of(&self, ino: Ino, (from, to): (u64, u64)) {
-        let notifier = self.0.held().clone();
-        let Some(notifier) = notifier else { return };
+        let Some(notifier) = self.notifier() else { return };
         // 0 stands for "to the end".
         let len = i64::try_from(to - from).ok().filter(|_| to < i64::MAX as u64).unwrap_or(0);
         // An inode it does not know has no pages; pages that became busy meanwhile are why there are several rounds.
