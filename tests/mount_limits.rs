@@ -174,7 +174,7 @@ fn storage_is_complete_finite_and_not_in_the_way() {
     assert_eq!(listed, ["file"], "the root lists what a program did not put there");
     let inside: BTreeSet<_> =
         fs::read_dir(v.path(".storage")).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
-    for name in FILES.into_iter().chain(["version", "scrub", "control"]) {
+    for name in FILES.into_iter().chain(["version", "scrub", "control", "unsaved"]) {
         assert!(inside.contains(name), "/.storage does not list {name}: {inside:?}");
     }
     for refused in [fs::remove_dir_all(v.path(".storage")), fs::write(v.path(".storage/state"), "ready")] {

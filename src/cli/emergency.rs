@@ -5,12 +5,14 @@
 //! Called by: `mount`, `recover`, `check`. On failure: a sentence and `Exit::EmergencyNeeded` or `Exit::Io`.
 
 use super::exit::{Exit, Failure};
+use super::last_word::LastWord;
 use super::mounts;
 use super::options::Emergency;
 use super::print;
 use crate::backing::{Backing, DirBacking};
+use crate::base::id::Ino;
 use crate::fs;
-use crate::vault::{EmergencyDir, OpenOptions, Vault};
+use crate::vault::{EmergencyDir, OpenOptions, Vault, VaultFault};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -75,36 +77,63 @@ pub fn find(path: &str) -> Option<EmergencyDir> {
     })
 }
 
-/// Closes a vault; what that came to, said and as a code.
-pub fn close(vault: &Vault, path: &Path) -> Exit {
+/// Closes a vault and reports what that came to: to the log, on stderr, and as the daemon's last word.
+pub fn close(vault: &Vault, path: &Path) -> LastWord {
     // While there is still an index to look into.
     let mut names = Vec::new();
     let result = vault.close_after(|| names = fs::paths_of(vault, &vault.unsaved()));
-    if !names.is_empty() || result.is_err() && !vault.is_away() {
-        if let Err(fault) = &result {
-            say(&Failure::flush(path, fault).sentence);
-        }
-        for (ino, name) in names.iter().take(NAMED_MOST) {
-            match name {
-                Some(name) => say(&format!("not saved: {}", fs::printable(name))),
-                None => say(&format!("not saved: inode {ino}, which has no name")),
-            }
-        }
-        if names.len() > NAMED_MOST {
-            say(&format!("not saved: {} more", names.len() - NAMED_MOST));
-        }
-        return Exit::FlushFailed;
+    let word = judge(result, &names, vault.is_away());
+    // A log may be that of many vaults.
+    word.lines.iter().for_each(|line| report(&format!("{}: {line}", path.display())));
+    word
+}
+
+fn judge(result: Result<(), VaultFault>, names: &[(Ino, Option<Vec<u8>>)], is_away: bool) -> LastWord {
+    if !names.is_empty() || result.is_err() && !is_away {
+        let fault = result.err().map(|fault| format!("not everything could be brought to rest: {fault}"));
+        return LastWord { exit: Exit::FlushFailed, lines: fault.into_iter().chain(not_saved(names)).collect() };
     }
-    if vault.is_away() {
-        let at = path.display();
-        say(&format!("{at}: everything is safe, but part of it is in the emergency directory until the next mount"));
-        return Exit::Away;
+    if is_away {
+        let line = "everything is safe, but part of it is in the emergency directory until the next mount";
+        return LastWord { exit: Exit::Away, lines: vec![line.to_owned()] };
     }
-    Exit::Ok
+    LastWord { exit: Exit::Ok, lines: Vec::new() }
+}
+
+/// A line for each file that was not saved.
+fn not_saved(names: &[(Ino, Option<Vec<u8>>)]) -> Vec<String> {
+    let line = |(ino, name): &(Ino, Option<Vec<u8>>)| match name {
+        Some(name) => format!("not saved: {}", fs::printable(name)),
+        None => format!("not saved: inode {ino}, which has no name"),
+    };
+    let more = names.len().saturating_sub(NAMED_MOST);
+    let rest = (more > 0).then(|| format!("not saved: {more} more"));
+    names.iter().take(NAMED_MOST).map(line).chain(rest).collect()
 }
 
 /// To the log, and to whoever reads stderr: a daemon has none.
-fn say(sentence: &str) {
+fn report(sentence: &str) {
     log::error!("{sentence}");
     print::complain(sentence);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_word_names_what_was_not_saved_and_where_the_rest_is() {
+        let word = |result, names: &[_], is_away| judge(result, names, is_away);
+        assert_eq!(word(Ok(()), &[], false), LastWord { exit: Exit::Ok, lines: Vec::new() });
+        assert_eq!(word(Ok(()), &[], true).exit, Exit::Away);
+        assert_eq!(word(Err(VaultFault::Closed), &[], true).exit, Exit::Away, "the next mount finds all of it");
+        assert_eq!(word(Err(VaultFault::Closed), &[], false).exit, Exit::FlushFailed);
+        let names: Vec<_> = (0..102).map(|n| (Ino(n), (n > 0).then(|| b"/a\n".to_vec()))).collect();
+        for is_away in [false, true] {
+            let lost = word(Ok(()), &names, is_away);
+            assert_eq!((lost.exit, lost.lines.len()), (Exit::FlushFailed, 101));
+            assert_eq!(lost.lines[0], "not saved: inode 0, which has no name");
+            assert_eq!((lost.lines[1].as_str(), lost.lines[100].as_str()), ("not saved: /a\\n", "not saved: 2 more"));
+        }
+    }
 }

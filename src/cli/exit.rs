@@ -51,6 +51,9 @@ exits! {
     Away = 20, "closed, and everything is safe, but part of it is in the emergency directory";
     SlotRefused = 21, "`key`, `rekey`: the key slots cannot be changed like that";
     Unfinished = 22, "`rekey`: part of the vault is still under an old key";
+    Held = 23, "`umount`: unmounted here and flushed, but a program or another mount still holds the filesystem; the vault is open";
+    NoAnswer = 24, "`umount`, `status`: the daemon does not answer";
+    Discarded = 25, "`umount --discard`, `--force`: unmounted, and what could not be saved is lost, as was agreed to";
 }
 
 impl Exit {
@@ -95,7 +98,7 @@ impl Failure {
             OpenFault::InUse { holder } => {
                 let by = match holder.trim() {
                     "" => String::new(),
-                    "closing" | "closed" => " (its last mount is still closing)".to_owned(),
+                    "closing" | "closed" | "away" => " (its last mount is still closing)".to_owned(),
                     pid => format!(" (by process {pid})"),
                 };
                 Failure::new(Exit::InUse, format!("{at}: the vault is already in use{by}"))
@@ -136,7 +139,7 @@ mod tests {
     #[test]
     fn codes_are_frozen() {
         let codes: Vec<u8> = Exit::ALL.iter().map(|e| *e as u8).collect();
-        assert_eq!(codes, (0..=22).collect::<Vec<u8>>(), "a script somewhere relies on these");
+        assert_eq!(codes, (0..=25).collect::<Vec<u8>>(), "a script somewhere relies on these");
         assert_eq!(Exit::WrongKey as u8, 3);
         assert_eq!(Exit::from_u8(11), Some(Exit::Busy));
         assert_eq!(Exit::from_u8(99), None);

@@ -487,7 +487,12 @@ impl Served {
     /// Closes the vault once; whoever comes second waits for the first.
     fn close(&self) -> Exit {
         let mut closed = self.closed.held();
-        *closed.get_or_insert_with(|| emergency::close(&self.vault, &self.path))
+        *closed.get_or_insert_with(|| {
+            self.mounter.report_closing();
+            let word = emergency::close(&self.vault, &self.path);
+            self.mounter.report_end(&word);
+            word.exit
+        })
     }
 }
 

@@ -6,7 +6,7 @@
 //! `NotTaken` with the kernel's or the daemon's errno (`fs::errno`).
 
 use super::exit::Failure;
-use super::{mounts, umount};
+use super::{ending, mounts};
 use crate::fs::{HEADER_ORDER, KEY_ORDER};
 use crate::vault::{HandOver, SlotFault};
 use std::fs::OpenOptions;
@@ -21,10 +21,10 @@ pub fn mountpoint(vault: &Path) -> Result<Option<PathBuf>, Failure> {
         return Ok(Some(named.mountpoint.clone()));
     }
     // `fsname=` gave it another name: then the number of its daemon tells, which stands in the lock file.
-    let Some(holder) = umount::holder(vault) else { return Ok(None) };
+    let Some(holder) = ending::holder(vault) else { return Ok(None) };
     let is_its = |mountpoint: &Path| {
         let config = std::fs::read_to_string(mountpoint.join(".storage/config"));
-        config.is_ok_and(|config| umount::pid(&config) == Some(holder))
+        config.is_ok_and(|config| ending::pid(&config) == Some(holder))
     };
     let others = mounts.into_iter().filter(|mount| mount.vault().is_none()).map(|mount| mount.mountpoint);
     Ok(others.into_iter().rfind(|mountpoint| is_its(mountpoint)))

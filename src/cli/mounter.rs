@@ -7,21 +7,25 @@
 //! Why a process: setting up and taking down mounts is what Landlock, dropped capabilities and seccomp forbid, and the set-uid
 //! `fusermount3` does not work under no_new_privs.
 //! One order is a byte; the answer is a byte (with the mount's descriptor, if it has one to give), and for an error a number and a sentence.
+//! A thread of it passes on the daemon's last word (`last_word`), however long an order takes.
 //! Called by: `mount`, before the key. Takes: the socket's lock, for one order and its answer. On failure: the `io::Error`
 //! as the mounting process had it; `UnexpectedEof` if that is gone.
 
 use super::daemon;
 use super::exit::{Exit, Failure};
+use super::last_word::{self, LastWord, Speaker};
 use super::mounts;
 use crate::base::descriptor;
 use crate::base::lock::Held;
 use crate::fuse::{self, MountOptions};
+use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::thread::{self, JoinHandle};
 
 /// Read-ahead of the mount in KiB: one request of the largest size.
 const READ_AHEAD_KIB: &str = "1024";
@@ -42,6 +46,7 @@ const REFUSED: u8 = b'!';
 #[derive(Debug)]
 pub struct Mounter {
     socket: Mutex<UnixStream>,
+    speaker: Speaker,
 }
 
 impl Mounter {
@@ -51,18 +56,26 @@ impl Mounter {
             Failure::new(Exit::Unexpected, format!("no process to mount with could be had: {what}: {e}"))
         };
         let (ours, theirs) = UnixStream::pair().map_err(|e| failed("socketpair", e))?;
+        let (word, say) = daemon::pipe().map_err(|e| failed("pipe", e))?;
         let null = daemon::open_null().map_err(|e| failed("/dev/null", e))?;
         // SAFETY: there is one thread, so no lock is held for ever in the child, which may do anything.
         match unsafe { libc::fork() } {
             -1 => Err(failed("fork", io::Error::last_os_error())),
             0 => {
-                settle_in(&theirs, &null);
-                let work = || attend(theirs, Attendant { mountpoint: mountpoint.to_owned(), options, device: None });
+                settle_in(&[theirs.as_raw_fd(), word.as_raw_fd()], &null);
+                let attendant = Attendant {
+                    mountpoint: mountpoint.to_owned(),
+                    options,
+                    device: None,
+                    word: Some(word),
+                    relay: None,
+                };
+                let work = || attend(theirs, attendant);
                 // A panic must not run on into what the daemon does.
                 let _ = catch_unwind(AssertUnwindSafe(work));
                 daemon::leave(Exit::Ok)
             }
-            _ => Ok(Mounter { socket: Mutex::new(ours) }),
+            _ => Ok(Mounter { socket: Mutex::new(ours), speaker: Speaker::new(say) }),
         }
     }
 
@@ -86,6 +99,16 @@ impl Mounter {
         self.ask(DETACH).map(drop)
     }
 
+    /// Reports to whoever unmounts that the mount has ended and the vault is being closed.
+    pub fn report_closing(&self) {
+        self.speaker.closing();
+    }
+
+    /// Reports to whoever unmounts how the vault was closed.
+    pub fn report_end(&self, word: &LastWord) {
+        self.speaker.end(word);
+    }
+
     fn ask(&self, order: u8) -> io::Result<Option<OwnedFd>> {
         let mut socket = self.socket.held();
         socket.write_all(&[order])?;
@@ -106,7 +129,7 @@ impl Mounter {
 }
 
 /// Lets go of all that the daemon, its caller and their terminal have.
-fn settle_in(socket: &UnixStream, null: &std::fs::File) {
+fn settle_in(kept: &[RawFd], null: &File) {
     // SAFETY: plain settings of this process. Whoever signals all of a session or service means the daemon, which then has
     // something to ask.
     unsafe {
@@ -120,7 +143,7 @@ fn settle_in(socket: &UnixStream, null: &std::fs::File) {
             libc::dup2(null.as_raw_fd(), fd);
         }
     }
-    daemon::close_all_but(&[socket.as_raw_fd()]);
+    daemon::close_all_but(kept);
     let _ = std::env::set_current_dir("/");
 }
 
@@ -130,10 +153,21 @@ struct Attendant<'a> {
     options: &'a MountOptions,
     /// The mount's device number, once it was made.
     device: Option<String>,
+    /// Where the daemon's last word comes from, until a thread has it.
+    word: Option<File>,
+    /// The thread that passes that on.
+    relay: Option<JoinHandle<()>>,
 }
 
-/// Follows orders until there is nobody to give them.
-fn attend(mut socket: UnixStream, mut attendant: Attendant<'_>) {
+/// Follows orders until there is nobody to give them, and everybody has heard the last word.
+fn attend(socket: UnixStream, mut attendant: Attendant<'_>) {
+    follow_all(socket, &mut attendant);
+    if let Some(relay) = attendant.relay.take() {
+        let _ = relay.join();
+    }
+}
+
+fn follow_all(mut socket: UnixStream, attendant: &mut Attendant<'_>) {
     let mut order = [0];
     loop {
         match socket.read(&mut order) {
@@ -165,36 +199,63 @@ impl Attendant<'_> {
     fn follow(&mut self, order: u8) -> io::Result<Option<OwnedFd>> {
         match order {
             MOUNT if self.device.is_some() => Err(io::Error::other("it was mounted already")),
-            MOUNT => {
-                let device = fuse::attach(&self.mountpoint, self.options)?;
-                let seen =
-                    || mounts::topmost(&self.mountpoint)?.ok_or_else(|| io::Error::other("the mount cannot be seen"));
-                match seen() {
-                    Ok(mount) => self.device = Some(mount.device),
-                    Err(e) => {
-                        let _ = fuse::detach(&self.mountpoint, true);
-                        return Err(e);
-                    }
-                }
-                Ok(Some(device))
-            }
+            MOUNT => self.mount().map(Some),
             READ_AHEAD => {
                 let device = self.device.as_deref().ok_or(io::ErrorKind::NotFound)?;
                 std::fs::write(format!("/sys/class/bdi/{device}/read_ahead_kb"), READ_AHEAD_KIB)?;
                 Ok(None)
             }
-            UNMOUNT | DETACH => {
-                let top = mounts::topmost(&self.mountpoint)?.map(|mount| mount.device);
-                match (&self.device, top) {
-                    (Some(ours), Some(top)) if *ours == top => {
-                        fuse::detach(&self.mountpoint, order == DETACH).map(|()| None)
-                    }
-                    (Some(_), Some(_)) => Err(io::Error::other("something else is mounted there by now")),
-                    _ => Err(io::Error::from_raw_os_error(libc::EINVAL)),
-                }
-            }
+            UNMOUNT | DETACH => self.unmount(order == DETACH).map(|()| None),
             _ => Err(io::ErrorKind::Unsupported.into()),
         }
+    }
+
+    fn mount(&mut self) -> io::Result<OwnedFd> {
+        let connection = fuse::attach(&self.mountpoint, self.options)?;
+        let seen = mounts::topmost(&self.mountpoint)
+            .and_then(|top| top.ok_or_else(|| io::Error::other("the mount cannot be seen")));
+        let ready = seen.and_then(|mount| {
+            self.relay = self.begin_relay(&mount.device)?;
+            self.device = Some(mount.device);
+            Ok(connection)
+        });
+        if ready.is_err() {
+            let _ = fuse::detach(&self.mountpoint, true);
+        }
+        ready
+    }
+
+    /// Where no such socket can be had, the mount is made all the same, and `umount` goes by the lock file.
+    fn begin_relay(&mut self, device: &str) -> io::Result<Option<JoinHandle<()>>> {
+        // SAFETY: only asks, and cannot fail. The daemon split this process off.
+        let daemon = unsafe { libc::getppid() };
+        let (Some(word), Ok(listener)) = (self.word.take(), last_word::listen(device, daemon)) else { return Ok(None) };
+        let mountpoint = self.mountpoint.clone();
+        let relay = move || last_word::serve(&listener, word, daemon, &mountpoint);
+        thread::Builder::new().name("last-word".to_owned()).spawn(relay).map(Some)
+    }
+
+    /// Takes the mount away, wherever it was moved, and every bind mount of it that this process sees: the daemon that orders this
+    /// is about to end, and its mount must not stay behind dead.
+    fn unmount(&self, lazily: bool) -> io::Result<()> {
+        let nothing = || io::Error::from_raw_os_error(libc::EINVAL);
+        let device = self.device.as_deref().ok_or_else(nothing)?;
+        let places = mounts::places_of(device)?;
+        if places.is_empty() {
+            return match mounts::topmost(&self.mountpoint)? {
+                Some(_) => Err(io::Error::other("something else is mounted there by now")),
+                None => Err(nothing()),
+            };
+        }
+        let mut refused = None;
+        for place in &places {
+            match fuse::detach(place, lazily) {
+                Ok(()) => {}
+                Err(e) if lazily => refused = refused.or(Some(e)),
+                Err(e) => return Err(e),
+            }
+        }
+        refused.map_or(Ok(()), Err)
     }
 }
 
@@ -208,9 +269,15 @@ mod tests {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let mountpoint = mountpoint.to_owned();
         let attendant = thread::spawn(move || {
-            attend(theirs, Attendant { mountpoint, options: &MountOptions::default(), device: None });
+            let options = MountOptions::default();
+            attend(theirs, Attendant { mountpoint, options: &options, device: None, word: None, relay: None });
         });
-        (Mounter { socket: Mutex::new(ours) }, attendant)
+        (with_socket(ours), attendant)
+    }
+
+    /// One that has nobody to say a last word to.
+    fn with_socket(socket: UnixStream) -> Mounter {
+        Mounter { socket: Mutex::new(socket), speaker: Speaker::new(daemon::open_null().unwrap()) }
     }
 
     #[test]
@@ -230,8 +297,8 @@ mod tests {
     #[test]
     fn another_mount_in_the_place_of_its_own_is_let_be() {
         let options = MountOptions::default();
-        let mut attendant =
-            Attendant { mountpoint: "/proc".into(), options: &options, device: Some("0:999999".to_owned()) };
+        let (mountpoint, device) = ("/proc".into(), Some("0:999999".to_owned()));
+        let mut attendant = Attendant { mountpoint, options: &options, device, word: None, relay: None };
         for order in [UNMOUNT, DETACH] {
             assert!(attendant.follow(order).unwrap_err().to_string().contains("something else"));
         }
@@ -251,7 +318,7 @@ mod tests {
     fn an_attendant_that_is_gone_is_an_error() {
         let (ours, theirs) = UnixStream::pair().unwrap();
         drop(theirs);
-        assert!(Mounter { socket: Mutex::new(ours) }.unmount().is_err());
+        assert!(with_socket(ours).unmount().is_err());
     }
 
     #[test]
@@ -259,7 +326,7 @@ mod tests {
         for e in [io::Error::from_raw_os_error(libc::EBUSY), io::Error::other("a sentence")] {
             let (ours, mut theirs) = UnixStream::pair().unwrap();
             theirs.write_all(&refusal(&e)).unwrap();
-            let came = Mounter { socket: Mutex::new(ours) }.unmount().unwrap_err();
+            let came = with_socket(ours).unmount().unwrap_err();
             assert_eq!((came.raw_os_error(), came.to_string()), (e.raw_os_error(), e.to_string()));
         }
     }

@@ -1,7 +1,7 @@
 //! Which strongrooms are mounted, as the kernel tells it.
 //!
 //! Promise: looking never touches a mount, so a dead or slow one cannot hang the look.
-//! Called by: `mount`, `mounter`, `umount`, `status`. On failure: `/proc` is named.
+//! Called by: `mount`, `mounter`, `umount`, `holders`, `status`. On failure: `/proc` is named.
 
 use super::exit::Failure;
 use crate::vault::{HEADER, HEADER_COPY};
@@ -24,6 +24,8 @@ pub struct Mount {
     pub kind: Vec<u8>,
     /// The name shown in `df`: the vault's path, unless `fsname=` said otherwise.
     pub source: PathBuf,
+    /// The user who mounted it, if it is a FUSE mount.
+    pub owner: Option<u32>,
 }
 
 impl Mount {
@@ -58,9 +60,24 @@ pub fn topmost(mountpoint: &Path) -> std::io::Result<Option<Mount>> {
     Ok(all()?.into_iter().rfind(|m| m.mountpoint == mountpoint))
 }
 
+/// Every place where this process sees a filesystem, newest first: it may have been moved, or bound to further places.
+/// What another mount hides is left out, for no path leads there.
+pub fn places_of(device: &str) -> std::io::Result<Vec<PathBuf>> {
+    let all = all()?;
+    let is_seen = |mount: &&Mount| {
+        mount.device == device && all.iter().rfind(|m| m.mountpoint == mount.mountpoint) == Some(*mount)
+    };
+    Ok(all.iter().rev().filter(is_seen).map(|mount| mount.mountpoint.clone()).collect())
+}
+
 fn all() -> std::io::Result<Vec<Mount>> {
+    of_table(Path::new(MOUNTINFO))
+}
+
+/// The mounts that a table names: this process' own, or another's.
+pub fn of_table(table: &Path) -> std::io::Result<Vec<Mount>> {
     let mut text = Vec::new();
-    File::open(MOUNTINFO)?.read_to_end(&mut text)?;
+    File::open(table)?.read_to_end(&mut text)?;
     Ok(parse(&text))
 }
 
@@ -91,7 +108,10 @@ fn parse(text: &[u8]) -> Vec<Mount> {
         let mountpoint = fields.nth(1)?;
         fields.find(|f| *f == b"-")?;
         let (kind, source) = (fields.next()?, fields.next()?);
-        Some(Mount { device, mountpoint: unescape(mountpoint), kind: kind.to_vec(), source: unescape(source) })
+        let options = String::from_utf8_lossy(fields.next().unwrap_or_default());
+        let owner = options.split(',').find_map(|option| option.strip_prefix("user_id=")?.parse().ok());
+        let (mountpoint, source) = (unescape(mountpoint), unescape(source));
+        Some(Mount { device, mountpoint, kind: kind.to_vec(), source, owner })
     };
     text.split(|&b| b == b'\n').filter_map(mount).collect()
 }
@@ -136,6 +156,7 @@ mod tests {
             (mounts[1].mountpoint.as_path(), mounts[1].source.as_path()),
             (Path::new("/mnt/a b"), Path::new("/srv/v\\x"))
         );
+        assert_eq!((mounts[0].owner, mounts[1].owner), (None, Some(0)));
     }
 
     #[test]

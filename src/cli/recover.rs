@@ -58,7 +58,7 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
     }
     drop(progress);
     let came = vault.stats().segments_home.get();
-    let exit = emergency::close(&vault, &path);
+    let exit = emergency::close(&vault, &path).exit;
     if args.json {
         print::json(&serde_json::json!({ "ok": exit == Exit::Ok, "vault": path.to_string_lossy(), "segments": came }))?;
     } else if exit == Exit::Ok {

@@ -4,8 +4,9 @@
 //! Called by: a person, a monitor (`--json`). On failure: `Exit::NotMounted`, `NotAVault`, `Io`, `Damaged`.
 
 use super::exit::{Exit, Failure};
+use super::last_word::Witness;
 use super::mounts::{self, Mount};
-use super::{print, size};
+use super::{print, reach, size};
 use crate::backing::{Backing, DirBacking};
 use crate::base::lock::Held;
 use crate::base::world::Time;
@@ -17,6 +18,12 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::time::Duration;
+
+/// How long a mount may take to answer.
+const ANSWER_WAIT: Duration = Duration::from_secs(5);
+/// How long one may take where all are listed.
+const LIST_WAIT: Duration = Duration::from_secs(1);
 
 /// Show how a mount or a vault is doing; without an argument, list the mounts.
 #[derive(Debug, clap::Args)]
@@ -32,8 +39,12 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<Exit, Failure> {
     let Some(place) = &args.place else { return list(args.json) };
     let path = mounts::whole_path(place).map_err(|e| Failure::io(place, &e))?;
-    if mounts::at(&path)?.is_some() || path.join(".storage/version").is_file() {
-        return of_mount(&path, args.json);
+    if let Some(mount) = mounts::at(&path)? {
+        return of_mount(&path, Some(&mount), args.json);
+    }
+    // A mount whose kind does not tell, as any other that may not answer.
+    if mounts::topmost(&path).is_ok_and(|top| top.is_some()) && read(&path, "version", None)?.is_ok() {
+        return of_mount(&path, None, args.json);
     }
     if mounts::is_vault(&path) {
         return of_vault(&path, args.json);
@@ -51,35 +62,127 @@ pub fn header(backing: &dyn Backing, path: &Path) -> Result<Header, Failure> {
 
 fn list(json: bool) -> Result<Exit, Failure> {
     let all = mounts::strongrooms()?;
+    // All at once, so that many which do not answer take no longer than one.
+    let asked = std::thread::scope(|scope| {
+        let ask = |mount| scope.spawn(move || life(mount));
+        let asked: Vec<_> = all.iter().map(ask).collect();
+        asked.into_iter().map(|life| life.join().unwrap_or(Life::Silent)).collect::<Vec<_>>()
+    });
     if json {
-        let one = |m: &Mount| {
+        let one = |(m, life): (&Mount, &Life)| {
             serde_json::json!({
                 "mountpoint": m.mountpoint.to_string_lossy(),
                 "source": m.source.to_string_lossy(),
+                "daemon": life.word(),
             })
         };
-        print::json(&serde_json::json!({ "ok": true, "mounts": all.iter().map(one).collect::<Vec<_>>() }))?;
+        let mounts = all.iter().zip(&asked).map(one).collect::<Vec<_>>();
+        print::json(&serde_json::json!({ "ok": true, "mounts": mounts }))?;
     } else if all.is_empty() {
         print::answer("no strongroom is mounted")?;
     } else {
-        for mount in &all {
-            print::answer(&format!("{} on {}", mount.source.display(), mount.mountpoint.display()))?;
+        for (mount, life) in all.iter().zip(&asked) {
+            let at = mount.mountpoint.display();
+            let more = match life {
+                Life::Lives | Life::Unknown => String::new(),
+                Life::Dead => format!(": its daemon is dead; strongroom umount {at}, then mount it again"),
+                Life::Silent => format!(": {}", reach::obstacle(daemon(mount))),
+            };
+            print::answer(&format!("{} on {at}{more}", mount.source.display()))?;
         }
     }
     Ok(Exit::Ok)
 }
 
-fn of_mount(mountpoint: &Path, json: bool) -> Result<Exit, Failure> {
-    let path = mountpoint.join(if json { ".storage/stats.json" } else { ".storage/status" });
-    let text = std::fs::read_to_string(&path).map_err(|e| match e.raw_os_error() {
+/// Whether the daemon of a mount lives.
+enum Life {
+    Lives,
+    Dead,
+    /// It does not answer.
+    Silent,
+    /// This user may not ask.
+    Unknown,
+}
+
+impl Life {
+    fn word(&self) -> &'static str {
+        match self {
+            Life::Lives => "alive",
+            Life::Dead => "dead",
+            Life::Silent => "silent",
+            Life::Unknown => "unknown",
+        }
+    }
+}
+
+fn life(mount: &Mount) -> Life {
+    let version = mount.mountpoint.join(".storage/version");
+    match reach::within(LIST_WAIT, move || std::fs::read(version), || ()) {
+        Ok(Some(Ok(_))) => Life::Lives,
+        Ok(Some(Err(e))) if e.raw_os_error() == Some(libc::ENOTCONN) => Life::Dead,
+        Ok(None) => Life::Silent,
+        Ok(Some(Err(_))) | Err(_) => Life::Unknown,
+    }
+}
+
+fn daemon(mount: &Mount) -> Option<i32> {
+    Witness::of(mount)?.daemon
+}
+
+/// Reads a file of `.storage`; after a moment it is said on stderr what is waited for.
+fn read(mountpoint: &Path, name: &str, mount: Option<&Mount>) -> Result<io::Result<String>, Failure> {
+    let at = mountpoint.display();
+    let path = mountpoint.join(".storage").join(name);
+    let notice = || print::complain(&format!("{at}: waiting: {}", reach::obstacle(mount.and_then(daemon))));
+    let read = reach::within(ANSWER_WAIT, move || std::fs::read_to_string(path), notice);
+    read.map_err(|e| Failure::io(mountpoint, &e))?.ok_or_else(|| {
+        let (seconds, why) = (ANSWER_WAIT.as_secs(), reach::obstacle(mount.and_then(daemon)));
+        Failure::new(
+            Exit::NoAnswer,
+            format!("{at}: no answer for {seconds} s: {why}; strongroom umount --force {at} ends it"),
+        )
+    })
+}
+
+fn of_mount(mountpoint: &Path, mount: Option<&Mount>, json: bool) -> Result<Exit, Failure> {
+    let name = if json { "stats.json" } else { "status" };
+    let at = mountpoint.display();
+    let text = read(mountpoint, name, mount)?.map_err(|e| match e.raw_os_error() {
         Some(libc::ENOTCONN) => {
-            let at = mountpoint.display();
             Failure::new(Exit::Io, format!("{at}: its daemon has died; strongroom umount it, then mount again"))
         }
-        _ => Failure::io(&path, &e),
+        _ => Failure::io(&mountpoint.join(".storage").join(name), &e),
     })?;
     print::answer(&text)?;
+    if !json {
+        let state = read(mountpoint, "state", mount)?.unwrap_or_default();
+        if let Some(advice) = advice(state.trim()) {
+            print::answer(&format!("what to do   {}", advice.replace("MNT", &at.to_string())))?;
+        }
+    }
     Ok(Exit::Ok)
+}
+
+/// What a person can do about a state that is not one of work.
+fn advice(state: &str) -> Option<&'static str> {
+    match state {
+        "error" => Some(
+            "nothing can be saved now: MNT/.storage/errors says why, MNT/.storage/unsaved lists the files. Bring the vault's disk back; \
+             it is tried again every few seconds. strongroom umount --discard MNT gives up what is not saved",
+        ),
+        "full" => Some(
+            "the vault's disk is full: free room on it, or delete files in MNT; writing goes on by itself. \
+             strongroom umount --discard MNT gives up what is not saved (MNT/.storage/unsaved)",
+        ),
+        "backup" => Some(
+            "everything is safe, in part in the emergency directory, for the vault's disk fails (MNT/.storage/errors): leave both \
+             where they are, and bring the vault's disk back",
+        ),
+        "recovering" => {
+            Some("what lies in the emergency directory is brought home: leave it where it is until the state is ready")
+        }
+        _ => None,
+    }
 }
 
 fn of_vault(path: &Path, json: bool) -> Result<Exit, Failure> {
@@ -196,6 +299,15 @@ pub fn is_locked(vault: &Path) -> Result<bool, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_state_that_needs_somebody_says_what_to_do() {
+        for state in crate::vault::State::ALL {
+            let is_trouble = matches!(state.word(), "error" | "full" | "backup" | "recovering");
+            assert_eq!(advice(state.word()).is_some(), is_trouble, "{state}");
+        }
+        assert!(advice("error").is_some_and(|text| text.contains("--discard")));
+    }
 
     #[test]
     fn a_held_lock_is_seen_and_a_free_one_is_left_free() {

@@ -1,298 +1,219 @@
 //! Flushes and unmounts, and returns once everything is at rest.
 //!
 //! Promise: 0 means that all data is in the vault and verified, the daemon is gone, and the vault may be copied or mounted
-//! again. Why it holds: the kernel's dirty pages are pushed out (`syncfs`), `control` flushes the vault and answers with an
-//! error if it could not, and both are done again until a round finds nothing to do (`Rounds`); then the kernel unmounts (`taker`),
-//! then the daemon's end is waited for, and what it wrote last into the vault's lock file is read.
+//! again. Why it holds: everything is brought to rest (`flush`), then the kernel unmounts (`taker`), then the daemon's end is
+//! waited for (`ending`), and its last word must say that it closed the vault: silence is a failure.
+//! Data is given up only with `--discard` or `--force`, after what is lost was named and a person agreed, or `--yes` was given.
 //! Called by: a person, systemd. On failure: what is still mounted stays so, except a mount whose daemon is dead.
 
+use super::ending::{self, Ending};
 use super::exit::{Exit, Failure};
-use super::mounts;
+use super::flush::{self, ANSWER_WAIT, Flushed, Ground, Look};
+use super::holders::Holders;
+use super::last_word::{LastWord, Stage};
+use super::mounts::{self, Mount};
 use super::print::{self, Progress};
-use super::status;
-use super::taker::{self, End, Process};
-use crate::backing::{DirBacking, read_file};
+use super::reach;
+use super::taker::{self, End};
 use crate::base::world::{RealWorld, World};
-use crate::vault::LOCK;
-use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
-use std::os::fd::AsRawFd;
+use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-/// Most that is read of a lock file: a word, and what earlier holders left behind it.
-const LOCK_BYTES_MAX: usize = 4096;
-
-/// How often what is left is looked at.
+/// How often the daemon's end is looked for.
 const GLANCE: Duration = Duration::from_millis(100);
-/// Between two rounds of which the first changed nothing, and yet something is under way.
+/// First pause between two attempts to unmount; doubled up to twice a glance.
 const PAUSE: Duration = Duration::from_millis(5);
-/// How long something may be under way with no progress at all.
-const PATIENCE: Duration = Duration::from_secs(30);
-/// After this many rounds that each found something new, other programs are writing: whether they use the mount is for
-/// the kernel to say.
-const ROUNDS_MAX: u32 = 8;
 /// How long a mount may be busy: files of a program that has just ended are let go a little later.
 const BUSY: Duration = Duration::from_secs(2);
+/// How long after the unmount a daemon may go on serving before those are looked for who hold the filesystem.
+const HELD_AFTER: Duration = Duration::from_secs(2);
+/// How long it may go on though nobody is found.
+const HELD_MOST: Duration = Duration::from_secs(30);
+/// How long the search for them may take.
+const SEARCH: Duration = Duration::from_secs(5);
+/// How long an answer is waited for where force was asked for.
+const FORCE_AFTER: Duration = Duration::from_secs(5);
+/// How long a daemon that was told to end may take, before it is killed (`--force`).
+const END_WAIT: Duration = Duration::from_secs(40);
+/// Most unsaved files that are named; the rest is counted.
+const UNSAVED_LINES_MAX: usize = 100;
 
 /// Flush and unmount; returns once everything is at rest.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Where the vault is mounted
     mountpoint: PathBuf,
+    /// End the mount also while it is in use, here or in another mount namespace, and if its daemon does not answer
+    #[arg(long)]
+    force: bool,
+    /// Give up what cannot be saved (a mount in state error or full): names it, and asks
+    #[arg(long)]
+    discard: bool,
+    /// Do not ask before data is given up
+    #[arg(long)]
+    yes: bool,
 }
 
 /// Does it.
 pub fn run(args: &Args) -> Result<Exit, Failure> {
     let path = mounts::whole_path(&args.mountpoint).map_err(|e| Failure::io(&args.mountpoint, &e))?;
-    let mount = mounts::at(&path)?;
-    let storage = path.join(".storage");
-    match std::fs::metadata(storage.join("version")) {
-        Ok(_) => {}
-        Err(e) if mount.is_some() && e.raw_os_error() == Some(libc::ENOTCONN) => return bury(&path),
-        Err(e) if mount.is_some() => return Err(Failure::io(&storage, &e)),
-        Err(_) => {
-            return Err(Failure::new(Exit::NotMounted, format!("{}: no strongroom is mounted there", path.display())));
-        }
+    let Some(mount) = found(&path)? else { return follow_up(args, &path) };
+    let mut ending = Ending::of(&mount);
+    if args.force {
+        let_go_on(&path, &ending)?;
     }
-    let config =
-        std::fs::read_to_string(storage.join("config")).map_err(|e| Failure::io(&storage.join("config"), &e))?;
-    // Opened while the process surely is the daemon: its number may be another's a moment after it ended.
-    let vault = mount.as_ref().and_then(|m| m.vault());
-    let pid = pid(&config).or_else(|| holder(vault?));
-    let daemon = pid.and_then(Process::of);
-    let end = mount.as_ref().zip(daemon.as_ref()).map(|(mount, daemon)| End { mount, daemon });
-    flush_and_unmount(&path, &storage, end.as_ref())?;
-    wait_for_end(daemon, vault)?;
-    let last_word = vault.and_then(lock_text);
-    judge_end(&path, last_word.as_deref(), pid)?;
-    Ok(Exit::Ok)
+    let config = match look(args, &path, &ending)? {
+        Some(Ok(config)) => config,
+        Some(Err(e)) if e.raw_os_error() == Some(libc::ENOTCONN) => return bury(&path, &mount),
+        Some(Err(e)) => return Err(Failure::io(&path.join(".storage"), &e)),
+        None if args.force => return end_by_force(args, &path, &mount, ending),
+        None => {
+            let why = flush::silence(ending.pid);
+            return Err(Failure::new(Exit::NoAnswer, format!("{}: {why}; it stays mounted", path.display())));
+        }
+    };
+    // Known while the process surely is the daemon: its number may be another's a moment after it ended.
+    ending.learn(ending::pid(&config));
+    // Counted from here, so that what is refused between two attempts is not taken for an earlier write.
+    let refused_before = Look::at(&path.join(".storage/stats.json")).refused;
+    let ground = Ground { path: &path, mount: &mount, daemon: ending.pid, refused_before };
+    let given_up = match flush_and_unmount(args, &ground, &ending) {
+        Ok(()) => false,
+        Err(failure) if failure.exit == Exit::FlushFailed && args.discard => {
+            give_up(args, &ground, &ending, failure)?;
+            true
+        }
+        Err(failure) if failure.exit == Exit::FlushFailed => return Err(with_the_way_out(&path, failure)),
+        Err(failure) if failure.exit == Exit::NoAnswer && args.force => {
+            return end_by_force(args, &path, &mount, ending);
+        }
+        Err(failure) => return Err(failure),
+    };
+    let word = await_end(args, &path, &mount.device, &mut ending)?;
+    if given_up { Err(discarded(&path, word)) } else { judge(&path, word) }
 }
 
-/// A mount whose daemon has died: nothing can be flushed any more, so it is only taken away, and said.
-fn bury(path: &Path) -> Result<Exit, Failure> {
+/// The mount at a path: one of ours, or one that has our files though its kind does not tell.
+fn found(path: &Path) -> Result<Option<Mount>, Failure> {
+    if let Some(mount) = mounts::at(path)? {
+        return Ok(Some(mount));
+    }
+    let top = mounts::topmost(path).map_err(|e| Failure::io(path, &e))?;
+    let version = path.join(".storage/version");
+    let is_ours =
+        top.is_some() && reach::within(ANSWER_WAIT, move || version.is_file(), || ()).ok().flatten().unwrap_or(false);
+    Ok(top.filter(|_| is_ours))
+}
+
+/// Reads the mount's settings; `None` if there is no answer.
+fn look(args: &Args, path: &Path, ending: &Ending) -> Result<Option<io::Result<String>>, Failure> {
+    let config = path.join(".storage/config");
+    let notice = || print::complain(&format!("{}: waiting: {}", path.display(), reach::obstacle(ending.pid)));
+    let patience = if args.force { FORCE_AFTER } else { ANSWER_WAIT };
+    reach::within(patience, move || std::fs::read_to_string(config), notice).map_err(|e| Failure::io(path, &e))
+}
+
+/// Where nothing is mounted any more: whoever unmounted it may not have waited for the vault to be closed.
+fn follow_up(args: &Args, path: &Path) -> Result<Exit, Failure> {
+    let Some((mut ending, device)) = Ending::left_behind(path) else {
+        let at = path.display();
+        return Err(Failure::new(Exit::NotMounted, format!("{at}: no strongroom is mounted there")));
+    };
+    let word = await_end(args, path, &device, &mut ending)?;
+    judge(path, word)
+}
+
+/// A mount that no daemon serves any more: it is taken away. The daemon may have closed the vault all the same, where somebody
+/// aborted the connection.
+fn bury(path: &Path, mount: &Mount) -> Result<Exit, Failure> {
     let at = path.display();
+    let ending = Ending::of_cut_off(mount);
     if !unmount(path, true, None)? {
         return Err(Failure::new(
             Exit::Busy,
             format!("{at}: its daemon has died, and something still uses it (EBUSY)"),
         ));
     }
-    let lost = "what was not yet flushed is lost, the vault recovers at its next mount";
-    Err(Failure::new(Exit::FlushFailed, format!("{at}: its daemon had died; unmounted, but {lost}")))
+    let word = ending.and_then(|mut ending| ended_within(&mut ending, END_WAIT).flatten());
+    Err(match word {
+        Some(LastWord { exit: Exit::Ok, .. }) => {
+            let lost = "what the kernel had not handed to it is lost";
+            let sentence =
+                format!("{at}: somebody cut it off from its daemon, which closed the vault; unmounted, but {lost}");
+            Failure::new(Exit::FlushFailed, sentence)
+        }
+        Some(word) => return judge(path, Some(word)),
+        None => {
+            let lost = "what was not yet flushed is lost, the vault recovers at its next mount";
+            Failure::new(Exit::FlushFailed, format!("{at}: its daemon had died; unmounted, but {lost}"))
+        }
+    })
+}
+
+/// The last word of a daemon that ends within a while.
+fn ended_within(ending: &mut Ending, wait: Duration) -> Option<Option<LastWord>> {
+    let world = RealWorld::default();
+    while world.elapsed() < wait {
+        if let Stage::Ended(word) = ending.stage(GLANCE) {
+            return Some(word);
+        }
+    }
+    None
 }
 
 /// Unmounts what is at rest. Busy may be for a moment only, and whoever held it may have left pages behind: so each new
 /// attempt is preceded by a new flush.
-fn flush_and_unmount(path: &Path, storage: &Path, end: Option<&End<'_>>) -> Result<(), Failure> {
+fn flush_and_unmount(args: &Args, ground: &Ground<'_>, ending: &Ending) -> Result<(), Failure> {
     let world = RealWorld::default();
+    let end = ending.end_of(ground.mount);
     let mut busy_since = None;
-    // Counted from here, so that what is refused between two attempts is not taken for an earlier write.
-    let refused_before = Look::at(&storage.join("stats.json")).refused;
     let mut pause = PAUSE;
     loop {
-        flush(path, storage, refused_before)?;
-        if unmount(path, false, end)? {
+        if flush::flush(ground)? == Flushed::Vanished || take_away(ground, false, end.as_ref())? {
             return Ok(());
         }
         let since = *busy_since.get_or_insert_with(|| world.elapsed());
         if world.elapsed().saturating_sub(since) >= BUSY {
-            let known = "what was written before is flushed; it stays mounted";
-            let at = path.display();
-            return Err(Failure::new(Exit::Busy, format!("{at}: something still uses it (EBUSY); {known}")));
+            return detach_if_forced(args, ground, end.as_ref());
         }
         thread::sleep(pause);
         pause = (pause * 2).min(GLANCE * 2);
     }
 }
 
-fn flush(path: &Path, storage: &Path, refused_before: Option<u64>) -> Result<(), Failure> {
-    let failed = |what: &str, e: &io::Error| {
-        Failure::new(Exit::FlushFailed, format!("{}: {what}: {e}; it stays mounted", path.display()))
-    };
-    let (tell, told) = mpsc::channel();
-    let (top, below) = (path.to_owned(), storage.to_owned());
-    let work = move || {
-        // Nobody listens any more only if the command was ended.
-        let _ = tell.send(bring_to_rest(&top, &below, refused_before));
-    };
-    thread::Builder::new().name("flush".to_owned()).spawn(work).map_err(|e| failed("no thread", &e))?;
-    let progress = Progress::new("flushing");
-    let mut most_bytes = 0;
-    loop {
-        match told.recv_timeout(GLANCE) {
-            Ok(Ok(())) => return Ok(()),
-            Ok(Err((what, e))) => return Err(failed(what, &e)),
-            Err(mpsc::RecvTimeoutError::Timeout) => {
-                let left = pending_bytes(storage).unwrap_or(0);
-                most_bytes = most_bytes.max(left);
-                progress.at(most_bytes - left, most_bytes);
-            }
-            Err(mpsc::RecvTimeoutError::Disconnected) => {
-                return Err(failed("flushing", &io::Error::other("the thread ended without a word")));
-            }
-        }
+/// A busy mount stays, unless force was asked for; both name who uses it.
+fn detach_if_forced(args: &Args, ground: &Ground<'_>, end: Option<&End<'_>>) -> Result<(), Failure> {
+    let at = ground.path.display();
+    let users = who_holds(&ground.mount.device, &format!("it is mounted at {at}")).phrase();
+    if !args.force {
+        let known = "what was written before is flushed; it stays mounted";
+        return Err(Failure::new(Exit::Busy, format!("{at}: something still uses it (EBUSY): {users}; {known}")));
+    }
+    print::complain(&format!("warning: {at}: taken away from those who use it: {users}"));
+    match take_away(ground, true, end)? {
+        true => Ok(()),
+        false => Err(Failure::new(Exit::Busy, format!("{at}: something still uses it (EBUSY): {users}"))),
     }
 }
 
-/// Pushes and flushes until there is nothing left to push. One `syncfs` is not enough: on Linux 6.18 it hands FUSE's
-/// dirty pages to the daemon's queue and returns, and what became of them is told by a later one. The order to `control`
-/// goes through the same queue, behind them; when it is answered, the daemon has all of them in its hands or done.
-fn bring_to_rest(path: &Path, storage: &Path, refused_before: Option<u64>) -> Result<(), (&'static str, io::Error)> {
-    let pushing = |e| ("writing back the kernel's pages", e);
-    let (control, stats) = (storage.join("control"), storage.join("stats.json"));
-    // Opened once: the kernel tells each descriptor of each error since it was opened, and of earlier ones nobody saw.
-    let top = File::open(path).map_err(pushing)?;
-    let world = RealWorld::default();
-    let mut rounds = Rounds::new(Look::at(&stats), world.elapsed());
-    loop {
-        if let Err(e) = push_pages(&top) {
-            judge_push(path, e, refused_before, Look::at(&stats).refused).map_err(pushing)?;
-            rounds.go_on();
-        }
-        ask(&control).map_err(|e| ("flushing", e))?;
-        match rounds.after(Look::at(&stats), world.elapsed()) {
-            Next::Round => {}
-            Next::Wait => thread::sleep(PAUSE),
-            Next::Done => return Ok(()),
-            Next::GiveUp { still } => return Err(("flushing", no_progress(still))),
-        }
-    }
-}
-
-fn no_progress(still: Look) -> io::Error {
-    let (writes, bytes) = (still.under_way.unwrap_or(0), still.pending_bytes.unwrap_or(0));
-    let seconds = PATIENCE.as_secs();
-    io::Error::other(format!(
-        "no progress for {seconds} s, with {writes} writes under way and {bytes} bytes not yet safe"
-    ))
-}
-
-/// An error of `syncfs`. The kernel also keeps an earlier one (a file that did not fit, deleted long ago) for whoever syncs
-/// next, once; the writer was told of it at fsync or close, and its pages are gone: that one is passed on as a warning. An
-/// error of a page that was dirty until now has been told to nobody else, and is ours. Where the vault refused no write at
-/// all, it has everything that it was given.
-fn judge_push(path: &Path, e: io::Error, refused_before: Option<u64>, refused: Option<u64>) -> io::Result<()> {
-    if refused_before.is_none() || refused != refused_before {
-        return Err(e);
-    }
-    print::complain(&format!("warning: {}: {}: {e}", path.display(), earlier_error(refused)));
-    Ok(())
-}
-
-fn earlier_error(refused: Option<u64>) -> &'static str {
-    match refused {
-        Some(0) => "the kernel keeps an error of an earlier call, but the vault refused no write since it was mounted",
-        _ => "an earlier write failed and is not in the vault (fsync or close said so to its program)",
-    }
-}
-
-/// What the daemon says of writing; `None` is what it does not say.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-struct Look {
-    /// Bytes taken from writers so far; orders to `control` do not count.
-    written_bytes: Option<u64>,
-    /// Writes answered with an error so far.
-    refused: Option<u64>,
-    /// Writes it has in its hands.
-    under_way: Option<u64>,
-    /// Bytes taken and not yet safe.
-    pending_bytes: Option<u64>,
-}
-
-impl Look {
-    fn at(stats: &Path) -> Look {
-        let text = std::fs::read_to_string(stats).unwrap_or_default();
-        let stats: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
-        let write = &stats["operations"]["write"];
-        Look {
-            written_bytes: stats["counters"]["written_bytes"].as_u64(),
-            refused: write["failures"].as_u64(),
-            under_way: write["under_way"].as_u64(),
-            pending_bytes: stats["gauges"]["pending_bytes"].as_u64(),
-        }
-    }
-
-    fn is_at_rest(&self) -> bool {
-        self.under_way.unwrap_or(0) == 0 && self.pending_bytes.unwrap_or(0) == 0
-    }
-}
-
-/// Counts rounds of push and flush. Done when one that was not the first changed nothing and left nothing under way: the
-/// first may have returned before its pages were even begun with, the second would have met them.
-struct Rounds {
-    last: Look,
-    progress_at: Duration,
-    count: u32,
-    with_news: u32,
-    go_on: bool,
-}
-
-/// What follows a round.
-#[derive(Debug, PartialEq, Eq)]
-enum Next {
-    /// Another one, at once.
-    Round,
-    /// Another one, in a moment.
-    Wait,
-    /// Everything that was written before the first round is at rest.
-    Done,
-    /// Something does not move.
-    GiveUp { still: Look },
-}
-
-impl Rounds {
-    fn new(before: Look, now: Duration) -> Rounds {
-        Rounds { last: before, progress_at: now, count: 0, with_news: 0, go_on: false }
-    }
-
-    /// This round is not the last, whatever it leaves.
-    fn go_on(&mut self) {
-        self.go_on = true;
-    }
-
-    fn after(&mut self, look: Look, now: Duration) -> Next {
-        let told = std::mem::take(&mut self.go_on);
-        let news = told || look != self.last;
-        self.last = look;
-        self.count += 1;
-        if news {
-            self.progress_at = now;
-            self.with_news += 1;
-            return if self.with_news < ROUNDS_MAX { Next::Round } else { Next::Done };
-        }
-        match look.is_at_rest() {
-            true if self.count > 1 => Next::Done,
-            true => Next::Round,
-            false if now.saturating_sub(self.progress_at) >= PATIENCE => Next::GiveUp { still: look },
-            false => Next::Wait,
-        }
-    }
-}
-
-fn push_pages(top: &File) -> io::Result<()> {
-    // SAFETY: the descriptor is ours.
-    if unsafe { libc::syncfs(top.as_raw_fd()) } < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
-}
-
-fn ask(control: &Path) -> io::Result<()> {
-    let order = |mut file: File| {
-        file.write_all(b"flush\n")?;
-        // Where the kernel holds writes back, the answer comes only here.
-        file.sync_all()
-    };
-    match OpenOptions::new().write(true).open(control).and_then(order) {
-        // A mount for reading only has nothing to flush.
-        Err(e) if e.kind() == io::ErrorKind::ReadOnlyFilesystem => Ok(()),
+/// Unmounts; true also where somebody else did it first. False while something uses it (EBUSY).
+fn take_away(ground: &Ground<'_>, detach: bool, end: Option<&End<'_>>) -> Result<bool, Failure> {
+    match unmount(ground.path, detach, end) {
+        Err(_) | Ok(false) if !ground.is_there() => Ok(true),
         other => other,
     }
 }
 
-fn pending_bytes(storage: &Path) -> Option<u64> {
-    std::fs::read_to_string(storage.join("pending")).ok()?.trim().parse().ok()
+/// Who holds a filesystem, but for the mount that is known anyway.
+fn who_holds(device: &str, but: &str) -> Holders {
+    let device = device.to_owned();
+    let found = reach::within(SEARCH, move || Holders::of(&device), || ());
+    let mut holders = found.ok().flatten().unwrap_or(Holders { all: Vec::new(), some_unseen: true });
+    holders.all.retain(|holder| holder != but);
+    holders
 }
 
 /// False while something uses it (EBUSY).
@@ -318,57 +239,174 @@ fn unmount(path: &Path, detach: bool, end: Option<&End<'_>>) -> Result<bool, Fai
     }
 }
 
-fn wait_for_end(daemon: Option<Process>, vault: Option<&Path>) -> Result<(), Failure> {
+/// Waits until the daemon has ended; gives its last word, or `None` if it ended without one.
+fn await_end(args: &Args, path: &Path, device: &str, ending: &mut Ending) -> Result<Option<LastWord>, Failure> {
+    let world = RealWorld::default();
     let progress = Progress::new("waiting for the vault to close");
-    if let Some(daemon) = daemon {
-        while !daemon.has_ended(GLANCE) {
-            progress.at(0, 0);
+    let at = path.display();
+    let (mut noticed, mut ordered_at) = (false, None);
+    loop {
+        let stage = ending.stage(GLANCE);
+        let waited = world.elapsed();
+        match stage {
+            Stage::Ended(word) => return Ok(word),
+            Stage::Closing => {}
+            Stage::Serving if waited < HELD_AFTER => {}
+            Stage::Serving if args.force => {
+                let since = *ordered_at.get_or_insert(waited);
+                if since == waited {
+                    print::complain(&format!("{at}: telling the daemon to end, though the filesystem is held"));
+                    ending.tell_to_end().map_err(|e| Failure::new(Exit::Held, format!("{at}: the daemon: {e}")))?;
+                }
+                if waited.saturating_sub(since) >= END_WAIT {
+                    let why = reach::obstacle(ending.pid);
+                    return Err(Failure::new(Exit::NoAnswer, format!("{at}: unmounted here, but {why}")));
+                }
+            }
+            Stage::Serving => {
+                let holders = who_holds(device, "");
+                if !holders.all.is_empty() || waited >= HELD_MOST {
+                    let (who, force) = (holders.phrase(), format!("strongroom umount --force {at}"));
+                    let sentence = format!(
+                        "{at}: unmounted here, and flushed, but the vault stays open, for it is still in use: {who}. \
+                         It is closed when they let go; {force} closes it now"
+                    );
+                    return Err(Failure::new(Exit::Held, sentence));
+                }
+            }
         }
-        return Ok(());
-    }
-    // The daemon holds the lock as long as the vault is open.
-    if let Some(vault) = vault {
-        while status::is_locked(vault)? {
-            progress.at(0, 0);
-            thread::sleep(GLANCE);
+        if !noticed && waited >= reach::NOTICE_AFTER {
+            noticed = true;
+            let daemon = ending.pid.map_or("the daemon".to_owned(), |pid| format!("the daemon (process {pid})"));
+            print::complain(&format!("{at}: unmounted; waiting for {daemon} to close the vault"));
         }
+        progress.at(0, 0);
     }
-    Ok(())
 }
 
-/// What the daemon said of its end, in the lock file: data written between the flush and the unmount came to rest only if
-/// it closed the vault.
-fn judge_end(path: &Path, last_word: Option<&str>, daemon: Option<i32>) -> Result<(), Failure> {
-    let failed = |why: &str| Err(Failure::new(Exit::FlushFailed, format!("{}: unmounted, but {why}", path.display())));
-    let word = last_word.unwrap_or_default().trim();
-    if let Some(why) = word.strip_prefix("failed: ") {
-        return failed(&format!("not everything could be brought to rest: {why}"));
+/// What the daemon said of its end: data written between the flush and the unmount came to rest only if it closed the vault.
+fn judge(path: &Path, word: Option<LastWord>) -> Result<Exit, Failure> {
+    let at = path.display();
+    let Some(word) = word else {
+        let why = "its daemon ended without a word that it closed the vault: what was not yet safe is lost";
+        let sentence = format!("{at}: unmounted, but {why}; the vault recovers at its next mount");
+        return Err(Failure::new(Exit::FlushFailed, sentence));
+    };
+    let (first, rest) = word.lines.split_first().map_or(("", &[][..]), |(first, rest)| (first.as_str(), rest));
+    rest.iter().for_each(|line| print::complain(line));
+    match word.exit {
+        Exit::Ok => Ok(Exit::Ok),
+        Exit::Away => Err(Failure::new(Exit::Away, format!("{at}: unmounted: {first}"))),
+        _ => Err(Failure::new(word.exit, format!("{at}: unmounted, but {first}"))),
     }
-    if word == "closing" || daemon.is_some_and(|pid| word == pid.to_string()) {
-        return failed("its daemon ended before the vault was closed; the vault recovers at its next mount");
+}
+
+/// A mount whose vault cannot be flushed: what a person can do.
+fn with_the_way_out(path: &Path, failure: Failure) -> Failure {
+    let at = path.display();
+    let ways = format!(
+        "{at}/.storage/errors says why, {at}/.storage/unsaved what is not saved. It is saved as soon as the disk takes it; \
+         strongroom umount --discard {at} gives it up"
+    );
+    Failure::new(failure.exit, format!("{}. {ways}", failure.sentence))
+}
+
+/// Takes the mount away though not everything is at rest, once that was named and agreed to.
+fn give_up(args: &Args, ground: &Ground<'_>, ending: &Ending, failure: Failure) -> Result<(), Failure> {
+    print::complain(&failure.sentence);
+    let loss = name_unsaved(ground.path);
+    if !is_agreed(args, &format!("Unmount {} and lose {loss}?", ground.path.display()))? {
+        return Err(Failure::new(
+            failure.exit,
+            format!("{}: nothing was given up; it stays mounted", ground.path.display()),
+        ));
     }
-    // `closed`; or a vault we cannot look into; or one that the next mount has taken already.
-    Ok(())
+    let end = ending.end_of(ground.mount);
+    match take_away(ground, false, end.as_ref())? {
+        true => Ok(()),
+        false => detach_if_forced(args, ground, end.as_ref()),
+    }
 }
 
-/// Who holds the vault's lock, as the holder wrote into it.
-pub(super) fn holder(vault: &Path) -> Option<i32> {
-    lock_text(vault)?.trim().parse().ok()
+/// Prints the path of each file that is not saved; gives what they are together.
+fn name_unsaved(path: &Path) -> String {
+    let unsaved = path.join(".storage/unsaved");
+    let read = reach::within(ANSWER_WAIT / 3, move || std::fs::read_to_string(unsaved), || ());
+    match read.ok().flatten() {
+        Some(Ok(text)) => {
+            text.lines().take(UNSAVED_LINES_MAX).for_each(|line| print::complain(&format!("not saved: {line}")));
+            let count = text.lines().count();
+            if count > UNSAVED_LINES_MAX {
+                print::complain(&format!("not saved: {} more", count - UNSAVED_LINES_MAX));
+            }
+            match count {
+                0 => "nothing that the daemon knows of".to_owned(),
+                1 => "what was written to 1 file and is not saved".to_owned(),
+                n => format!("what was written to {n} files and is not saved"),
+            }
+        }
+        _ => "what was written since the last fsync, which cannot be listed, for the daemon does not answer".to_owned(),
+    }
 }
 
-/// What stands in the vault's lock file; nothing that is not one is read, nor waited for.
-fn lock_text(vault: &Path) -> Option<String> {
-    let text = read_file(&DirBacking::open(vault).ok()?, LOCK, LOCK_BYTES_MAX).ok()?;
-    String::from_utf8(text).ok()
+/// Asks on the terminal; where there is none, `--yes` must have been given.
+fn is_agreed(args: &Args, question: &str) -> Result<bool, Failure> {
+    if args.yes {
+        return Ok(true);
+    }
+    if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
+        let sentence = format!("{question} There is no terminal to ask on: --yes says so");
+        return Err(Failure::new(Exit::Usage, sentence));
+    }
+    print::complain(&format!("{question} (yes/no)"));
+    let mut answer = String::new();
+    io::stdin().read_line(&mut answer).map_err(|e| Failure::new(Exit::Io, format!("the terminal: {e}")))?;
+    Ok(matches!(answer.trim(), "yes" | "y"))
 }
 
-/// The value of the key `pid`, however the line separates the two.
-pub(super) fn pid(config: &str) -> Option<i32> {
-    config.lines().find_map(|line| {
-        let (key, value) = line.trim().split_once(|c: char| c.is_whitespace() || c == ':' || c == '=')?;
-        let value = value.trim_start_matches(|c: char| c.is_whitespace() || c == ':' || c == '=');
-        (key == "pid").then(|| value.trim().parse().ok()).flatten()
-    })
+/// Lets a daemon that a signal stopped go on: it can then save everything.
+fn let_go_on(path: &Path, ending: &Ending) -> Result<(), Failure> {
+    let Some(pid) = ending.pid.filter(|&pid| reach::is_stopped(pid)) else { return Ok(()) };
+    let at = path.display();
+    print::complain(&format!("{at}: its daemon (process {pid}) was stopped: it is let go on"));
+    ending.signal(libc::SIGCONT).map_err(|e| Failure::new(Exit::NoAnswer, format!("{at}: process {pid}: {e}")))
+}
+
+/// Ends a mount whose daemon does not answer, once it was agreed to lose what is not saved.
+fn end_by_force(args: &Args, path: &Path, mount: &Mount, mut ending: Ending) -> Result<Exit, Failure> {
+    let at = path.display();
+    let loss = name_unsaved(path);
+    if !is_agreed(args, &format!("Unmount {at} by force and lose {loss}?"))? {
+        return Err(Failure::new(Exit::NoAnswer, format!("{at}: nothing was given up; it stays mounted")));
+    }
+    let ground = Ground { path, mount, daemon: ending.pid, refused_before: None };
+    // Whoever waits for the daemon gets an error; where that is refused, they wait until it has ended.
+    let _ = taker::take_away(path, libc::UMOUNT_NOFOLLOW | libc::MNT_FORCE, None);
+    take_away(&ground, true, None)?;
+    let _ = ending.tell_to_end();
+    if let Some(word) = ended_within(&mut ending, END_WAIT) {
+        return Err(discarded(path, word));
+    }
+    let _ = ending.signal(libc::SIGKILL);
+    if let Some(word) = ended_within(&mut ending, HELD_AFTER) {
+        return Err(discarded(path, word));
+    }
+    let why = reach::obstacle(ending.pid);
+    Err(Failure::new(Exit::NoAnswer, format!("{at}: unmounted, but {why}: the vault is locked until it has ended")))
+}
+
+/// The end of a mount of which data was given up.
+fn discarded(path: &Path, word: Option<LastWord>) -> Failure {
+    let at = path.display();
+    let end = match &word {
+        Some(word) if word.exit == Exit::Ok => "the vault is closed".to_owned(),
+        Some(word) => {
+            word.lines.iter().for_each(|line| print::complain(line));
+            "the vault recovers at its next mount".to_owned()
+        }
+        None => "its daemon was killed, the vault recovers at its next mount".to_owned(),
+    };
+    Failure::new(Exit::Discarded, format!("{at}: unmounted; what could not be saved is given up; {end}"))
 }
 
 #[cfg(test)]
@@ -376,90 +414,39 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_daemon_is_named_in_the_config() {
-        for config in ["budget 1\npid 42\n", "pid: 42", "a=1\npid = 42\nb=2", "pid\t42"] {
-            assert_eq!(pid(config), Some(42), "{config}");
+    fn nothing_but_a_vault_that_was_closed_is_success() {
+        let exit = |word: Option<LastWord>| judge(Path::new("/m"), word).unwrap_or_else(|failure| failure.exit);
+        let word = |exit| Some(LastWord { exit, lines: vec!["why".to_owned()] });
+        assert_eq!(exit(word(Exit::Ok)), Exit::Ok);
+        assert_eq!(exit(None), Exit::FlushFailed, "silence");
+        for code in Exit::ALL.iter().filter(|code| **code != Exit::Ok) {
+            assert_eq!(exit(word(*code)), *code);
         }
-        for config in ["", "pids 42", "pid x", "pid"] {
-            assert_eq!(pid(config), None, "{config}");
-        }
-    }
-
-    const CLEAN: Look = Look { written_bytes: Some(7), refused: Some(0), under_way: Some(0), pending_bytes: Some(0) };
-
-    #[test]
-    fn a_clean_mount_takes_two_rounds_and_no_pause() {
-        for look in [CLEAN, Look::default()] {
-            let mut rounds = Rounds::new(look, Duration::ZERO);
-            assert_eq!(rounds.after(look, Duration::ZERO), Next::Round);
-            assert_eq!(rounds.after(look, Duration::ZERO), Next::Done);
-        }
+        let told = judge(Path::new("/m"), word(Exit::Away)).unwrap_err();
+        assert_eq!(told.sentence, "/m: unmounted: why");
     }
 
     #[test]
-    fn rounds_go_on_until_one_changes_nothing_and_leaves_nothing() {
-        let under_way = Look { under_way: Some(3), ..CLEAN };
-        let came_in = Look { written_bytes: Some(9), pending_bytes: Some(2), ..CLEAN };
-        let at_rest = Look { pending_bytes: Some(0), ..came_in };
-        let mut rounds = Rounds::new(CLEAN, Duration::ZERO);
-        for (look, next) in [
-            (under_way, Next::Round),
-            (under_way, Next::Wait),
-            (came_in, Next::Round),
-            (came_in, Next::Wait),
-            (at_rest, Next::Round),
-        ] {
-            assert_eq!(rounds.after(look, Duration::ZERO), next, "{look:?}");
-        }
-        rounds.go_on();
-        assert_eq!(rounds.after(at_rest, Duration::ZERO), Next::Round, "an error was told in this round");
-        assert_eq!(rounds.after(at_rest, Duration::ZERO), Next::Done);
-    }
-
-    #[test]
-    fn rounds_end_though_something_stands_still_or_never_ends() {
-        let stuck = Look { under_way: Some(1), ..CLEAN };
-        let mut rounds = Rounds::new(stuck, Duration::ZERO);
-        assert_eq!(rounds.after(stuck, PATIENCE - PAUSE), Next::Wait);
-        assert_eq!(rounds.after(stuck, PATIENCE), Next::GiveUp { still: stuck });
-        let mut rounds = Rounds::new(CLEAN, Duration::ZERO);
-        let busy = |n| Look { written_bytes: Some(n), ..stuck };
-        let count = (8..).take_while(|&n| rounds.after(busy(n), Duration::ZERO) != Next::Done).count();
-        assert_eq!(count + 1, ROUNDS_MAX as usize);
-    }
-
-    #[test]
-    fn an_error_of_writing_back_is_ours_if_writes_were_refused_meanwhile() {
-        let judge = |before, after| judge_push(Path::new("/m"), io::Error::other("full"), before, after);
-        assert!(judge(Some(3), Some(3)).is_ok(), "an earlier one is a warning");
-        for (before, after) in [(Some(3), Some(4)), (None, Some(3)), (Some(3), None), (None, None)] {
-            assert!(judge(before, after).is_err(), "{before:?} {after:?}");
+    fn what_was_given_up_is_never_success() {
+        let word = |exit| Some(LastWord { exit, lines: Vec::new() });
+        for word in [None, word(Exit::Ok), word(Exit::FlushFailed)] {
+            assert_eq!(discarded(Path::new("/m"), word).exit, Exit::Discarded);
         }
     }
 
     #[test]
-    fn where_no_write_was_refused_none_is_said_to_be_missing() {
-        assert!(earlier_error(Some(0)).ends_with("the vault refused no write since it was mounted"));
-        assert!(earlier_error(Some(1)).starts_with("an earlier write failed"));
-    }
-
-    #[test]
-    fn the_daemons_last_word_is_judged() {
-        let exit = |word| judge_end(Path::new("/m"), word, Some(42)).err().map(|failure| failure.exit);
-        for well in [None, Some(""), Some("closed\n"), Some("43\n")] {
-            assert_eq!(exit(well), None, "{well:?}");
+    fn without_a_terminal_nothing_is_given_up_unless_it_was_said() {
+        let args = |yes| Args { mountpoint: "/m".into(), force: false, discard: true, yes };
+        assert!(is_agreed(&args(true), "Lose it?").unwrap());
+        if !io::stdin().is_terminal() {
+            assert_eq!(is_agreed(&args(false), "Lose it?").unwrap_err().exit, Exit::Usage);
         }
-        for ill in ["closing\n", "42\n", "failed: backing directory: no space\n"] {
-            assert_eq!(exit(Some(ill)), Some(Exit::FlushFailed), "{ill}");
-        }
-        let told = judge_end(Path::new("/m"), Some("failed: the disk is gone\n"), None).unwrap_err();
-        assert_eq!(told.sentence, "/m: unmounted, but not everything could be brought to rest: the disk is gone");
     }
 
     #[test]
     fn where_nothing_is_mounted_nothing_is_unmounted() {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        let failure = run(&Args { mountpoint: dir.path().to_owned() }).err().unwrap();
-        assert_eq!(failure.exit, Exit::NotMounted);
+        let args = Args { mountpoint: dir.path().to_owned(), force: false, discard: false, yes: false };
+        assert_eq!(run(&args).err().unwrap().exit, Exit::NotMounted);
     }
 }

@@ -1,14 +1,17 @@
 //! The texts of `/.storage`.
 //!
-//! Promise: finite, made at once from one reading of the numbers, and free of names, content and keys. `metrics` is
-//! Prometheus text exposition; `stats.json` has every number there is. Called by: `storage`. On failure: the vault's.
+//! Promise: finite, made at once from one reading of the numbers, and free of names, content and keys, but for the paths in
+//! `unsaved` and `scrub`. `metrics` is Prometheus text exposition; `stats.json` has every number there is.
+//! Called by: `storage`. On failure: the vault's.
 
+use super::paths::{paths_of, printable};
 use super::{FileSystem, FsFault, OpKind};
 use crate::base::histogram::{EDGES_US, Histogram, Snapshot};
+use crate::base::id::Ino;
 use crate::base::limits;
 use crate::base::world::Time;
 use crate::vault::Line;
-use crate::vault::{Gauges, State, Stats, Usage};
+use crate::vault::{Gauges, State, Stats, Usage, Vault};
 use serde_json::{Map, Value, json};
 use std::fmt::Write;
 use std::sync::atomic::Ordering::SeqCst;
@@ -71,6 +74,7 @@ impl FileSystem {
         Ok(match file {
             "state" => format!("{}\n", vault.state()),
             "pending" => format!("{}\n", vault.pending_bytes()),
+            "unsaved" => unsaved(vault),
             "status" => self.status()?,
             "stats.json" => self.stats_json()?,
             "metrics" => self.metrics()?,
@@ -291,6 +295,15 @@ impl FileSystem {
         }
         Ok(out)
     }
+}
+
+/// A line with the path of each file that has changes which are not safe yet.
+fn unsaved(vault: &Vault) -> String {
+    let line = |(ino, path): (Ino, Option<Vec<u8>>)| match path {
+        Some(path) => format!("{}\n", printable(&path)),
+        None => format!("inode {}, which has no name\n", ino.0),
+    };
+    paths_of(vault, &vault.unsaved()).into_iter().map(line).collect()
 }
 
 fn header(out: &mut String, name: &str, help: &str, kind: &str) {

@@ -28,9 +28,10 @@ pub const HEADER_ORDER: &[u8] = b"key header\n";
 /// The same of a header with another master key: before the text stands that key, sealed under the one in force.
 pub const KEY_ORDER: &[u8] = b"key switch\n";
 /// Every file, in order of listing.
-pub(super) const FILES: [&str; 14] = [
+pub(super) const FILES: [&str; 15] = [
     "state",
     "pending",
+    "unsaved",
     "status",
     "stats.json",
     "metrics",

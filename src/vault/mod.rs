@@ -501,6 +501,7 @@ impl Vault {
         }
         s.happened(state::Event::Close, "");
         match &closed {
+            _ if self.is_away() && self.unsaved().is_empty() => self.say("away"),
             Ok(()) => self.say("closed"),
             Err(fault) => self.say(&format!("failed: {fault}")),
         }
@@ -513,8 +514,9 @@ impl Vault {
         closed
     }
 
-    /// Writes into the lock file how far closing has come: `closing` for whoever waits for the vault, then `closed` or
-    /// `failed: why` for whoever unmounted it. What cannot be written is missed by its reader; the lock itself counts.
+    /// Writes into the lock file how far closing has come: `closing` for whoever waits for the vault, then `closed`, `away` (safe, but
+    /// in part in the emergency directory) or `failed: why` for whoever unmounted it. A file that cannot be written proves nothing
+    /// to its reader; the lock itself counts.
     fn say(&self, word: &str) {
         let line = format!("{word}\n");
         let file = self.shared.backing.open(LOCK, Open::Write, Cache::Buffered);

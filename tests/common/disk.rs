@@ -49,14 +49,18 @@ impl Disk {
 
     /// As when the cable is pulled: from now on nothing reaches it, and what was not synced is lost.
     pub fn pull(&self) {
+        self.shut_down();
+        self.detach();
+    }
+
+    /// From now on nothing reaches it, but it stays mounted, as where a disk has died.
+    pub fn shut_down(&self) {
         const EXT4_IOC_SHUTDOWN: libc::c_ulong = 0x8004_587d;
         let at_once: u32 = 2;
         let root = File::open(&self.at).unwrap();
         // SAFETY: the descriptor is ours, the argument lives through the call.
         let done = unsafe { libc::ioctl(root.as_raw_fd(), EXT4_IOC_SHUTDOWN as _, &raw const at_once) };
         assert_eq!(done, 0, "shutting {} down: {}", self.at.display(), io::Error::last_os_error());
-        drop(root);
-        self.detach();
     }
 
     /// Bytes that can still be written: what ext4 keeps for itself does not count.
@@ -95,7 +99,8 @@ impl Disk {
         path
     }
 
-    fn detach(&self) {
+    /// Takes it away, also while somebody holds on to it.
+    pub fn detach(&self) {
         let at = CString::new(self.at.as_os_str().as_bytes()).unwrap();
         // SAFETY: a terminated string.
         unsafe { libc::umount2(at.as_ptr(), libc::MNT_DETACH) };

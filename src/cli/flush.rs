@@ -1,0 +1,404 @@
+//! Brings all that was written to a mount to rest, before it is unmounted.
+//!
+//! Promise: after `Flushed::Everything` all that was written before the call is in the vault and verified.
+//! How: the kernel's dirty pages are pushed out (`syncfs`), `control` flushes the vault and answers with an error if it could not,
+//! and both are done again until a round finds nothing to do (`Rounds`). Another thread looks at the numbers meanwhile, so a
+//! daemon that stands still and a disk that takes nothing are told apart, and reported within a second.
+//! Called by: `umount`. On failure: `Exit::FlushFailed`, or `Exit::NoAnswer` where the daemon does not answer; nothing is changed.
+
+use super::exit::{Exit, Failure};
+use super::mounts::{self, Mount};
+use super::print::{self, Progress};
+use super::reach::{self, NOTICE_AFTER};
+use super::size;
+use crate::base::world::{RealWorld, World};
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+/// How often the numbers are looked at.
+const GLANCE: Duration = Duration::from_millis(100);
+/// Between two rounds of which the first changed nothing, and yet something is under way.
+const PAUSE: Duration = Duration::from_millis(5);
+/// How long something may be under way between two rounds with no progress at all.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How long the daemon may give no sign.
+pub const ANSWER_WAIT: Duration = Duration::from_secs(30);
+/// How long the vault may take nothing within a round: longer than the daemon gives a disk before it goes to another.
+const STUCK_WAIT: Duration = Duration::from_secs(60);
+/// After this many rounds that each found something new, other programs are writing: whether they use the mount is for
+/// the kernel to say.
+const ROUNDS_MAX: u32 = 8;
+
+/// A mount that is to be brought to rest.
+pub struct Ground<'a> {
+    /// Where it is mounted.
+    pub path: &'a Path,
+    /// The mount.
+    pub mount: &'a Mount,
+    /// Its daemon.
+    pub daemon: Option<i32>,
+    /// Writes that its vault had refused before.
+    pub refused_before: Option<u64>,
+}
+
+/// What came of it.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Flushed {
+    /// Everything is at rest.
+    Everything,
+    /// Somebody else unmounted it meanwhile: the daemon's last word tells.
+    Vanished,
+}
+
+/// What the threads report.
+enum News {
+    /// The numbers, as they are now.
+    Look(Look),
+    /// All rounds are done.
+    Done(Result<(), (&'static str, io::Error)>),
+}
+
+impl Ground<'_> {
+    /// Where its own files are.
+    pub fn storage(&self) -> PathBuf {
+        self.path.join(".storage")
+    }
+
+    /// Whether the mount is still in its place.
+    pub fn is_there(&self) -> bool {
+        mounts::places_of(&self.mount.device).is_ok_and(|places| places.iter().any(|place| place == self.path))
+    }
+
+    fn failed(&self, exit: Exit, why: &str) -> Failure {
+        Failure::new(exit, format!("{}: {why}; it stays mounted", self.path.display()))
+    }
+}
+
+/// Brings everything to rest.
+pub fn flush(ground: &Ground<'_>) -> Result<Flushed, Failure> {
+    let (tell, told) = mpsc::channel();
+    let (go_on, stop) = mpsc::channel();
+    let begun = begin(ground, &tell, stop);
+    let watcher = begun.map_err(|e| ground.failed(Exit::FlushFailed, &format!("no thread to flush with: {e}")))?;
+    drop(tell);
+    let result = wait_for(ground, &told);
+    drop(go_on);
+    // It must not have a file open when the mount is taken away; where it hangs, nothing is taken away.
+    while result.is_ok() && !watcher.is_finished() {
+        thread::sleep(PAUSE);
+    }
+    match result {
+        // What fails after somebody else took the mount away tells nothing.
+        Err(_) if !ground.is_there() => Ok(Flushed::Vanished),
+        other => other.map(|()| Flushed::Everything),
+    }
+}
+
+/// Starts both threads; gives the one that looks, which ends with the sender of `stop`.
+fn begin(
+    ground: &Ground<'_>,
+    tell: &mpsc::Sender<News>,
+    stop: mpsc::Receiver<()>,
+) -> io::Result<thread::JoinHandle<()>> {
+    let (top, storage, refused_before) = (ground.path.to_owned(), ground.storage(), ground.refused_before);
+    let (tell_end, tell_looks) = (tell.clone(), tell.clone());
+    let stats = storage.join("stats.json");
+    let work = move || {
+        // Nobody listens any more only if the command has given up.
+        let _ = tell_end.send(News::Done(bring_to_rest(&top, &storage, refused_before)));
+    };
+    thread::Builder::new().name("flush".to_owned()).spawn(work)?;
+    let watch = move || {
+        while stop.recv_timeout(GLANCE) == Err(mpsc::RecvTimeoutError::Timeout) {
+            let _ = tell_looks.send(News::Look(Look::at(&stats)));
+        }
+    };
+    thread::Builder::new().name("watch".to_owned()).spawn(watch)
+}
+
+fn wait_for(ground: &Ground<'_>, told: &mpsc::Receiver<News>) -> Result<(), Failure> {
+    let world = RealWorld::default();
+    let progress = Progress::new("flushing");
+    let (mut answered_at, mut moved_at) = (Duration::ZERO, Duration::ZERO);
+    let (mut last, mut most_bytes) = (Look::default(), 0);
+    let mut noticed = false;
+    let at = ground.path.display();
+    loop {
+        match told.recv_timeout(GLANCE) {
+            Ok(News::Done(Ok(()))) => return Ok(()),
+            Ok(News::Done(Err((what, e)))) => return Err(ground.failed(Exit::FlushFailed, &format!("{what}: {e}"))),
+            Ok(News::Look(look)) => {
+                answered_at = world.elapsed();
+                if look != last {
+                    (last, moved_at) = (look, answered_at);
+                }
+                let left = look.pending_bytes.unwrap_or(0);
+                most_bytes = most_bytes.max(left);
+                progress.at(most_bytes - left, most_bytes);
+            }
+            Err(mpsc::RecvTimeoutError::Timeout) => {}
+            Err(mpsc::RecvTimeoutError::Disconnected) => {
+                return Err(ground.failed(Exit::FlushFailed, "flushing: the thread ended without a word"));
+            }
+        }
+        let now = world.elapsed();
+        let (silent, stuck) = (now.saturating_sub(answered_at), now.saturating_sub(moved_at));
+        let left = size::show(last.pending_bytes.unwrap_or(0));
+        if silent >= ANSWER_WAIT {
+            return Err(ground.failed(Exit::NoAnswer, &silence(ground.daemon)));
+        }
+        if stuck >= STUCK_WAIT {
+            let why =
+                format!("flushing: the disk took nothing for {} s, {left} are not yet safe", STUCK_WAIT.as_secs());
+            return Err(ground.failed(Exit::FlushFailed, &why));
+        }
+        if !noticed && silent >= NOTICE_AFTER {
+            noticed = true;
+            print::complain(&format!("{at}: waiting: {}", reach::obstacle(ground.daemon)));
+        } else if !noticed && stuck >= NOTICE_AFTER {
+            noticed = true;
+            let daemon = ground.daemon.map_or(String::new(), |pid| format!(" (process {pid})"));
+            print::complain(&format!("{at}: waiting for the daemon{daemon} to flush: {left} not yet safe"));
+        }
+    }
+}
+
+/// Why nothing is done to a mount whose daemon does not answer.
+pub fn silence(daemon: Option<i32>) -> String {
+    let seconds = ANSWER_WAIT.as_secs();
+    format!("no answer for {seconds} s: {}; umount --force ends it all the same", reach::obstacle(daemon))
+}
+
+/// Pushes and flushes until there is nothing left to push. One `syncfs` is not enough: on Linux 6.18 it hands FUSE's
+/// dirty pages to the daemon's queue and returns, and what became of them is told by a later one. The order to `control`
+/// goes through the same queue, behind them; when it is answered, the daemon has all of them in its hands or done.
+fn bring_to_rest(path: &Path, storage: &Path, refused_before: Option<u64>) -> Result<(), (&'static str, io::Error)> {
+    let pushing = |e| ("writing back the kernel's pages", e);
+    let (control, stats) = (storage.join("control"), storage.join("stats.json"));
+    // Opened once: the kernel tells each descriptor of each error since it was opened, and of earlier ones nobody saw.
+    let top = File::open(path).map_err(pushing)?;
+    let world = RealWorld::default();
+    let mut rounds = Rounds::new(Look::at(&stats), world.elapsed());
+    loop {
+        if let Err(e) = push_pages(&top) {
+            judge_push(path, e, refused_before, Look::at(&stats).refused).map_err(pushing)?;
+            rounds.go_on();
+        }
+        ask(&control).map_err(|e| ("flushing", e))?;
+        match rounds.after(Look::at(&stats), world.elapsed()) {
+            Next::Round => {}
+            Next::Wait => thread::sleep(PAUSE),
+            Next::Done => return Ok(()),
+            Next::GiveUp { still } => return Err(("flushing", no_progress(still))),
+        }
+    }
+}
+
+fn no_progress(still: Look) -> io::Error {
+    let (writes, bytes) = (still.under_way.unwrap_or(0), still.pending_bytes.unwrap_or(0));
+    let seconds = PATIENCE.as_secs();
+    io::Error::other(format!(
+        "no progress for {seconds} s, with {writes} writes under way and {bytes} bytes not yet safe"
+    ))
+}
+
+/// An error of `syncfs`. The kernel also keeps an earlier one (a file that did not fit, deleted long ago) for whoever syncs
+/// next, once; the writer was told of it at fsync or close, and its pages are gone: that one is passed on as a warning. An
+/// error of a page that was dirty until now has been told to nobody else, and is ours. Where the vault refused no write at
+/// all, it has everything that it was given.
+fn judge_push(path: &Path, e: io::Error, refused_before: Option<u64>, refused: Option<u64>) -> io::Result<()> {
+    if refused_before.is_none() || refused != refused_before {
+        return Err(e);
+    }
+    print::complain(&format!("warning: {}: {}: {e}", path.display(), earlier_error(refused)));
+    Ok(())
+}
+
+fn earlier_error(refused: Option<u64>) -> &'static str {
+    match refused {
+        Some(0) => "the kernel keeps an error of an earlier call, but the vault refused no write since it was mounted",
+        _ => "an earlier write failed and is not in the vault (fsync or close said so to its program)",
+    }
+}
+
+/// What the daemon says of writing; `None` is what it does not say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Look {
+    /// Bytes taken from writers so far; orders to `control` do not count.
+    written_bytes: Option<u64>,
+    /// Writes answered with an error so far.
+    pub refused: Option<u64>,
+    /// Writes it has in its hands.
+    under_way: Option<u64>,
+    /// Bytes taken and not yet safe.
+    pending_bytes: Option<u64>,
+    /// Bytes written to the disk and read back so far.
+    verified_bytes: Option<u64>,
+}
+
+impl Look {
+    /// As the mount's statistics have it now.
+    pub fn at(stats: &Path) -> Look {
+        let text = std::fs::read_to_string(stats).unwrap_or_default();
+        let stats: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+        let write = &stats["operations"]["write"];
+        Look {
+            written_bytes: stats["counters"]["written_bytes"].as_u64(),
+            refused: write["failures"].as_u64(),
+            under_way: write["under_way"].as_u64(),
+            pending_bytes: stats["gauges"]["pending_bytes"].as_u64(),
+            verified_bytes: stats["counters"]["verified_bytes"].as_u64(),
+        }
+    }
+
+    /// What a round is judged by: reading back goes on behind it.
+    fn of_writers(self) -> Look {
+        Look { verified_bytes: None, ..self }
+    }
+
+    fn is_at_rest(&self) -> bool {
+        self.under_way.unwrap_or(0) == 0 && self.pending_bytes.unwrap_or(0) == 0
+    }
+}
+
+/// Counts rounds of push and flush. Done when one that was not the first changed nothing and left nothing under way: the
+/// first may have returned before its pages were even begun with, the second would have met them.
+struct Rounds {
+    last: Look,
+    progress_at: Duration,
+    count: u32,
+    with_news: u32,
+    go_on: bool,
+}
+
+/// What follows a round.
+#[derive(Debug, PartialEq, Eq)]
+enum Next {
+    /// Another one, at once.
+    Round,
+    /// Another one, in a moment.
+    Wait,
+    /// Everything that was written before the first round is at rest.
+    Done,
+    /// Something does not move.
+    GiveUp { still: Look },
+}
+
+impl Rounds {
+    fn new(before: Look, now: Duration) -> Rounds {
+        Rounds { last: before.of_writers(), progress_at: now, count: 0, with_news: 0, go_on: false }
+    }
+
+    /// This round is not the last, whatever it leaves.
+    fn go_on(&mut self) {
+        self.go_on = true;
+    }
+
+    fn after(&mut self, look: Look, now: Duration) -> Next {
+        let look = look.of_writers();
+        let told = std::mem::take(&mut self.go_on);
+        let news = told || look != self.last;
+        self.last = look;
+        self.count += 1;
+        if news {
+            self.progress_at = now;
+            self.with_news += 1;
+            return if self.with_news < ROUNDS_MAX { Next::Round } else { Next::Done };
+        }
+        match look.is_at_rest() {
+            true if self.count > 1 => Next::Done,
+            true => Next::Round,
+            false if now.saturating_sub(self.progress_at) >= PATIENCE => Next::GiveUp { still: look },
+            false => Next::Wait,
+        }
+    }
+}
+
+fn push_pages(top: &File) -> io::Result<()> {
+    // SAFETY: the descriptor is ours.
+    if unsafe { libc::syncfs(top.as_raw_fd()) } < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+fn ask(control: &Path) -> io::Result<()> {
+    let order = |mut file: File| {
+        file.write_all(b"flush\n")?;
+        // Where the kernel holds writes back, the answer comes only here.
+        file.sync_all()
+    };
+    match OpenOptions::new().write(true).open(control).and_then(order) {
+        // A mount for reading only has nothing to flush.
+        Err(e) if e.kind() == io::ErrorKind::ReadOnlyFilesystem => Ok(()),
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOTHING: Look =
+        Look { written_bytes: None, refused: None, under_way: None, pending_bytes: None, verified_bytes: None };
+    const CLEAN: Look =
+        Look { written_bytes: Some(7), refused: Some(0), under_way: Some(0), pending_bytes: Some(0), ..NOTHING };
+
+    #[test]
+    fn a_clean_mount_takes_two_rounds_and_no_pause() {
+        for look in [CLEAN, Look::default()] {
+            let mut rounds = Rounds::new(look, Duration::ZERO);
+            assert_eq!(rounds.after(look, Duration::ZERO), Next::Round);
+            assert_eq!(rounds.after(look, Duration::ZERO), Next::Done);
+        }
+    }
+
+    #[test]
+    fn rounds_go_on_until_one_changes_nothing_and_leaves_nothing() {
+        let under_way = Look { under_way: Some(3), ..CLEAN };
+        let came_in = Look { written_bytes: Some(9), pending_bytes: Some(2), ..CLEAN };
+        let at_rest = Look { pending_bytes: Some(0), ..came_in };
+        let mut rounds = Rounds::new(CLEAN, Duration::ZERO);
+        for (look, next) in [
+            (under_way, Next::Round),
+            (under_way, Next::Wait),
+            (came_in, Next::Round),
+            (came_in, Next::Wait),
+            (at_rest, Next::Round),
+        ] {
+            assert_eq!(rounds.after(look, Duration::ZERO), next, "{look:?}");
+        }
+        rounds.go_on();
+        assert_eq!(rounds.after(at_rest, Duration::ZERO), Next::Round, "an error was told in this round");
+        assert_eq!(rounds.after(at_rest, Duration::ZERO), Next::Done);
+    }
+
+    #[test]
+    fn rounds_end_though_something_stands_still_or_never_ends() {
+        let stuck = Look { under_way: Some(1), ..CLEAN };
+        let mut rounds = Rounds::new(stuck, Duration::ZERO);
+        assert_eq!(rounds.after(stuck, PATIENCE - PAUSE), Next::Wait);
+        assert_eq!(rounds.after(stuck, PATIENCE), Next::GiveUp { still: stuck });
+        let mut rounds = Rounds::new(CLEAN, Duration::ZERO);
+        let busy = |n| Look { written_bytes: Some(n), ..stuck };
+        let count = (8..).take_while(|&n| rounds.after(busy(n), Duration::ZERO) != Next::Done).count();
+        assert_eq!(count + 1, ROUNDS_MAX as usize);
+    }
+
+    #[test]
+    fn an_error_of_writing_back_is_ours_if_writes_were_refused_meanwhile() {
+        let judge = |before, after| judge_push(Path::new("/m"), io::Error::other("full"), before, after);
+        assert!(judge(Some(3), Some(3)).is_ok(), "an earlier one is a warning");
+        for (before, after) in [(Some(3), Some(4)), (None, Some(3)), (Some(3), None), (None, None)] {
+            assert!(judge(before, after).is_err(), "{before:?} {after:?}");
+        }
+    }
+
+    #[test]
+    fn where_no_write_was_refused_none_is_said_to_be_missing() {
+        assert!(earlier_error(Some(0)).ends_with("the vault refused no write since it was mounted"));
+        assert!(earlier_error(Some(1)).starts_with("an earlier write failed"));
+    }
+}
