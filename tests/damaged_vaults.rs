@@ -33,8 +33,11 @@ const DIR: &str = "tests/vaults/damaged";
 /// All of them together may not take more.
 const BYTES_MAX: u64 = 1_200_000;
 /// Kinds without a vault here, and why.
-const WITHOUT: [(&str, &str); 1] =
-    [("index-unreadable", "which pages are read when a vault is opened is for the database to decide")];
+const WITHOUT: [(&str, &str); 3] = [
+    ("index-unreadable", "which pages are read when a vault is opened is for the database to decide"),
+    ("file-unread", "an error of the disk is no damage that could be stored"),
+    ("range-unread", "an error of the disk is no damage that could be stored"),
+];
 
 fn dir() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(DIR)

@@ -6,6 +6,7 @@
 mod held;
 
 use held::{Call, Gate, HeldDisk};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 use strongroom::backing::{Backing, Cache, MemoryBacking, Open};
@@ -16,7 +17,7 @@ use strongroom::base::secret::Passphrase;
 use strongroom::base::world::{RealWorld, World};
 use strongroom::format::key;
 use strongroom::seal::Unlock;
-use strongroom::vault::{CreateOptions, OpenOptions, State, Vault, create, open};
+use strongroom::vault::{CreateOptions, OpenOptions, State, Vault, VaultFault, create, open};
 
 fn unlock() -> Unlock {
     Unlock::KeyFile(Passphrase(vec![7; 64]))
@@ -552,4 +553,63 @@ fn what_is_written_does_not_wait_behind_what_is_read_ahead() {
     );
     drop((shut, file));
     vault.close().expect("all is written");
+}
+
+#[test]
+fn a_panic_half_way_through_an_operation_stops_the_vault_and_no_sync_answers_for_it() {
+    let half_way: [(&str, fn(&Vault)); 4] = [
+        ("a write", |vault| {
+            let file = vault.file(Ino(5));
+            let room = vault.reserve(&file, 0, 5000).unwrap();
+            let mut op = vault.begin();
+            op.write(&file, 0, &[7; 5000], room);
+            panic!("planted: the write is in the buffers, and the batch does not know");
+        }),
+        ("a hole", |vault| {
+            let mut op = vault.begin();
+            op.punch(&vault.file(Ino(5)), 0, 5000);
+            panic!("planted: the hole is in the buffers, and the batch does not know");
+        }),
+        ("a key", |vault| {
+            let mut op = vault.begin();
+            op.put(key::inode(Ino(5)), vec![1; 8]);
+            panic!("planted: what goes with the key may have been changed");
+        }),
+        ("nothing but a word too few", |vault| {
+            let file = vault.file(Ino(5));
+            let room = vault.reserve(&file, 0, 5000).unwrap();
+            let mut op = vault.begin();
+            op.write(&file, 0, &[7; 5000], room);
+        }),
+    ];
+    for (what, half) in half_way {
+        let disk = MemoryBacking::default();
+        fresh(&disk);
+        let vault = opened(&disk, &OpenOptions { flush_interval: Duration::from_secs(3600), ..OpenOptions::default() });
+        write(&vault, 5, 0, &noise(20_000));
+        vault.sync_wait().unwrap();
+        let _ = catch_unwind(AssertUnwindSafe(|| half(&vault)));
+        let file = vault.file(Ino(5));
+        let refused = vault.reserve(&file, 5000, 100).map(|_| ());
+        assert!(matches!(refused, Err(VaultFault::Failed(_))), "{what}: the next write says {refused:?}");
+        let synced = vault.sync_wait();
+        assert!(matches!(synced, Err(VaultFault::Failed(_))), "{what}: fsync says {synced:?}");
+        let errors = vault.stats().errors();
+        let named = errors.iter().any(|line| line.text.contains("an operation") && line.text.contains("half-way"));
+        assert!(named, "{what}: {errors:?}");
+        assert!(vault.close().is_err(), "{what}: closing says that something was lost");
+        drop(vault);
+        let vault = opened(&disk, &OpenOptions::default());
+        assert_eq!(read(&vault, 5, 0, 20_000), noise(20_000), "{what}: nothing of the half came into the log");
+    }
+    // Whoever gives an operation up before it changed anything harms nothing.
+    let disk = MemoryBacking::default();
+    fresh(&disk);
+    let vault = opened(&disk, &OpenOptions::default());
+    let mut op = vault.begin();
+    op.put(key::inode(Ino(5)), vec![1; 8]);
+    drop(op);
+    write(&vault, 5, 0, b"as ever");
+    vault.sync_wait().unwrap();
+    vault.close().unwrap();
 }

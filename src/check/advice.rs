@@ -66,6 +66,8 @@ kinds! {
     SegmentShort = "segment-short",
     DataLost = "data-lost",
     Unreadable = "unreadable",
+    FileUnread = "file-unread",
+    RangeUnread = "range-unread",
     TreeNumber = "tree-number",
     QuotaCount = "quota-count",
     SnapshotSpoiled = "snapshot-spoiled",
@@ -83,12 +85,22 @@ impl Finding {
         )
     }
 
+    /// Whether it says only that the disk did not give something. That is no damage: once the disk does, all may be well.
+    #[must_use]
+    pub fn is_unread(&self) -> bool {
+        matches!(self, Finding::FileUnread { .. } | Finding::RangeUnread { .. })
+    }
+
     /// What helps, as one command or one sentence; `vault` is what the person called the vault, ready for a shell.
     #[must_use]
     pub fn mend(&self, vault: &str) -> String {
         use Finding::*;
         match self {
             IndexUnreadable { .. } | IndexLost { .. } => format!("strongroom check --rebuild {vault}"),
+            FileUnread { .. } | RangeUnread { .. } => format!(
+                "look at the disk and its cables, then look again (strongroom check {vault}); if the error stays, copy the vault to a \
+                 good disk"
+            ),
             DataLost { at, .. } | Unreadable { at, .. } | TargetMissing { at } => restore(at, vault),
             SegmentMissing { segment, .. } | SegmentShort { segment, .. } => format!(
                 "put segments/{:016x} back from a copy of the vault, or restore the files that lost data with it",

@@ -14,8 +14,10 @@ use crate::format::extent::{Extent, Origin, Run};
 use crate::format::holders::Holder;
 use crate::format::key;
 use crate::format::segment::SegmentInfo;
+use crate::segment::path;
 use crate::vault::{NOWHERE, VaultFault};
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::sync::Arc;
 
 /// Bytes of a file read at a time.
@@ -251,20 +253,27 @@ impl Survey<'_> {
 
     /// Looks at a segment's file; gives how far it can be read if that is not far enough.
     fn segment_file(&mut self, segment: SegmentId, key: KeyNumber, needed_bytes: u64) -> Option<u64> {
-        match self.vault.segment_len_bytes(segment) {
-            Ok(_) if let Some(key) = self.vault.missing_key(segment, key) => {
+        let len = self.vault.segment_len_bytes(segment).map_err(VaultFault::from);
+        let looked = len.and_then(|len| Ok((len, self.vault.missing_key(segment, key)?)));
+        match looked {
+            Ok((_, Some(key))) => {
                 let why = format!("it is under key {key}, which the header does not have");
                 self.found(Finding::SegmentMissing { segment, why });
                 Some(0)
             }
-            Ok(len_bytes) if len_bytes >= needed_bytes => None,
-            Ok(len_bytes) => {
+            Ok((len_bytes, None)) if len_bytes >= needed_bytes => None,
+            Ok((len_bytes, None)) => {
                 self.found(Finding::SegmentShort { segment, len_bytes, needed_bytes });
                 Some(len_bytes)
             }
-            Err(e) => {
+            Err(VaultFault::Backing(e)) if e.kind() == io::ErrorKind::NotFound => {
                 self.found(Finding::SegmentMissing { segment, why: e.to_string() });
                 Some(0)
+            }
+            // Nothing is known of what lies in it, so no file is told to have lost anything.
+            Err(fault) => {
+                self.found(Finding::FileUnread { file: path(segment), why: fault.to_string() });
+                None
             }
         }
     }
@@ -324,14 +333,17 @@ impl Survey<'_> {
             return;
         }
         // What of it does not read, as closely as frames are small.
-        let mut bad: Option<(u64, u64, String)> = None;
+        let mut bad: Option<(u64, u64, VaultFault)> = None;
         let mut at = from;
         while at < to {
             let end = to.min(at + UNIT_RAW_BYTES as u64);
             out.clear();
             match (self.vault.read(file, at, (end - at) as usize, &mut out), &mut bad) {
-                (Err(_), Some((_, bad_to, _))) => *bad_to = end,
-                (Err(fault), None) => bad = Some((at, end, fault.to_string())),
+                (Err(fault), Some((_, bad_to, before))) if is_of_disk(&fault) == is_of_disk(before) => *bad_to = end,
+                (Err(fault), _) => {
+                    let before = bad.replace((at, end, fault));
+                    self.unreadable(file.ino, before);
+                }
                 (Ok(()), _) => self.unreadable(file.ino, bad.take()),
             }
             at = end;
@@ -339,9 +351,17 @@ impl Survey<'_> {
         self.unreadable(file.ino, bad);
     }
 
-    fn unreadable(&mut self, ino: Ino, bad: Option<(u64, u64, String)>) {
-        if let Some((from_bytes, to_bytes, why)) = bad {
-            self.found(Finding::Unreadable { at: Place::of(ino), from_bytes, to_bytes, why });
-        }
+    fn unreadable(&mut self, ino: Ino, bad: Option<(u64, u64, VaultFault)>) {
+        let Some((from_bytes, to_bytes, fault)) = bad else { return };
+        let (at, why) = (Place::of(ino), fault.to_string());
+        self.found(match is_of_disk(&fault) {
+            true => Finding::RangeUnread { at, from_bytes, to_bytes, why },
+            false => Finding::Unreadable { at, from_bytes, to_bytes, why },
+        });
     }
+}
+
+/// Whether the disk did not give something, as opposed to giving something else. A file that is not there is lost.
+fn is_of_disk(fault: &VaultFault) -> bool {
+    matches!(fault, VaultFault::Backing(e) if e.kind() != io::ErrorKind::NotFound)
 }

@@ -117,7 +117,7 @@ pub fn plan(vault: &Vault, findings: &[Finding]) -> Result<Plan, VaultFault> {
                     .to_owned()
             }
             Finding::SegmentUnknown { segment } => {
-                let info = vault.segment_as_found(*segment);
+                let info = vault.segment_as_found(*segment)?;
                 plan.changes.insert(key::segment(*segment), Some(info.encode()));
                 "looked it up in its file".to_owned()
             }

@@ -121,6 +121,10 @@ pub enum Finding {
     DataLost { at: Place, segment: SegmentId },
     /// A range of a file does not read.
     Unreadable { at: Place, from_bytes: u64, to_bytes: u64, why: String },
+    /// The disk did not give a file of the vault: nothing is known of what is in it.
+    FileUnread { file: String, why: String },
+    /// The disk did not give a range of a file: nothing is known of it.
+    RangeUnread { at: Place, from_bytes: u64, to_bytes: u64, why: String },
     /// An inode carries the number of a quota tree that it is not in.
     TreeNumber { at: Place, stored: u32, expected: u32 },
     /// What an account of quotas is said to have used is not what its inodes add up to.
@@ -162,6 +166,7 @@ impl Finding {
             | HoldersWrong { at, .. }
             | DataLost { at, .. }
             | Unreadable { at, .. }
+            | RangeUnread { at, .. }
             | TreeNumber { at, .. } => Some(at),
             NameMalformed { dir, .. }
             | NameInvalid { dir, .. }
@@ -191,6 +196,7 @@ impl Finding {
             | SegmentShort { .. }
             | QuotaCount { .. }
             | SnapshotSpoiled { .. }
+            | FileUnread { .. }
             | More { .. } => None,
         }
     }
@@ -348,6 +354,15 @@ impl fmt::Display for Finding {
             DataLost { at, segment } => write!(f, "{at}: data is lost with segment {segment}"),
             Unreadable { at, from_bytes, to_bytes, why } => {
                 write!(f, "{at}: bytes {from_bytes} to {to_bytes} do not read: {why}")
+            }
+            FileUnread { file, why } => {
+                write!(f, "{file} could not be read, and nothing is known of what is in it: {why}")
+            }
+            RangeUnread { at, from_bytes, to_bytes, why } => {
+                write!(
+                    f,
+                    "{at}: the disk did not give bytes {from_bytes} to {to_bytes}, and nothing is known of them: {why}"
+                )
             }
             TreeNumber { at, stored, expected } => {
                 write!(f, "{at}: it carries the number of quota tree {stored}, but lies in {expected}")

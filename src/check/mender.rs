@@ -102,6 +102,8 @@ pub fn phase(finding: &Finding) -> Option<u8> {
         | SegmentShort { .. }
         | DataLost { .. }
         | Unreadable { .. }
+        | FileUnread { .. }
+        | RangeUnread { .. }
         | More { .. } => None,
     }
 }
@@ -275,11 +277,8 @@ impl<'a> Mender<'a> {
                 "inodes counted anew".to_owned()
             }
             TreeNumber { at, expected, .. } => {
-                return self.correct(
-                    at.ino,
-                    |inode| inode.tree = *expected,
-                    "it carries the number of the tree it lies in",
-                );
+                let carry = |inode: &mut Inode| inode.tree = *expected;
+                return self.correct(at.ino, carry, "it carries the number of the tree it lies in");
             }
             QuotaCount { account, counted, .. } => {
                 let value = (*counted != Used::default()).then(|| counted.encode());

@@ -2,7 +2,8 @@
 //!
 //! Promise: looking changes nothing but the `lock` file: the vault is opened in a shadow of its directory, where the lease, the
 //! recovered tail and the checkpoint that any mount writes stay in memory. An empty list means that everything looked at
-//! agrees with everything else. What is *found* is a `Finding`; that it could not *look* is an error. Memory: some 60
+//! agrees with everything else. What is *found* is a `Finding`; that it could not *look* is an error, or, of one file or range
+//! among many, a finding that says no more than that (`Finding::is_unread`). Memory: some 60
 //! bytes per inode, a little per segment, at most `FINDINGS_MAX` findings, and what recovery writes: little, unless the
 //! index is lost, for then it is rebuilt in memory.
 //! How: one pass over each kind of key, in pages; what one kind says of another is compared when both have been seen.
@@ -35,9 +36,9 @@ pub use share::Share;
 use crate::backing::Backing;
 use crate::base::world::World;
 use crate::seal::Unlock;
-use crate::vault::{Locked, OpenFault, OpenOptions, Vault, VaultFault, lock};
+use crate::segment::snapshot_path;
+use crate::vault::{Locked, OpenFault, OpenOptions, Spoiled, SpoiledSnapshot, Vault, VaultFault, lock};
 use nodes::Nodes;
-use std::io;
 use std::sync::Arc;
 use survey::Survey;
 
@@ -70,8 +71,8 @@ pub fn check_locked(
     let options = OpenOptions { workers: 1, read_only: true, ..OpenOptions::default() };
     let vault = locked.open(unlock, &options, Arc::clone(world))?;
     let (findings, _) = look(&vault, read_data, progress)?;
-    vault.close().map_err(could_not_look)?;
-    Ok(copies.into_iter().map(|file| Finding::CopySpoiled { file }).chain(findings).collect())
+    vault.close()?;
+    Ok(copies.into_iter().map(copy_finding).chain(findings).collect())
 }
 
 /// Looks an open vault over.
@@ -85,24 +86,25 @@ fn look(vault: &Vault, read_data: Share, progress: &dyn Fn(u64, u64)) -> Result<
     }
     let looked = survey.run();
     // As much of them as of the data: nothing but their beginning, or all.
-    for (commit, why) in vault.spoiled_snapshots(read_data != Share::Nothing).map_err(could_not_look)? {
-        survey.found(Finding::SnapshotSpoiled { commit, why });
+    for SpoiledSnapshot { number, why, is_unread } in vault.spoiled_snapshots(read_data != Share::Nothing)? {
+        survey.found(match is_unread {
+            true => Finding::FileUnread { file: snapshot_path(number), why },
+            false => Finding::SnapshotSpoiled { commit: number, why },
+        });
     }
     let (mut findings, nodes) = survey.finish();
     match looked {
         // The rest of the index is out of reach; what was found until then holds.
         Err(VaultFault::Index(why)) => findings.push(Finding::IndexUnreadable { why: why.to_string() }),
-        other => other.map_err(could_not_look)?,
+        other => other?,
     }
     Ok((findings, nodes))
 }
 
-fn could_not_look(fault: VaultFault) -> OpenFault {
-    match fault {
-        VaultFault::Backing(e) => OpenFault::Backing(match e.raw_os_error() {
-            Some(code) => io::Error::from_raw_os_error(code),
-            None => io::Error::new(e.kind(), e.to_string()),
-        }),
-        other => OpenFault::Damaged(other.to_string()),
+/// What a look at the files that are kept twice has found.
+fn copy_finding(Spoiled { file, unread }: Spoiled) -> Finding {
+    match unread {
+        Some(why) => Finding::FileUnread { file: file.to_owned(), why },
+        None => Finding::CopySpoiled { file },
     }
 }

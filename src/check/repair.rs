@@ -10,10 +10,10 @@
 use super::finding::Finding;
 use super::mender::{Mender, Owner, PHASE_LAST, phase};
 use super::share::Share;
-use super::{could_not_look, derived, look};
+use super::{copy_finding, derived, look};
 use crate::base::world::World;
 use crate::seal::Unlock;
-use crate::vault::{Locked, OpenFault, OpenOptions, Vault};
+use crate::vault::{Locked, OpenFault, OpenOptions, ROOTS, SpoiledSnapshot, Vault};
 use std::sync::Arc;
 
 /// Surveys at most; each mends at least one kind of finding, so that many is a fault of ours.
@@ -47,6 +47,8 @@ struct Repair<'a> {
     progress: &'a dyn Fn(u64, u64),
     /// What the first look found.
     first: Vec<Finding>,
+    /// Files kept twice that could not be read.
+    unread: Vec<Finding>,
     done: Repaired,
 }
 
@@ -60,15 +62,20 @@ pub fn repair(
     read_data: Share,
     progress: &dyn Fn(u64, u64),
 ) -> Result<Repaired, OpenFault> {
-    let (first, done) = (Vec::new(), Repaired::default());
-    let mut repair = Repair { again, unlock, world, owner, read_data, progress, first, done };
-    for file in locked.spoiled_copies(unlock)? {
-        repair.note(Finding::CopySpoiled { file }, "restored from its copy");
+    let (first, unread, done) = (Vec::new(), Vec::new(), Repaired::default());
+    let mut repair = Repair { again, unlock, world, owner, read_data, progress, first, unread, done };
+    for spoiled in locked.spoiled_copies(unlock)? {
+        // A header that could not be read is left alone, and looked at once more at the end.
+        if spoiled.unread.is_none() || ROOTS.contains(&spoiled.file) {
+            repair.note(copy_finding(spoiled), "written anew from its copy");
+        } else {
+            repair.unread.push(copy_finding(spoiled));
+        }
     }
     let vault = repair.open(locked)?;
     let vault = repair.derive_anew(vault)?;
     repair.run(&vault)?;
-    vault.close().map_err(could_not_look)?;
+    vault.close()?;
     Ok(repair.done)
 }
 
@@ -83,7 +90,7 @@ pub fn rebuild(
     let options = OpenOptions { rebuild_index: true, read_only: true, ..options() };
     let vault = locked.open(unlock, &options, Arc::clone(world))?;
     let (findings, _) = look(&vault, read_data, progress)?;
-    vault.close().map_err(could_not_look)?;
+    vault.close()?;
     Ok(findings)
 }
 
@@ -141,7 +148,7 @@ impl Repair<'_> {
         if !before.iter().any(wrong) {
             return Ok(vault);
         }
-        vault.close().map_err(could_not_look)?;
+        vault.close()?;
         drop(vault);
         let again = |options: OpenOptions| self.try_open((self.again)()?, &options);
         // From all of the log, where it is all there: a snapshot has what the index had when it was taken.
@@ -170,14 +177,16 @@ impl Repair<'_> {
     /// Has another snapshot taken where one does not hold: of the index as it is mended by now. The one that does not hold goes; and
     /// so do all, where counts or extents were wrong: they may have taken that over.
     fn mend_snapshots(&mut self, vault: &Vault) -> Result<(), OpenFault> {
-        let spoiled = vault.spoiled_snapshots(true).map_err(could_not_look)?;
+        let mut spoiled = vault.spoiled_snapshots(true)?;
+        // One that the disk did not give may be as good as ever: it stays, and is among what is left.
+        spoiled.retain(|it| !it.is_unread);
         let wrong = self.done.mended.iter().any(|m| derived::is_about(&m.finding));
         if spoiled.is_empty() && (!wrong || vault.snapshots().is_empty()) {
             return Ok(());
         }
         match vault.replace_snapshots(wrong) {
             Ok(()) => {
-                for (commit, why) in spoiled {
+                for SpoiledSnapshot { number: commit, why, .. } in spoiled {
                     self.note(Finding::SnapshotSpoiled { commit, why }, "removed, and another one taken");
                 }
             }
@@ -190,9 +199,9 @@ impl Repair<'_> {
     fn run(&mut self, vault: &Vault) -> Result<(), OpenFault> {
         for _ in 0..ROUNDS_MAX {
             let (findings, nodes) = self.look(vault, Share::Nothing)?;
-            let plan = derived::plan(vault, &findings).map_err(could_not_look)?;
+            let plan = derived::plan(vault, &findings)?;
             if !plan.changes.is_empty() {
-                vault.set_derived(plan.changes.into_iter().collect()).map_err(could_not_look)?;
+                vault.set_derived(plan.changes.into_iter().collect())?;
                 for (i, did) in plan.did {
                     self.note(findings[i].clone(), &did);
                 }
@@ -201,9 +210,9 @@ impl Repair<'_> {
             let mut any = false;
             for now in 0..=PHASE_LAST {
                 let todo: Vec<&Finding> = findings.iter().filter(|f| phase(f) == Some(now)).collect();
-                let mut mender = Mender::new(vault, &nodes, self.owner, &todo).map_err(could_not_look)?;
+                let mut mender = Mender::new(vault, &nodes, self.owner, &todo)?;
                 for finding in todo {
-                    if let Some(did) = mender.mend(finding).map_err(could_not_look)? {
+                    if let Some(did) = mender.mend(finding)? {
                         any = true;
                         self.done.mended.push(Mended { finding: finding.clone(), did });
                     }
@@ -214,21 +223,24 @@ impl Repair<'_> {
                 }
             }
             // Its counts are those that were on record, and the next commit would have them.
-            vault.reload_quotas().map_err(could_not_look)?;
+            vault.reload_quotas()?;
             // What is punched and counted by it is in the index before anyone looks again.
-            vault.sync_wait().map_err(could_not_look)?;
-            vault.checkpoint().map_err(could_not_look)?;
+            vault.sync_wait()?;
+            vault.checkpoint()?;
             if !any {
                 break;
             }
         }
         self.mend_snapshots(vault)?;
         self.done.left = self.look(vault, self.read_data)?.0;
+        self.done.left.append(&mut self.unread);
         let Repaired { mended, left } = &mut self.done;
         mended.retain(|m| !left.contains(&m.finding));
         // A damage is often found in two places, and mended in one.
         for finding in std::mem::take(&mut self.first) {
             let told = left.contains(&finding) || mended.iter().any(|m| m.finding == finding);
+            // That the disk gave it the second time is no repair of ours.
+            let told = told || finding.is_unread();
             if !told && !matches!(finding, Finding::More { .. }) {
                 mended.push(Mended { finding, did: "it came right with the others".to_owned() });
             }

@@ -92,10 +92,13 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
         }
         print::answer(&format!("{}: {}", path.display(), summary(mended.len(), left.len(), share)))?;
     }
+    // What the disk did not give is no damage.
+    let damaged = left.iter().any(|finding| !finding.is_unread());
     Ok(match (mended.len(), left.len()) {
         (0, 0) => Exit::Ok,
         (_, 0) => Exit::Mended,
-        (_, _) => Exit::Findings,
+        (_, _) if damaged => Exit::Findings,
+        (_, _) => Exit::CouldNotLook,
     })
 }
 

@@ -25,7 +25,7 @@ const ANSWER_BYTES_MAX: usize = 16 << 10;
 
 /// The master key that `unlock` opens the header or its copy for; the passphrase or key file is wiped.
 pub fn master_key(vault: &Path, headers: &HeaderTexts, unlock: Unlock) -> Result<Unlock, Failure> {
-    let refused = |fault: seal::HeaderFault| Failure::open(vault, &fault.into());
+    let refused = |fault: seal::HeaderFault| Failure::open(vault, &headers.or_unread(fault));
     let costs = headers.all_shown().flat_map(|header| header.slots).filter_map(|slot| match slot.kind {
         SlotKind::Passphrase { memory_kib, .. } => Some(memory_kib),
         SlotKind::KeyFile | SlotKind::RecoveryKey => None,

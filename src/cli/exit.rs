@@ -38,7 +38,7 @@ exits! {
     NotEmpty = 7, "`init`: the directory is not empty";
     Damaged = 8, "the vault is damaged so that it cannot be opened";
     Findings = 9, "`check`, `scrub`: damage was found, and is listed (with `--repair`: not all of it was mended)";
-    CouldNotLook = 10, "`check`, `scrub`: the vault could not be read, so nothing is known";
+    CouldNotLook = 10, "`check`, `scrub`: the vault, or a part of it, could not be read, so nothing is known of that";
     Busy = 11, "`umount`: something still uses the mount (EBUSY); it stays mounted";
     FlushFailed = 12, "data could not be brought to rest";
     Io = 13, "a file or directory could not be read or written";

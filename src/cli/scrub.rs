@@ -62,7 +62,8 @@ fn of_vault(args: &Args, path: &Path) -> Result<Exit, Failure> {
         return answer(args, path, &media, &[]);
     };
     let unlock = derive::master_key(path, locked.headers(), unlock)?;
-    let opened = locked.headers().open(&unlock).map_err(|fault| Failure::open(path, &fault.into()))?;
+    let headers = locked.headers();
+    let opened = headers.open(&unlock).map_err(|fault| Failure::open(path, &headers.or_unread(fault)))?;
     let media = look(args, &locked, |backing, tell| scrub_media(backing, Some((&opened.header, &opened.keys)), tell))?;
     let world: Arc<dyn World> = Arc::new(RealWorld::default());
     let progress = Progress::new("reading");
@@ -134,7 +135,13 @@ fn answer(args: &Args, path: &Path, media: &Media, findings: &[Finding]) -> Resu
             _ => format!("{looked}: {n} findings"),
         })?;
     }
-    Ok(if clean { Exit::Ok } else { Exit::Findings })
+    // What the disk did not give is no damage.
+    let damaged = !media.damage.is_empty() || findings.iter().any(|finding| !finding.is_unread());
+    Ok(match (clean, damaged) {
+        (true, _) => Exit::Ok,
+        (false, true) => Exit::Findings,
+        (false, false) => Exit::CouldNotLook,
+    })
 }
 
 fn of_mount(args: &Args, mountpoint: &Path) -> Result<Exit, Failure> {
@@ -161,23 +168,31 @@ fn of_mount(args: &Args, mountpoint: &Path) -> Result<Exit, Failure> {
     }
     if args.json {
         print::json(&serde_json::json!({
-            "ok": shown.damaged == 0,
+            "ok": shown.damaged == 0 && shown.unread == 0,
             "state": shown.state,
             "done_bytes": shown.done_bytes,
             "total_bytes": shown.total_bytes,
             "damaged": shown.damaged,
+            "unread": shown.unread,
             "finished": shown.finished,
             "findings": shown.findings,
         }))?;
     } else {
         shown.findings.iter().try_for_each(|line| print::answer(line))?;
-        let (at, n) = (mountpoint.display(), shown.damaged);
-        print::answer(&match n {
-            0 => format!("{at}: all data was read: clean"),
-            _ => format!("{at}: {n} ranges do not read: restore these files from a backup, or delete them"),
+        let at = mountpoint.display();
+        print::answer(&match (shown.damaged, shown.unread) {
+            (0, 0) => format!("{at}: all data was read: clean"),
+            (0, n) => {
+                format!("{at}: the disk answers with an error for {n} ranges: look at the disk, then scrub again")
+            }
+            (n, _) => format!("{at}: {n} ranges do not read: restore these files from a backup, or delete them"),
         })?;
     }
-    Ok(if shown.damaged == 0 { Exit::Ok } else { Exit::Findings })
+    Ok(match (shown.damaged, shown.unread) {
+        (0, 0) => Exit::Ok,
+        (0, _) => Exit::CouldNotLook,
+        (_, _) => Exit::Findings,
+    })
 }
 
 /// What `.storage/scrub` says.
@@ -187,6 +202,7 @@ struct Shown {
     done_bytes: u64,
     total_bytes: u64,
     damaged: u64,
+    unread: u64,
     finished: String,
     findings: Vec<String>,
 }
@@ -202,6 +218,7 @@ impl Shown {
                 "done_bytes" => shown.done_bytes = number(),
                 "total_bytes" => shown.total_bytes = number(),
                 "damaged" => shown.damaged = number(),
+                "unread" => shown.unread = number(),
                 "finished" => shown.finished = value.to_owned(),
                 "finding" => shown.findings.push(value.to_owned()),
                 _ => {}

@@ -96,8 +96,12 @@ impl FsFault {
             FsFault::Vault(
                 VaultFault::Damaged { .. }
                 | VaultFault::Index(_)
+                | VaultFault::Log(_)
+                | VaultFault::KeyMissing { .. }
                 | VaultFault::Backing(_)
                 | VaultFault::Failed(_)
+                | VaultFault::Unfinished(_)
+                | VaultFault::Panicked
                 | VaultFault::Closed,
             ) => libc::EIO,
             FsFault::NoEntry => libc::ENOENT,
@@ -127,7 +131,14 @@ impl FsFault {
         matches!(
             self,
             FsFault::Vault(
-                VaultFault::Damaged { .. } | VaultFault::Index(_) | VaultFault::Backing(_) | VaultFault::Failed(_)
+                VaultFault::Damaged { .. }
+                    | VaultFault::Index(_)
+                    | VaultFault::Log(_)
+                    | VaultFault::KeyMissing { .. }
+                    | VaultFault::Backing(_)
+                    | VaultFault::Failed(_)
+                    | VaultFault::Unfinished(_)
+                    | VaultFault::Panicked
             )
         )
     }

@@ -162,7 +162,7 @@ impl FileSystem {
         match fs.prepare() {
             Ok(()) => Ok(fs),
             Err(FsFault::Vault(fault)) => Err(fault),
-            Err(_) => Err(VaultFault::Index("the root directory cannot be read".into())),
+            Err(_) => Err(VaultFault::Unfinished("the root directory could not be prepared".into())),
         }
     }
 

@@ -159,12 +159,14 @@ impl FileSystem {
             ("total_bytes", r.total_bytes.to_string()),
             ("rate_bytes", r.rate_bytes.to_string()),
             ("damaged", r.mark.damaged.to_string()),
+            ("unread", r.unread.to_string()),
             ("finished", r.finished().map_or("never".to_owned(), stamp)),
         ]);
         for h in &r.hurt {
             let named = h.path.as_ref().map(|path| format!("{} ", path.escape_ascii()));
             let (named, ino, from, to) = (named.unwrap_or_default(), h.ino, h.from_bytes, h.to_bytes);
-            text.push_str(&format!("finding {named}(inode {ino}): bytes {from} to {to} do not read\n"));
+            let what = if h.is_unread { "could not be read: the disk answers with an error" } else { "do not read" };
+            text.push_str(&format!("finding {named}(inode {ino}): bytes {from} to {to} {what}\n"));
         }
         Ok(text)
     }

@@ -76,7 +76,7 @@ fn run<T>(
     let ino = Ino(ino.0);
     let result = catch_unwind(AssertUnwindSafe(|| call(fs, ino))).unwrap_or_else(|_| {
         log::error!("{} on inode {ino} panicked", kind.name());
-        Err(FsFault::Vault(crate::vault::VaultFault::Index("an operation panicked".into())))
+        Err(FsFault::Vault(crate::vault::VaultFault::Panicked))
     });
     fs.ops().record(kind, world.elapsed().saturating_sub(start), result.is_err());
     result.map_err(|fault| Errno::from_i32(fs.answer(kind, ino, &fault)))

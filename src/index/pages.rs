@@ -66,6 +66,8 @@ pub(super) struct Pages {
     forged: AtomicBool,
     failed: AtomicBool,
     failure: Mutex<Option<io::Error>>,
+    /// The newest error of the disk while reading.
+    read_error: Mutex<Option<io::Error>>,
 }
 
 impl fmt::Debug for Pages {
@@ -108,6 +110,7 @@ impl Pages {
             forged: AtomicBool::new(false),
             failed: AtomicBool::new(false),
             failure: Mutex::new(None),
+            read_error: Mutex::new(None),
         }
     }
 
@@ -184,6 +187,11 @@ impl Pages {
         Some(self.failure.held().as_ref().map_or_else(|| io::ErrorKind::Other.into(), copy_io))
     }
 
+    /// The newest error of the disk while reading, if there was one. The database may answer it with a panic of its own.
+    pub(super) fn read_error(&self) -> Option<io::Error> {
+        self.read_error.held().as_ref().map(copy_io)
+    }
+
     /// Whether nothing is written any more.
     pub(super) fn has_failed(&self) -> bool {
         self.failed.load(SeqCst)
@@ -233,7 +241,9 @@ impl Pages {
     /// at a page that a power cut may have torn, so this is damage.
     fn read_page(&self, number: u64, out: &mut Page) -> io::Result<()> {
         let mut sealed = [0; STRIDE_BYTES];
-        let got = self.file.read_at(&mut sealed, place(number))?;
+        let got = self.file.read_at(&mut sealed, place(number)).inspect_err(|e| {
+            *self.read_error.held() = Some(copy_io(e));
+        })?;
         if got == STRIDE_BYTES && open(&self.key, &self.aad(number), &mut sealed) {
             out.copy_from_slice(&sealed[SEALED_AT..]);
         } else if self.has_failed() {

@@ -305,7 +305,7 @@ fn guarded<T>(pages: &Pages, ask: impl FnOnce() -> Result<T, redb::Error>) -> Re
         return damaged("a page is not what was written".to_owned());
     }
     match answer {
-        None => match pages.failure() {
+        None => match pages.failure().or_else(|| pages.read_error()) {
             Some(cause) => Err(Trouble::Fault(IndexFault::Io(cause))),
             None => {
                 pages.distrust();
@@ -320,6 +320,9 @@ fn guarded<T>(pages: &Pages, ask: impl FnOnce() -> Result<T, redb::Error>) -> Re
         }
         Some(Err(redb::Error::Io(e))) => Err(Trouble::Fault(IndexFault::Io(e))),
         Some(Err(redb::Error::PreviousIo | redb::Error::DatabaseClosed)) => Err(Trouble::Closed),
-        Some(Err(other)) => damaged(other.to_string()),
+        Some(Err(other)) => match pages.read_error() {
+            Some(cause) => Err(Trouble::Fault(IndexFault::Io(cause))),
+            None => damaged(other.to_string()),
+        },
     }
 }

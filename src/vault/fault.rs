@@ -7,6 +7,7 @@ use crate::base::id::{Generation, Ino, KeyNumber, SegmentId, VaultId};
 use crate::format::Malformed;
 use crate::index::IndexFault;
 use crate::seal::HeaderFault;
+use crate::segment::Unreadable;
 use std::fmt;
 use std::io;
 use std::sync::Arc;
@@ -29,8 +30,21 @@ pub enum VaultFault {
         /// Its byte position there.
         position_bytes: u64,
     },
-    /// The index holds something that cannot be, or cannot be read.
+    /// The index holds something that cannot be, or its pages are not the ones that were written.
     Index(Arc<str>),
+    /// The log, or a snapshot, holds something that cannot be, or that does not open.
+    Log(Arc<str>),
+    /// A segment is under a master key that the header does not have.
+    KeyMissing {
+        /// The segment.
+        segment: SegmentId,
+        /// The number of the key.
+        key: KeyNumber,
+    },
+    /// A checkpoint, a snapshot or another step that was waited for did not come about. The text says which.
+    Unfinished(Arc<str>),
+    /// An operation panicked. If it had begun to change something, the vault has stopped acknowledging as well.
+    Panicked,
     /// The backing directory answered a read or write with an error.
     Backing(Arc<io::Error>),
     /// An earlier write failed for good: nothing more is acknowledged until the vault is mounted again.
@@ -90,6 +104,12 @@ impl fmt::Display for VaultFault {
                 write!(f, "inode {ino}: the frame at segment {segment}, byte {position_bytes} does not open")
             }
             VaultFault::Index(why) => write!(f, "index: {why}"),
+            VaultFault::Log(why) => write!(f, "log: {why}"),
+            VaultFault::KeyMissing { segment, key } => {
+                write!(f, "segment {segment} is under key {key}, which vault.toml does not have")
+            }
+            VaultFault::Unfinished(why) => f.write_str(why),
+            VaultFault::Panicked => f.write_str("the operation panicked; this is a fault of strongroom"),
             VaultFault::Backing(e) => write!(f, "backing directory: {e}"),
             VaultFault::Failed(why) => write!(f, "writing stopped: {why}"),
             VaultFault::ReadOnly => f.write_str("the vault is mounted for reading only"),
@@ -118,6 +138,16 @@ impl From<IndexFault> for VaultFault {
         match e {
             IndexFault::Io(e) => VaultFault::Backing(Arc::new(e)),
             IndexFault::Damaged(why) => VaultFault::Index(why.into()),
+        }
+    }
+}
+
+/// Whether bytes are damaged or could not be had is decided here, for everything that reads frames.
+impl From<Unreadable> for VaultFault {
+    fn from(e: Unreadable) -> Self {
+        match e {
+            Unreadable::Io(e) => VaultFault::Backing(Arc::new(e)),
+            Unreadable::Damaged { .. } => VaultFault::Log(e.to_string().into()),
         }
     }
 }
@@ -243,12 +273,51 @@ impl From<io::Error> for OpenFault {
     }
 }
 
+/// Only what a decoder refused, or what did not open under its key, becomes `Damaged`: a repair drops data on the strength of it.
 impl From<VaultFault> for OpenFault {
     fn from(fault: VaultFault) -> Self {
         match fault {
-            VaultFault::Backing(e) => OpenFault::Backing(io::Error::new(e.kind(), e.to_string())),
-            other => OpenFault::Damaged(other.to_string()),
+            VaultFault::Damaged { .. } | VaultFault::Index(_) | VaultFault::Log(_) => {
+                OpenFault::Damaged(fault.to_string())
+            }
+            VaultFault::KeyMissing { segment, key } => OpenFault::KeyMissing { segment, key },
+            VaultFault::Backing(e) => OpenFault::Backing(same_error(&e)),
+            VaultFault::BackingFull => OpenFault::Backing(io::Error::from_raw_os_error(libc::ENOSPC)),
+            VaultFault::QuotaBytes
+            | VaultFault::QuotaInodes
+            | VaultFault::Failed(_)
+            | VaultFault::ReadOnly
+            | VaultFault::Closed
+            | VaultFault::Header(_)
+            | VaultFault::Unfinished(_)
+            | VaultFault::Panicked => OpenFault::Backing(io::Error::other(fault.to_string())),
         }
+    }
+}
+
+impl From<IndexFault> for OpenFault {
+    fn from(e: IndexFault) -> Self {
+        OpenFault::from(VaultFault::from(e))
+    }
+}
+
+impl From<Malformed> for OpenFault {
+    fn from(e: Malformed) -> Self {
+        OpenFault::from(VaultFault::from(e))
+    }
+}
+
+impl From<Unreadable> for OpenFault {
+    fn from(e: Unreadable) -> Self {
+        OpenFault::from(VaultFault::from(e))
+    }
+}
+
+/// An error of the operating system once more, with its number.
+fn same_error(e: &io::Error) -> io::Error {
+    match e.raw_os_error() {
+        Some(code) => io::Error::from_raw_os_error(code),
+        None => io::Error::new(e.kind(), e.to_string()),
     }
 }
 
@@ -258,5 +327,31 @@ impl From<HeaderFault> for OpenFault {
             HeaderFault::WrongKey => OpenFault::WrongKey,
             other => OpenFault::Header(other),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_of_the_disk_stays_one_with_its_number_whatever_it_passes_through() {
+        let eio = || io::Error::from_raw_os_error(libc::EIO);
+        let all = [
+            OpenFault::from(eio()),
+            VaultFault::from(eio()).into(),
+            IndexFault::Io(eio()).into(),
+            Unreadable::Io(eio()).into(),
+        ];
+        for fault in all {
+            assert!(matches!(&fault, OpenFault::Backing(e) if e.raw_os_error() == Some(libc::EIO)), "{fault:?}");
+        }
+        for fault in [VaultFault::BackingFull, VaultFault::Closed, VaultFault::Failed("x".into()), VaultFault::Panicked]
+        {
+            assert!(matches!(OpenFault::from(fault), OpenFault::Backing(_)), "nothing of it is damage");
+        }
+        let damaged = Unreadable::Damaged { position_bytes: 0, what: "the frame's tag" };
+        assert!(matches!(OpenFault::from(damaged), OpenFault::Damaged(_)));
+        assert!(matches!(OpenFault::from(IndexFault::Damaged("x".to_owned())), OpenFault::Damaged(_)));
     }
 }

@@ -6,6 +6,7 @@
 //! Called by: `create`, `open`, `slots`, `cli::status`. On failure: the disk's error, or why neither text is a header that
 //! this key opens.
 
+use super::OpenFault;
 use crate::backing::{Backing, Cache, Open, replace_file};
 use crate::format::header::HEADER_BYTES_MAX;
 use crate::seal::{
@@ -30,11 +31,20 @@ pub fn store(backing: &dyn Backing, text: &[u8]) -> io::Result<()> {
 pub struct HeaderTexts {
     /// As they are in the order of `NAMES`; `None` for one that is missing or cannot be read.
     texts: [Option<Vec<u8>>; 2],
-    /// Why one could not be read, though something is there.
-    unread: Option<io::Error>,
+    /// Why each could not be read, though something is there.
+    unread: [Option<io::Error>; 2],
 }
 
 const NAMES: [&str; 2] = [HEADER, HEADER_COPY];
+
+/// A file kept twice of which one does not serve.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Spoiled {
+    /// Its name.
+    pub file: &'static str,
+    /// What the disk said, if it did not give the file; else it is missing or damaged.
+    pub unread: Option<String>,
+}
 
 /// A header that holds.
 pub struct OpenedHeader {
@@ -53,18 +63,26 @@ pub struct OpenedHeader {
 impl HeaderTexts {
     /// Reads both; `None` if neither file is there.
     pub fn read(backing: &dyn Backing) -> io::Result<Option<HeaderTexts>> {
-        let mut unread = None;
-        let texts = NAMES.map(|name| match read_text(backing, name) {
-            Ok(text) => text,
-            Err(e) => {
-                unread = Some(e);
-                None
-            }
-        });
+        let read = NAMES.map(|name| read_text(backing, name));
+        let unread = [0, 1].map(|i| read[i].as_ref().err().map(|e| not_read(NAMES[i], e)));
+        let texts = read.map(|text| text.ok().flatten());
         match (texts.iter().any(Option::is_some), unread) {
             (true, unread) => Ok(Some(HeaderTexts { texts, unread })),
-            (false, Some(e)) => Err(e),
-            (false, None) => Ok(None),
+            (false, [Some(e), _] | [_, Some(e)]) => Err(e),
+            (false, [None, None]) => Ok(None),
+        }
+    }
+
+    /// Why one of the two could not be read.
+    pub(super) fn into_unread(self) -> Option<io::Error> {
+        self.unread.into_iter().flatten().next()
+    }
+
+    /// Why no header opened: the disk's error where one of the files could not be read, for that one might have opened.
+    pub fn or_unread(&self, fault: HeaderFault) -> OpenFault {
+        match self.unread.iter().flatten().next() {
+            Some(e) => OpenFault::Backing(io::Error::new(e.kind(), format!("{e}; as for the other: {fault}"))),
+            None => fault.into(),
         }
     }
 
@@ -137,21 +155,28 @@ impl HeaderTexts {
         self.each().filter_map(|(_, text)| read_header(text).ok())
     }
 
-    /// The file that does not hold what the opened one does. A vault of format 1 need not have a copy.
-    pub fn spoiled(&self, opened: &OpenedHeader) -> Option<&'static str> {
-        let other = 1 - opened.from;
+    /// The file that does not hold what the opened one does, with the disk's error if it could not be read. A vault of format 1
+    /// need not have a copy.
+    pub fn spoiled(&self, opened: &OpenedHeader) -> Option<Spoiled> {
+        let (other, unread) = (1 - opened.from, |e: &io::Error| e.to_string());
         let never_there = opened.header.format == 1 && other == 1 && self.texts[other].is_none();
-        (!never_there && self.texts[other] != self.texts[opened.from]).then_some(NAMES[other])
+        let is_spoiled = !never_there && self.texts[other] != self.texts[opened.from];
+        is_spoiled.then(|| Spoiled { file: NAMES[other], unread: self.unread[other].as_ref().map(unread) })
     }
 
-    /// Puts the file right that does not hold what the opened one does. What cannot be mended now is the next mount's to
-    /// mend: it is said, and does not keep a vault closed that opened.
+    /// Writes the file anew that does not hold what the opened one does. If that fails, the next mount tries again: it is logged, and
+    /// does not keep a vault closed that opened.
     ///
+    /// A file that the disk did not give stays: it may be the newer one of the two.
     /// One of a newer master key is another's whole vault: it goes only if a root holds under the key of the opened one
     /// (`root_holds`), which says that the step to the newer key was never done.
     pub fn mend(&self, backing: &dyn Backing, opened: &OpenedHeader, root_holds: bool) {
         let other = 1 - opened.from;
         if self.texts[other] == self.texts[opened.from] {
+            return;
+        }
+        if let Some(e) = &self.unread[other] {
+            log::error!("{e}; the vault is opened with {}", NAMES[opened.from]);
             return;
         }
         let newer = |text: &Vec<u8>| read_header(text).is_ok_and(|claims| claims.key > opened.header.key);
@@ -160,15 +185,18 @@ impl HeaderTexts {
         }
         let Some(text) = &self.texts[opened.from] else { return };
         if opened.from == 1 {
-            let why = self.unread.as_ref().map(|e| format!(" ({e})")).unwrap_or_default();
             log::warn!(
-                "{HEADER} is missing or does not hold{why}: the vault was opened from {HEADER_COPY}, and it is restored"
+                "{HEADER} is missing or does not hold: the vault was opened from {HEADER_COPY}, and it is restored"
             );
         }
         if let Err(e) = replace_file(backing, "", NAMES[other], text) {
             log::warn!("{} could not be restored: {e}", NAMES[other]);
         }
     }
+}
+
+fn not_read(name: &str, e: &io::Error) -> io::Error {
+    io::Error::new(e.kind(), format!("{name} could not be read: {e}"))
 }
 
 /// How far a text came before it was refused.

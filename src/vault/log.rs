@@ -370,6 +370,10 @@ impl Log {
         let checkpoint = self.checkpoint_due();
         s.happened(Event::Cut, "");
         let mut gate = s.gate.alone();
+        if s.progress.has_given_up() {
+            // An operation that broke off half-way may have a half in this batch.
+            return;
+        }
         let number = *gate;
         *gate += 1;
         let mut batch = std::mem::take(&mut *s.batch.held());

@@ -6,7 +6,8 @@
 //! Called by: `check::repair`, and by tests that plant damage. Takes: the gate alone, for memory work only.
 //! On failure: the vault's fault; nothing was set.
 
-use super::place::Everywhere;
+use super::header_file::Spoiled;
+use super::place::{Everywhere, open_if_there};
 use super::{Locked, OpenFault, Vault, VaultFault, apply, root};
 use crate::backing::{Backing, Cache, Open};
 use crate::base::choice::Codec;
@@ -50,7 +51,7 @@ impl Vault {
     /// at work. What the log covers cannot be set.
     pub fn set_derived(&self, changes: Vec<(Vec<u8>, Option<Vec<u8>>)>) -> Result<(), VaultFault> {
         if let Some((k, _)) = changes.iter().find(|(k, _)| !is_derived(k) || *k == key::total("log")) {
-            return Err(VaultFault::Index(format!("the key {k:?} is not for repair to set").into()));
+            return Err(VaultFault::Unfinished(format!("the key {k:?} is not for a repair to set").into()));
         }
         self.sync_and_retire()?;
         let s = &self.shared;
@@ -75,37 +76,38 @@ impl Vault {
 
     /// The number of the master key that a segment is under, as the index (`known`) or its first group says, if the header does
     /// not have it.
-    pub fn missing_key(&self, id: SegmentId, known: KeyNumber) -> Option<KeyNumber> {
+    pub fn missing_key(&self, id: SegmentId, known: KeyNumber) -> Result<Option<KeyNumber>, VaultFault> {
         let s = &self.shared.segments;
         let keys = s.keys();
         if keys.get(known).is_none() || keys.number() == KeyNumber(0) {
-            return Some(known).filter(|key| keys.get(*key).is_none());
+            return Ok(Some(known).filter(|key| keys.get(*key).is_none()));
         }
         let everywhere = Everywhere(Arc::clone(&self.shared.places));
-        let file = everywhere.open(&path(id), Open::Read, Cache::Direct).ok()?;
+        let file = everywhere.open(&path(id), Open::Read, Cache::Direct)?;
         let mut walk = Walk::new(file, id, self.suite, s.vault);
         // What else is wrong with it, its readers find.
-        walk.next(&keys).ok()?;
-        walk.missing_key()
+        walk.next(&keys)?;
+        Ok(walk.missing_key())
     }
 
-    /// What the index should say of a segment of which it says nothing: epoch and salt as its first group has them, or
-    /// zeros if that cannot be read (then nothing in it can). Nothing is counted in it.
-    pub fn segment_as_found(&self, id: SegmentId) -> SegmentInfo {
+    /// Reads what the index should say of a segment of which it says nothing: epoch and salt as its first group has them, or
+    /// zeros if the file is missing or holds no group (then nothing in it can be read). Nothing is counted in it.
+    pub fn segment_as_found(&self, id: SegmentId) -> Result<SegmentInfo, VaultFault> {
         let s = &self.shared.segments;
         let nothing = SegmentInfo::empty(Epoch(0), [0; 16], KeyNumber(0));
         let everywhere = Everywhere(Arc::clone(&self.shared.places));
-        let Ok(file) = everywhere.open(&path(id), Open::Read, Cache::Direct) else { return nothing };
+        let Some(file) = open_if_there(&everywhere, &path(id))? else { return Ok(nothing) };
         let mut walk = Walk::new(file, id, self.suite, s.vault);
-        let found = walk.next(&s.keys()).is_ok();
-        walk.context().filter(|_| found).map_or(nothing, |context| context.info())
+        walk.next(&s.keys())?;
+        Ok(walk.context().map_or(nothing, |context| context.info()))
     }
 }
 
 impl Locked {
-    /// The files kept twice of which this one is missing or does not hold; opening the vault restores them.
-    pub fn spoiled_copies(&self, unlock: &Unlock) -> Result<Vec<&'static str>, OpenFault> {
-        let opened = self.headers().open(unlock)?;
+    /// Looks at the files that are kept twice, and gives those that are missing, do not hold or could not be read. Opening the vault
+    /// writes the roots anew, and a header that is damaged.
+    pub fn spoiled_copies(&self, unlock: &Unlock) -> Result<Vec<Spoiled>, OpenFault> {
+        let opened = self.opened(unlock)?;
         let roots = root::spoiled(&**self.backing(), &opened.keys, opened.header.vault);
         Ok(roots.into_iter().chain(self.headers().spoiled(&opened)).collect())
     }

@@ -72,7 +72,7 @@ pub use crate::buffer::FileBuffer;
 pub use copy::{Content, CopyRoom};
 pub use create::create;
 pub use fault::{HeaderRefused, OpenFault, VaultFault};
-pub use header_file::{HEADER, HEADER_COPY, HeaderTexts};
+pub use header_file::{HEADER, HEADER_COPY, HeaderTexts, Spoiled};
 pub use mend::{NOWHERE, lost_extent};
 pub use op::{Op, Reservation};
 pub use open::{Find, LOCK, Locked, lock, open};
@@ -86,6 +86,7 @@ pub use scrub::{Hurt, ScrubReport, ScrubState};
 pub use shared::SyncReply;
 pub use slots::{HandOver, Import, SlotFault, Slots};
 pub use snapshot::{Kept as KeptSnapshot, Known as KnownSnapshot, list_open as list_snapshots_open};
+pub use snapshot_keeper::SpoiledSnapshot;
 pub use state::{Held as HeldState, State};
 pub use stats::{Line, Stats};
 pub use step::Choose;
@@ -388,7 +389,9 @@ impl Vault {
         while progress.retired < progress.durable && !s.progress.is_stopped() && !s.away.load(SeqCst) {
             if s.world.elapsed() > until {
                 // All of it is in the log.
-                return Err(VaultFault::Index("it does not take in what is at rest; see the error list".into()));
+                return Err(VaultFault::Unfinished(
+                    "the index does not take in what the log holds; see the error list".into(),
+                ));
             }
             progress = s.await_progress(progress, Duration::from_millis(100));
         }
@@ -411,10 +414,10 @@ impl Vault {
         drop(progress);
         s.progress.check()?;
         if attempts() == before {
-            return Err(VaultFault::Index("no checkpoint while the backing directory has failed".into()));
+            return Err(VaultFault::Unfinished("no checkpoint can be stored while the backing directory fails".into()));
         }
         if s.stats.checkpoint_failures.get() > failures {
-            return Err(VaultFault::Index("the checkpoint could not be stored; see the error list".into()));
+            return Err(VaultFault::Unfinished("the checkpoint could not be stored; see the error list".into()));
         }
         Ok(())
     }
@@ -534,7 +537,7 @@ impl Vault {
         }
         // It is in the log, and the next opening takes it in; a checkpoint must not say that it covers it.
         if !s.in_flight.held().is_empty() {
-            return Err(VaultFault::Index("what the log holds could not be taken into the index".into()));
+            return Err(VaultFault::Unfinished("what the log holds could not be taken into the index".into()));
         }
         s.index.seal_direct();
         s.index.seal_derived();

@@ -68,7 +68,7 @@ impl Vault {
                 return Ok(());
             }
         }
-        Err(VaultFault::Index("the log did not go on under the new key".into()))
+        Err(VaultFault::Unfinished("the log did not go on under the new key".into()))
     }
 
     /// Whether segments may be under old keys.

@@ -16,7 +16,7 @@ use crate::format::extent::{Extent, Origin, Run};
 use crate::format::frame::Kind;
 use crate::format::holders::Holders;
 use crate::format::key;
-use crate::segment::{Unreadable, Walk, WalkedFrame, path};
+use crate::segment::{Walk, WalkedFrame, path};
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 
@@ -88,10 +88,7 @@ impl Occupants {
 
     /// Looks through the next group.
     fn look(&mut self, shared: &Shared) -> Result<(), VaultFault> {
-        let group = self.walk.next(&shared.segments.keys()).map_err(|e| match e {
-            Unreadable::Io(e) => e.into(),
-            Unreadable::Damaged { .. } => VaultFault::Index(e.to_string().into()),
-        })?;
+        let group = self.walk.next(&shared.segments.keys())?;
         self.frames.clear();
         let Some(group) = group else {
             self.ended = true;

@@ -4,6 +4,7 @@
 //! vault that comes out holds the newest commit that holds, and has a checkpoint of it. Called by: `cli::mount`.
 //! On failure: an `OpenFault` that says in a sentence why not; nothing was changed that would matter.
 
+use super::header_file::OpenedHeader;
 use super::pin::{PinStore, Pins, Remembered};
 use super::place::{EmergencyDir, Everywhere, Place, Places, open_if_there, remove_if_there};
 use super::rebuild::{Anew, Sources, make_anew};
@@ -103,7 +104,7 @@ impl Locked {
     /// The path of the emergency directory that `open` will look for, unless one is named or it is to do without: for whoever
     /// must say beforehand what may be opened. Of what lies on disk, only what opens under the key is read.
     pub fn needs(&self, unlock: &Unlock) -> Result<Option<String>, OpenFault> {
-        let opened = self.headers.open(unlock)?;
+        let opened = self.opened(unlock)?;
         Ok(needed(&*self.backing, &opened.keys, opened.header.vault)?)
     }
 
@@ -115,11 +116,11 @@ impl Locked {
 
     /// Opens it for use.
     pub fn open(self, unlock: &Unlock, options: &OpenOptions, world: Arc<dyn World>) -> Result<Arc<Vault>, OpenFault> {
+        let opened = self.opened(unlock)?;
         let mut options = options.clone();
         options.emergency = options.emergency.or(self.emergency.0);
         options.without_emergency |= self.emergency.1;
         options.leave_away |= self.looking;
-        let opened = self.headers.open(unlock)?;
         let vault = opened.header.vault;
         let root_holds = root::read_or_say(&*self.backing, &opened.keys, vault)?.is_some();
         self.headers.mend(&*self.backing, &opened, root_holds);
@@ -135,7 +136,19 @@ impl Locked {
         let remembered = self.remembered.and_in(options.emergency.as_ref(), vault);
         let remembered = if self.looking { remembered.read_only() } else { remembered };
         let pins = Pins::read(remembered, &opened.keys, vault);
-        bring_up(self.backing, self.lock, pins, opened.header, opened.keys, &options, world)
+        let unread = self.headers.into_unread();
+        bring_up(self.backing, self.lock, pins, opened.header, opened.keys, &options, world).map_err(|fault| {
+            // The other file, which could not be read, may be the newer one.
+            match (fault, unread) {
+                (OpenFault::HeaderPutBack { .. } | OpenFault::OlderKey { .. }, Some(e)) => OpenFault::Backing(e),
+                (fault, _) => fault,
+            }
+        })
+    }
+
+    /// Unlocks the header. Where one of its files could not be read and the other does not open, the error of the disk is what counts.
+    pub(super) fn opened(&self, unlock: &Unlock) -> Result<OpenedHeader, OpenFault> {
+        self.headers.open(unlock).map_err(|fault| self.headers.or_unread(fault))
     }
 }
 
@@ -243,7 +256,7 @@ fn bring_up(
             _ => {}
         }
     }
-    let allocated = apply::read_u64(&index, &key::total("bytes")).map_err(|e| OpenFault::Damaged(e.to_string()))?;
+    let allocated = apply::read_u64(&index, &key::total("bytes"))?;
     let parts = Parts {
         backing,
         places,
@@ -395,7 +408,18 @@ fn open_index(
                     // A crash before its first checkpoint: nothing was ever in it.
                     Err(NotCovered::Nothing) => None,
                     Err(NotCovered::Doubt(why)) => Some(why),
+                    Err(NotCovered::Unread(_)) if options.rebuild_index => {
+                        spared = true;
+                        None
+                    }
+                    Err(NotCovered::Unread(fault)) => return Err(fault),
                 }
+            }
+            // It may know of more than the log does, so it is put aside only for a log that has lost nothing.
+            Err(IndexFault::Io(e)) if options.rebuild_index => {
+                log::error!("{path} could not be read: {e}");
+                spared = true;
+                None
             }
             Err(IndexFault::Io(e)) => return Err(OpenFault::Backing(e)),
             Err(IndexFault::Damaged(why)) => Some(why),
@@ -406,22 +430,20 @@ fn open_index(
     }
     root.index_file += 1;
     let path = index_path(root.index_file);
-    let new_table = || RedbTable::create(backing, &path, key(), Arc::clone(world), cache_bytes).map_err(index_fault);
+    let new_table =
+        || RedbTable::create(backing, &path, key(), Arc::clone(world), cache_bytes).map_err(OpenFault::from);
     let Anew { index, found, snapshot, said } = make_anew(from, &new_table)?;
     Ok(OpenedIndex { index, found, lost, spared, made: Some(Made { snapshot, said }) })
 }
 
-fn index_fault(e: IndexFault) -> OpenFault {
-    match e {
-        IndexFault::Io(e) => OpenFault::Backing(e),
-        IndexFault::Damaged(why) => OpenFault::Damaged(why),
-    }
-}
-
 /// Why an index does not say where to go on.
 pub(super) enum NotCovered {
+    /// It never had a checkpoint.
     Nothing,
+    /// What it says cannot be relied on.
     Doubt(String),
+    /// The disk did not give it: it may be as good as ever.
+    Unread(OpenFault),
 }
 
 /// Where a rekey was stopped between giving a segment that it sealed anew its name and telling the index: the index learns it.
@@ -443,7 +465,7 @@ pub(super) fn learn_keys(
 ) -> Result<(), OpenFault> {
     let mut next = vec![key::SEGMENT];
     loop {
-        let page = index.scan(&[key::SEGMENT], &next, 512).map_err(index_fault)?;
+        let page = index.scan(&[key::SEGMENT], &next, 512)?;
         let Some((last, _)) = page.last() else { return Ok(()) };
         next = [&last[..], &[0]].concat();
         let mut learnt = Vec::new();
@@ -454,15 +476,19 @@ pub(super) fn learn_keys(
             }
             let Some(file) = open_if_there(&**backing, &path(SegmentId(id)))? else { continue };
             // Most are as they were.
-            let first = first_header(&*file, SegmentId(id)).ok().flatten();
-            if first.is_some_and(|h| (h.epoch, h.salt, h.key) == (known.epoch, known.salt, known.key)) {
+            let first = twice(|| first_header(&*file, SegmentId(id)));
+            if let Ok(Some(h)) = &first
+                && (h.epoch, h.salt, h.key) == (known.epoch, known.salt, known.key)
+            {
                 continue;
             }
             let mut walk = Walk::new(file, SegmentId(id), header.suite, header.vault);
-            // What is damaged is for its readers to find.
-            if walk.next(keys).is_err() {
+            if let Err(e) = twice(|| walk.next(keys)) {
+                // A bad block must not keep the whole vault closed: most such segments are as the index knows them.
+                log::error!("segment {id} may have been sealed anew, and cannot be read: {e}");
                 continue;
             }
+            // What is damaged is for its readers to find.
             if let Some(found) = walk.context().map(|context| context.info()).filter(|info| info.key == keys.number()) {
                 let SegmentInfo { data_bytes, live_bytes, .. } = known;
                 learnt.push((k.clone(), Some(SegmentInfo { data_bytes, live_bytes, ..found }.encode())));
@@ -472,9 +498,17 @@ pub(super) fn learn_keys(
     }
 }
 
+/// Tries once more what failed: a disk may err once.
+fn twice<T, E>(mut attempt: impl FnMut() -> Result<T, E>) -> Result<T, E> {
+    attempt().or_else(|_| attempt())
+}
+
 /// What the index says it covers; `None` if the root knows of a newer checkpoint.
 pub(super) fn covered(index: &Index, root: &Root) -> Result<Option<From>, NotCovered> {
-    let value = index.get(&key::total("log")).map_err(|e| NotCovered::Doubt(e.to_string()))?;
+    let value = index.get(&key::total("log")).map_err(|e| match e {
+        IndexFault::Damaged(why) => NotCovered::Doubt(why),
+        IndexFault::Io(e) => NotCovered::Unread(e.into()),
+    })?;
     let Some(value) = value else {
         // With a checkpoint of the root's it should say so.
         let never = root.covered == LogPosition::START;

@@ -373,6 +373,7 @@ impl Op<'_> {
 
     /// Begins a tree at a directory, within another or none; gives its number. To be committed.
     pub fn begin_tree(&mut self, root: Ino, parent: u32, limits: Limits) -> u32 {
+        self.begin_change();
         let (number, tree, state) = {
             let mut ledger = self.shared.quotas.ledger.held();
             let number = ledger.state.next_tree;
@@ -388,6 +389,7 @@ impl Op<'_> {
 
     /// Changes what is said of a tree, but for the tree around it. To be committed.
     pub fn change_tree(&mut self, number: u32, change: impl FnOnce(&mut Tree)) {
+        self.begin_change();
         let tree = {
             let mut ledger = self.shared.quotas.ledger.held();
             let Some(tree) = ledger.trees.get_mut(&number) else { return };
@@ -404,6 +406,7 @@ impl Op<'_> {
 
     /// Puts a tree into another one, or into none (0). To be committed.
     pub fn put_tree_into(&mut self, number: u32, parent: u32) {
+        self.begin_change();
         let tree = {
             let mut ledger = self.shared.quotas.ledger.held();
             ledger.put_into(number, parent);
@@ -417,6 +420,7 @@ impl Op<'_> {
     /// Says what a user or a group may use. To be committed.
     pub fn limit_owner(&mut self, account: Account, limits: Limits) {
         debug_assert!(!matches!(account, Account::Tree(_)), "a tree's limits are part of the tree");
+        self.begin_change();
         {
             let mut ledger = self.shared.quotas.ledger.held();
             if limits.is_none() {

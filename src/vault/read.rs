@@ -84,7 +84,10 @@ pub fn read(shared: &Shared, file: &Arc<FileBuffer>, offset: u64, out: &mut [u8]
 }
 
 fn note(shared: &Shared, fault: &VaultFault) {
-    shared.stats.damaged_frames.add(1);
+    // An error of the disk is no damage: it is told, and not counted as such.
+    if !matches!(fault, VaultFault::Backing(_)) {
+        shared.stats.damaged_frames.add(1);
+    }
     shared.stats.error(shared.world.now(), format!("read: {fault}"));
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Promise: what comes out is what the log makes of all its commits, byte for byte (but for the counters and the history that people
 //! are shown), whichever snapshot it was made from; one that is not whole, or that the log does not continue, is passed over and
-//! said, for the next older one, and at last for the beginning of the log. What no snapshot has and the log has lost is not left
+//! said, for the next older one, and at last for the beginning of the log. While the disk does not give a snapshot, nothing is passed over as lost. What no snapshot has and the log has lost is not left
 //! out in silence: then the vault is refused, unless whoever asks has come to mend.
 //! Called by: `open`, where the index is lost or not wanted. On failure: `Damaged`, in one sentence.
 
@@ -15,9 +15,10 @@ use crate::base::id::{CommitSeq, SegmentId};
 use crate::format::record::Counters;
 use crate::format::root::Root;
 use crate::format::segment::{Covered, LogPosition};
-use crate::index::{Entry, Index, IndexFault, RedbTable, Table};
+use crate::index::{Entry, Index, RedbTable, Table};
 use crate::seal::{Header, VaultKeys};
-use crate::segment::Unreadable;
+use crate::segment::{Unreadable, snapshot_path};
+use std::io;
 use std::sync::Arc;
 
 /// Bytes of entries that are put into the new table in one transaction.
@@ -56,6 +57,8 @@ enum Unfit {
     Spoiled(String),
     /// The log does not continue it.
     Refused(String),
+    /// The disk did not give it: it may be as good as ever.
+    Unread(io::Error),
     Fault(OpenFault),
 }
 
@@ -78,10 +81,11 @@ pub fn make_anew(
     let (fit, beyond): (Vec<CommitSeq>, Vec<CommitSeq>) = all.into_iter().partition(covers);
     let mut said: Vec<String> =
         beyond.iter().map(|n| format!("the snapshot of commit {n} is not used: it is newer than the root")).collect();
-    let mut unfit = false;
+    let (mut unfit, mut unread) = (false, None);
     // The gentlest means first: what contradicts one snapshot may agree with the next.
     for salvage in [false, true] {
-        if salvage && !sources.salvage {
+        // Nothing is passed over as lost while something that may have it was not read.
+        if salvage && (!sources.salvage || unread.is_some()) {
             break;
         }
         for number in &fit {
@@ -90,6 +94,12 @@ pub fn make_anew(
                     return Ok(Anew { index, found, snapshot: Some(*number), said });
                 }
                 Err(Unfit::Fault(fault)) => return Err(fault),
+                Err(Unfit::Unread(e)) => {
+                    unfit = true;
+                    let why = format!("{} could not be read: {e}", snapshot_path(*number));
+                    unread = Some(io::Error::new(e.kind(), why.clone()));
+                    tell(&mut said, why);
+                }
                 Err(Unfit::Spoiled(why)) => {
                     unfit = true;
                     tell(&mut said, format!("the snapshot of commit {number} does not hold: {why}"));
@@ -111,6 +121,9 @@ pub fn make_anew(
         }
     }
     said.iter().for_each(|line| log::error!("{line}"));
+    if let Some(e) = unread {
+        return Err(OpenFault::Backing(e));
+    }
     Err(OpenFault::Damaged(said.join("; ")))
 }
 
@@ -177,11 +190,9 @@ fn load(sources: &Sources<'_>, table: &RedbTable, number: CommitSeq) -> Result<C
     });
     store(&mut gathered);
     match (failed, read) {
-        (Some(IndexFault::Io(e)), _) => Err(Unfit::Fault(e.into())),
-        (Some(IndexFault::Damaged(why)), _) => Err(Unfit::Fault(OpenFault::Damaged(why))),
+        (Some(fault), _) => Err(Unfit::Fault(fault.into())),
         (None, Ok(whole)) => Ok(whole.covered),
-        // A file that the disk does not give is as good as one that does not hold, while there is another.
-        (None, Err(Unreadable::Io(e))) => Err(Unfit::Spoiled(e.to_string())),
+        (None, Err(Unreadable::Io(e))) => Err(Unfit::Unread(e)),
         (None, Err(e)) => Err(Unfit::Spoiled(e.to_string())),
     }
 }

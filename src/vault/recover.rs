@@ -23,7 +23,7 @@ use crate::format::segment::{LogPosition, SegmentInfo, Start};
 use crate::format::wire::Reader;
 use crate::index::Index;
 use crate::seal::{Chain, VaultKeys};
-use crate::segment::{Unreadable, Walk, WalkedFrame, WalkedGroup, parse_file_name, path};
+use crate::segment::{Walk, WalkedFrame, WalkedGroup, parse_file_name, path};
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -163,7 +163,7 @@ pub fn recover(
             None => None,
             Some(file) => {
                 let mut walk = Walk::new(file, id, suite, vault);
-                walk.next(keys).map_err(|e| VaultFault::Index(e.to_string().into()))?;
+                walk.next(keys)?;
                 walk.context().map(|context| context.info())
             }
         };
@@ -227,7 +227,7 @@ pub fn recover(
         }
         let file = backing.open(&path(id), Open::Read, Cache::Direct)?;
         let mut walk = Walk::new(file, id, suite, vault);
-        while let Some(group) = walk.next(keys).map_err(unreadable)? {
+        while let Some(group) = walk.next(keys)? {
             let context = Arc::clone(walk.context().expect("a walk that gave a group knows its segment"));
             tail.segments.borrow_mut().insert(id, context.info());
             tail.group(&mut walk, &group)?;
@@ -270,10 +270,9 @@ pub fn recover(
 /// The greatest segment number ever used, as far as anything knows. A file may be lost: what the index says of its epoch
 /// and salt must not be taken for those of a new segment with its number.
 fn newest_segment(index: &Index, from: &From, present: &[SegmentId]) -> Result<SegmentId, OpenFault> {
-    let damaged = |e: &dyn std::fmt::Display| OpenFault::Damaged(e.to_string());
-    let known = index.scan_last_before(&[key::SEGMENT], &key::segment(SegmentId(u64::MAX))).map_err(|e| damaged(&e))?;
+    let known = index.scan_last_before(&[key::SEGMENT], &key::segment(SegmentId(u64::MAX)))?;
     let known = match known {
-        Some((k, _)) => key::split(&k).map_err(|e| damaged(&e))?.1,
+        Some((k, _)) => key::split(&k)?.1,
         None => 0,
     };
     let present = present.last().copied().unwrap_or_default();
@@ -306,7 +305,7 @@ fn start_of(
 ) -> Result<Option<Start>, OpenFault> {
     let mut walk = Walk::new(backing.open(&path(id), Open::Read, Cache::Direct)?, id, suite, vault);
     let mut plain = Vec::new();
-    let group = walk.next(keys).map_err(unreadable)?;
+    let group = walk.next(keys)?;
     let start = group.and_then(|g| g.frames.first().copied()).filter(|f| f.entry.kind == Kind::Start);
     Ok(start.and_then(|f| walk.open(&f, &mut plain).ok()).and_then(|()| Start::decode(&plain).ok()))
 }
@@ -316,15 +315,8 @@ fn never_begun(backing: &dyn Backing, index: &Index, id: SegmentId) -> Result<bo
     let mut block = AlignedBuf::with_capacity(BLOCK_BYTES);
     block.set_len(BLOCK_BYTES);
     let got = backing.open(&path(id), Open::Read, Cache::Direct)?.read_at(&mut block, 0)?;
-    let known = index.get(&key::segment(id)).map_err(|e| OpenFault::Damaged(e.to_string()))?.is_some();
+    let known = index.get(&key::segment(id))?.is_some();
     Ok(!known && block[..got].iter().all(|b| *b == 0))
-}
-
-fn unreadable(e: Unreadable) -> OpenFault {
-    match e {
-        Unreadable::Io(e) => OpenFault::Backing(e),
-        Unreadable::Damaged { .. } => OpenFault::Damaged(e.to_string()),
-    }
 }
 
 impl Tail<'_> {
@@ -548,7 +540,7 @@ impl Tail<'_> {
 
     /// Applies records to the index: keys in order, then the data records.
     fn take_in(&mut self, records: &[u8]) -> Result<(), OpenFault> {
-        self.apply(records).map_err(|e| OpenFault::Damaged(e.to_string()))
+        Ok(self.apply(records)?)
     }
 
     fn apply(&mut self, records: &[u8]) -> Result<(), VaultFault> {
@@ -559,7 +551,7 @@ impl Tail<'_> {
                 // It would undo what the log itself makes of its records.
                 Record::Put { key, .. } | Record::Delete { key } if is_derived(key) && self.salvage => self.lost += 1,
                 Record::Put { key, .. } | Record::Delete { key } if is_derived(key) => {
-                    return Err(VaultFault::Index("a record sets a derived key".into()));
+                    return Err(VaultFault::Log("a record sets a derived key".into()));
                 }
                 Record::Put { key, value } => changes.push((key.to_vec(), Some(value.to_vec()))),
                 Record::Delete { key } => changes.push((key.to_vec(), None)),
@@ -587,7 +579,7 @@ impl Tail<'_> {
 fn at_least(mut counters: Counters, records: &[u8]) -> Result<Counters, OpenFault> {
     let mut r = Reader::new(records);
     while !r.is_empty() {
-        let (ino, cookie) = match Record::decode(&mut r).map_err(|e| OpenFault::Damaged(e.to_string()))? {
+        let (ino, cookie) = match Record::decode(&mut r)? {
             Record::Put { key, value } => match key::split(key) {
                 Ok((key::NAME, ..)) => NameEntry::decode(value).map_or((0, 0), |entry| (entry.ino.0, entry.cookie)),
                 Ok((key::INODE, ino, _)) => (ino, 0),

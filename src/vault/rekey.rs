@@ -217,6 +217,7 @@ impl Locked {
         let index = Index::new(Box::new(table));
         match covered(&index, &root) {
             Ok(Some(from)) if from.covered == root.covered => {}
+            Err(NotCovered::Unread(fault)) => return Err(fault.into()),
             Err(NotCovered::Doubt(why)) => return unsettled(&format!("the index cannot be used ({why})")),
             Ok(_) | Err(NotCovered::Nothing) => return unsettled("the index is not the one that the root names"),
         }
@@ -415,7 +416,10 @@ impl Rekey {
         }
         let ranges = alive::ranges(&self.index, bad)?;
         let paths = paths::of(&self.index, &ranges.iter().map(|(ino, ..)| *ino).collect())?;
-        let hurt = |(ino, from_bytes, to_bytes)| Hurt { ino, path: paths.get(&ino).cloned(), from_bytes, to_bytes };
+        let hurt = |(ino, from_bytes, to_bytes)| {
+            let path = paths.get(&ino).cloned();
+            Hurt { ino, path, from_bytes, to_bytes, is_unread: false }
+        };
         Ok(ranges.into_iter().map(hurt).collect())
     }
 

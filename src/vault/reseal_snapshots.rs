@@ -16,7 +16,7 @@ use crate::format::key;
 use crate::format::segment::Covered;
 use crate::index::Index;
 use crate::seal::{Header, VaultKeys};
-use crate::segment::{SNAPSHOTS, SnapshotReader, snapshot_path};
+use crate::segment::{SNAPSHOTS, SnapshotReader, Unreadable, snapshot_path};
 use std::io;
 use std::sync::Arc;
 
@@ -78,6 +78,14 @@ impl Sealing<'_> {
             let read = reader.next(self.keys, &mut |k, v| gathered.push((k.to_vec(), v.to_vec())));
             let whole = match read {
                 Ok(whole) => whole,
+                Err(Unreadable::Io(e)) => {
+                    // It may be as good as ever, so it is not removed; nor can it stay under a key that is to be forgotten.
+                    let why = format!(
+                        "{} could not be read: {e}; if that persists, remove the file and go on with rekey --resume",
+                        snapshot_path(number)
+                    );
+                    return Err(io::Error::new(e.kind(), why).into());
+                }
                 Err(e) => return Ok(Some(e.to_string())),
             };
             let key = reader.walk().context().map(|context| context.key_number);

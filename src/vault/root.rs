@@ -6,6 +6,7 @@
 //! `rebuild` is for whoever was asked to mend.
 
 use super::OpenFault;
+use super::header_file::Spoiled;
 use super::recover::list_segments;
 use crate::backing::{Backing, Cache, Open, read_file};
 use crate::base::choice::SuiteId;
@@ -165,11 +166,18 @@ pub fn read_or_say(backing: &dyn Backing, keys: &VaultKeys, vault: VaultId) -> R
     }
 }
 
-/// The files that are missing or do not hold, while the other does: the next `write` mends them.
-pub fn spoiled(backing: &dyn Backing, keys: &VaultKeys, vault: VaultId) -> Vec<&'static str> {
-    let held = both(backing, keys, vault).map(|copy| copy.is_ok_and(|root| root.is_some()));
-    let any = held.contains(&true);
-    NAMES.into_iter().zip(held).filter(|(_, holds)| any && !holds).map(|(name, _)| name).collect()
+/// The files that are missing, do not hold or could not be read, while the other holds: the next `write` writes them anew.
+pub fn spoiled(backing: &dyn Backing, keys: &VaultKeys, vault: VaultId) -> Vec<Spoiled> {
+    let both = both(backing, keys, vault);
+    if !both.iter().any(|copy| matches!(copy, Ok(Some(_)))) {
+        return Vec::new();
+    }
+    let spoiled = |(file, copy)| match copy {
+        Ok(Some(_)) => None,
+        Ok(None) => Some(Spoiled { file, unread: None }),
+        Err(e) => Some(Spoiled { file, unread: Some(format!("{file} could not be read: {e}")) }),
+    };
+    NAMES.into_iter().zip(both).filter_map(spoiled).collect()
 }
 
 /// A root for a vault that has lost both, from what the log and the names of the index files tell. Nothing is written; its

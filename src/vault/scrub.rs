@@ -1,10 +1,11 @@
 //! Reads all live data of an open vault from the device, frame by frame, and names what does not open.
 //!
 //! Promise: every frame that an extent needed from the beginning of a pass to its end was read past all caches and
-//! authenticated, or is a finding; each is counted and told once per mount and file that it is of. At most `rate` bytes a second are read. A pass
-//! that was stopped, by whatever, goes on where its mark says, which is an ordinary setting of the index.
+//! authenticated, or is counted: as damaged if it did not open, as unread if the disk did not give it. At most `rate` bytes a second
+//! are read. A pass that was stopped goes on where its mark says, which is an ordinary setting of the index.
+//! Memory and lines in the error list are bounded, however much is damaged.
 //! Called by: `fs::storage` and `Vault::close`; runs on a thread of its own. Takes: its own lock, for memory only.
-//! On failure: damage is a finding and a line in the error list; an index that cannot be read ends the pass, and is told.
+//! On failure: an index that cannot be read, or a panic, ends the pass as `Failed`, with a line in the error list.
 
 use super::op::Op;
 use super::paths;
@@ -20,6 +21,8 @@ use crate::format::key;
 use crate::format::setting::{SCRUB, ScrubMark};
 use crate::segment::{FrameAt, blocks_of, open_frames};
 use std::collections::BTreeSet;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -31,6 +34,11 @@ const SCAN: usize = 64;
 const MARK_EVERY: Duration = Duration::from_secs(30);
 /// Longest sleep between two looks at whether the pass is to stop.
 const NAP: Duration = Duration::from_millis(500);
+/// Frames remembered, so that each is counted once: of the file at hand, and of all since the mount. What comes beyond is counted
+/// each time that it is met.
+const FRAMES_REMEMBERED_MAX: usize = 1 << 16;
+/// Lines that a pass adds to the error list; the rest is counted, and told in one line at its end.
+const LINES_MAX: u64 = 50;
 
 /// How a scrub is doing.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -73,6 +81,8 @@ pub struct Hurt {
     pub from_bytes: u64,
     /// First byte after.
     pub to_bytes: u64,
+    /// Whether the disk did not give it. Then nothing is known of it, and nothing is called damaged.
+    pub is_unread: bool,
 }
 
 /// What `/.storage/scrub` shows.
@@ -86,7 +96,9 @@ pub struct ScrubReport {
     pub total_bytes: u64,
     /// Most bytes read in a second; 0 for no limit.
     pub rate_bytes: u64,
-    /// What does not read, as far as it was found since the mount.
+    /// Frames that the disk did not give, in this pass since the mount.
+    pub unread: u64,
+    /// What does not read, as far as it was found since the mount; no more than `HISTORY_LINES_MAX` ranges.
     pub hurt: Vec<Hurt>,
 }
 
@@ -97,10 +109,14 @@ struct Inner {
     mark: ScrubMark,
     rate_bytes: u64,
     hurt: Vec<Hurt>,
-    /// Frames that do not open, for each file that shares them, in this pass …
-    found: BTreeSet<(SegmentId, u64, Ino)>,
-    /// … and all told since the mount.
-    told: BTreeSet<(SegmentId, u64, Ino)>,
+    /// Frames of the file at hand that were counted in this pass.
+    found: (Ino, BTreeSet<(SegmentId, u64)>),
+    /// Frames counted as damaged since the mount, for each file that shares them.
+    reported: BTreeSet<(SegmentId, u64, Ino)>,
+    /// Frames that the disk did not give, in this pass.
+    unread: u64,
+    /// Lines that this pass has added to the error list, or would have.
+    lines: u64,
     stop: bool,
     thread: Option<JoinHandle<()>>,
 }
@@ -120,8 +136,10 @@ impl Scrub {
             mark: ScrubMark::default(),
             rate_bytes,
             hurt: Vec::new(),
-            found: BTreeSet::new(),
-            told: BTreeSet::new(),
+            found: Default::default(),
+            reported: BTreeSet::new(),
+            unread: 0,
+            lines: 0,
             stop: false,
             thread: None,
         };
@@ -140,7 +158,7 @@ impl Scrub {
         if !inner.mark.under_way {
             inner.mark = ScrubMark { under_way: true, finished_s: inner.mark.finished_s, ..ScrubMark::default() };
             inner.hurt.clear();
-            inner.found.clear();
+            (inner.found, inner.unread, inner.lines) = (Default::default(), 0, 0);
         }
         let before = inner.thread.take();
         (inner.state, inner.stop) = (ScrubState::Running, false);
@@ -148,7 +166,10 @@ impl Scrub {
         let body = move || {
             // It has ended: its last act was to leave the state that we found.
             before.map(JoinHandle::join);
-            scrub.work(&shared);
+            if catch_unwind(AssertUnwindSafe(|| scrub.work(&shared))).is_err() {
+                shared.stats.error(shared.world.now(), "scrub: its thread panicked; the pass is given up".to_owned());
+                scrub.inner.held().state = ScrubState::Failed;
+            }
         };
         match std::thread::Builder::new().name("scrub".to_owned()).spawn(body) {
             Ok(thread) => inner.thread = Some(thread),
@@ -183,6 +204,7 @@ impl Scrub {
             mark: inner.mark,
             total_bytes: shared.allocated.load(Relaxed).max(inner.mark.done_bytes),
             rate_bytes: inner.rate_bytes,
+            unread: inner.unread,
             hurt: inner.hurt.clone(),
         })
     }
@@ -221,6 +243,16 @@ impl Scrub {
         if state == ScrubState::Done {
             let mut inner = self.inner.held();
             (inner.mark.under_way, inner.mark.finished_s) = (false, shared.world.now().seconds);
+            let (lines, damaged, unread) = (inner.lines, inner.mark.damaged, inner.unread);
+            drop(inner);
+            if lines > LINES_MAX {
+                let text = format!(
+                    "scrub: {} more ranges do not read than are listed: the pass has met {damaged} damaged frames, and {unread} \
+                     that the disk did not give",
+                    lines - LINES_MAX
+                );
+                shared.stats.error(shared.world.now(), text);
+            }
         }
         self.store(shared);
         let named = self.name(shared);
@@ -326,39 +358,61 @@ impl Scrub {
         }
         // If it was replaced meanwhile, its bytes may have been given back.
         if shared.index.get(entry.0).is_ok_and(|now| now.as_deref() == Some(entry.1)) {
-            for frame in bad {
+            for (frame, error) in bad {
                 // Bytes of the run, and of it only what the extent has; then where these are in this file.
                 let from = frame.offset_bytes - origin.start_bytes;
                 let to = (from + u64::from(frame.plain_len_bytes)).min(u64::from(end));
                 let from = from.max(u64::from(skip));
                 let here = |at: u64| offset + (at - u64::from(skip));
-                let hurt = Hurt { ino, path: None, from_bytes: here(from), to_bytes: here(to) };
-                self.tell(shared, (id, frame.position_bytes, ino), hurt);
+                let (from_bytes, to_bytes, is_unread) = (here(from), here(to), error.is_some());
+                let hurt = Hurt { ino, path: None, from_bytes, to_bytes, is_unread };
+                self.note(shared, (id, frame.position_bytes), hurt, error);
             }
         }
         to - from
     }
 
-    fn tell(&self, shared: &Shared, frame: (SegmentId, u64, Ino), hurt: Hurt) {
+    /// Counts a frame of a file that does not open, or that the disk did not give (`error`), and adds a line to the error list.
+    fn note(&self, shared: &Shared, (id, position): (SegmentId, u64), hurt: Hurt, error: Option<String>) {
+        let Hurt { ino, from_bytes, to_bytes, .. } = hurt;
         let mut inner = self.inner.held();
-        if !inner.found.insert(frame) {
+        // Extents come file by file, so what was met in another file is not met again.
+        if inner.found.0 != ino || inner.found.1.len() >= FRAMES_REMEMBERED_MAX {
+            inner.found = (ino, BTreeSet::new());
+        }
+        if !inner.found.1.insert((id, position)) {
             return;
         }
-        inner.mark.damaged += 1;
-        let Hurt { ino, from_bytes, to_bytes, .. } = hurt;
         if inner.hurt.len() < HISTORY_LINES_MAX {
             inner.hurt.push(hurt);
         }
-        let new = inner.told.insert(frame);
-        drop(inner);
+        let new = match error {
+            None => {
+                inner.mark.damaged += 1;
+                let full = inner.reported.len() >= FRAMES_REMEMBERED_MAX;
+                let frame = (id, position, ino);
+                !inner.reported.contains(&frame) && (full || inner.reported.insert(frame))
+            }
+            Some(_) => {
+                inner.unread += 1;
+                true
+            }
+        };
         if !new {
             return;
         }
-        shared.stats.damaged_frames.add(1);
-        let text = format!(
-            "scrub: inode {ino}: bytes {from_bytes} to {to_bytes} do not read (segment {}, byte {})",
-            frame.0, frame.1
-        );
+        inner.lines += 1;
+        let line = inner.lines;
+        drop(inner);
+        if error.is_none() {
+            shared.stats.damaged_frames.add(1);
+        }
+        if line > LINES_MAX {
+            return;
+        }
+        let why = error.map_or("do not read".to_owned(), |e| format!("could not be read: {e}"));
+        let place = format!("segment {id}, byte {position}");
+        let text = format!("scrub: inode {ino}: bytes {from_bytes} to {to_bytes} {why} ({place})");
         shared.stats.error(shared.world.now(), text);
     }
 
@@ -395,16 +449,29 @@ struct Pace {
     rate: u64,
 }
 
-/// Those of some frames of a segment that do not open, read from the device.
-fn unreadable(shared: &Shared, buf: &mut AlignedBuf, id: SegmentId, frames: &[FrameAt]) -> Vec<FrameAt> {
-    let Ok(segment) = shared.segments.get(id, || segment_info(shared, id)) else { return frames.to_vec() };
+/// Reads some frames of a segment from the device, and gives those that do not open, each with the disk's error if there was one.
+fn unreadable(
+    shared: &Shared,
+    buf: &mut AlignedBuf,
+    id: SegmentId,
+    frames: &[FrameAt],
+) -> Vec<(FrameAt, Option<String>)> {
     let mut bad = Vec::new();
+    let segment = match shared.segments.get(id, || segment_info(shared, id)) {
+        Ok(segment) => segment,
+        Err(fault) => {
+            // A file that is not there is lost; one that the disk does not open may be as good as ever.
+            let of_disk = matches!(&fault, VaultFault::Backing(e) if e.kind() != io::ErrorKind::NotFound);
+            let error = of_disk.then(|| fault.to_string());
+            return frames.iter().map(|frame| (*frame, error.clone())).collect();
+        }
+    };
     // One by one: a block that the disk cannot read costs the frames in it, not their neighbours.
     for frame in frames {
         let (from, to) = blocks_of(std::slice::from_ref(frame));
         let len = (to - from) as usize;
         if len > buf.capacity() {
-            bad.push(*frame);
+            bad.push((*frame, None));
             continue;
         }
         buf.set_len(len);
@@ -412,11 +479,11 @@ fn unreadable(shared: &Shared, buf: &mut AlignedBuf, id: SegmentId, frames: &[Fr
             Ok(got) => {
                 open_frames(&segment.context, std::slice::from_ref(frame), from, &mut buf[..got], |at, plain| {
                     if plain.is_err() {
-                        bad.push(*at);
+                        bad.push((*at, None));
                     }
                 })
             }
-            Err(_) => bad.push(*frame),
+            Err(e) => bad.push((*frame, Some(e.to_string()))),
         }
     }
     bad

@@ -110,9 +110,8 @@ impl Segments {
         }
         let info = info()?;
         let file = self.everywhere.open(&path(id), Open::Read, Cache::Direct)?;
-        let context = SegmentContext::new(&self.keys(), self.suite, self.vault, id, &info).ok_or_else(|| {
-            VaultFault::Index(format!("segment {id} is under key {}, which the header does not have", info.key).into())
-        })?;
+        let context = SegmentContext::new(&self.keys(), self.suite, self.vault, id, &info)
+            .ok_or(VaultFault::KeyMissing { segment: id, key: info.key })?;
         let segment = Arc::new(OpenSegment { context: Arc::new(context), file });
         self.add(&segment);
         Ok(segment)

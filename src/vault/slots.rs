@@ -130,7 +130,7 @@ pub(super) struct Judged {
 impl Locked {
     /// Opens header and root, refuses what was put back, and puts the header's other file right.
     pub(super) fn judged(self, unlock: &Unlock) -> Result<Judged, OpenFault> {
-        let opened = self.headers.open(unlock)?;
+        let opened = self.opened(unlock)?;
         let vault = opened.header.vault;
         let mut root = root::read_or_say(&*self.backing, &opened.keys, vault)?.ok_or(OpenFault::RootsLost)?;
         let pins = Pins::read(self.remembered, &opened.keys, vault);

@@ -48,6 +48,8 @@ pub enum Known {
     },
     /// It does not hold, and why.
     Spoiled(String),
+    /// The disk did not give it.
+    Unread,
 }
 
 /// The numbers of the snapshots that lie there, the newest first.
@@ -123,7 +125,7 @@ pub fn replay_from_all(shared: &Shared) -> SegmentId {
     for snapshot in kept.iter() {
         match snapshot.known {
             Known::Whole { replay_from } => from.push(replay_from),
-            Known::Nothing | Known::Spoiled(_) => return SegmentId(0),
+            Known::Nothing | Known::Spoiled(_) | Known::Unread => return SegmentId(0),
         }
     }
     if from.len() < SNAPSHOTS_KEPT { SegmentId(0) } else { from.into_iter().min().unwrap_or_default() }

@@ -6,10 +6,10 @@
 //! On failure: what was begun is removed, it is counted, and the next checkpoint begins another; never from the reserve, and not
 //! while the log is away.
 
-use super::place::remove_if_there;
+use super::place::{open_if_there, remove_if_there};
 use super::recover::list_segments;
 use super::shared::Shared;
-use super::snapshot::{Kept, Known, Making, list_open, replay_from_all};
+use super::snapshot::{Kept, Known, Making, list, replay_from_all};
 use super::writer::is_full;
 use super::{Vault, VaultFault, reserve_bytes};
 use crate::backing::{Cache, Open};
@@ -20,6 +20,7 @@ use crate::format::key;
 use crate::format::segment::Covered;
 use crate::index::Frozen;
 use crate::segment::{SNAPSHOTS, SnapshotReader, Unreadable, WholeSnapshot, path, snapshot_path};
+use std::io;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
@@ -112,7 +113,7 @@ impl Keeper {
                         let reader = SnapshotReader::new(file, number, suite, vault);
                         self.doing = Doing::Looking(number, Box::new(reader));
                     }
-                    Err(e) => learn(shared, number, Known::Spoiled(e.to_string())),
+                    Err(e) => learn_unread(shared, number, &e),
                 }
             }
             Doing::Looking(number, mut reader) => {
@@ -125,6 +126,7 @@ impl Keeper {
                     Ok(Some(whole)) => {
                         learn(shared, number, Known::Whole { replay_from: whole.covered.replay_from });
                     }
+                    Err(Unreadable::Io(e)) => learn_unread(shared, number, &e),
                     Err(e) => learn(shared, number, Known::Spoiled(e.to_string())),
                 }
             }
@@ -199,7 +201,7 @@ impl Taking {
         let position = key::total("log");
         let stored = frozen.scan(&position, 1)?.into_iter().next().filter(|(key, _)| *key == position);
         if stored.is_none_or(|(_, value)| value != covered.encode()) {
-            return Err(VaultFault::Index("its table is not the one that was checkpointed".into()));
+            return Err(VaultFault::Unfinished("the table of the index is not the one that was checkpointed".into()));
         }
         let epoch = shared.root.held().epoch;
         let segments = &shared.segments;
@@ -217,7 +219,7 @@ impl Taking {
                 Ok(Some(whole)) => Ok(Piece::Done(whole)),
                 Ok(None) => Ok(Piece::More(reader.walk().position_bytes() - before)),
                 Err(Unreadable::Io(e)) => Err(e.into()),
-                Err(e) => Err(VaultFault::Index(format!("a snapshot did not read back as it was written: {e}").into())),
+                Err(e) => Err(VaultFault::Log(format!("a snapshot did not read back as it was written: {e}").into())),
             };
         }
         loop {
@@ -261,6 +263,14 @@ fn first_unseen(shared: &Shared) -> Option<CommitSeq> {
     kept.iter().take(SNAPSHOTS_KEPT).find(|kept| kept.known == Known::Nothing).map(|kept| kept.number)
 }
 
+/// Notes that the disk did not give a snapshot. Another one is taken, so that there are two that can be read.
+fn learn_unread(shared: &Shared, number: CommitSeq, e: &io::Error) {
+    let line = format!("{} could not be read: {e}; another snapshot is taken", snapshot_path(number));
+    shared.stats.error(shared.world.now(), line);
+    shared.snapshot_wanted.store(true, SeqCst);
+    learn(shared, number, Known::Unread);
+}
+
 /// Notes what a look at a snapshot has shown.
 fn learn(shared: &Shared, number: CommitSeq, known: Known) {
     if let Known::Spoiled(why) = &known {
@@ -294,6 +304,17 @@ fn take_in(shared: &Shared, new: Kept) {
     kept.insert(0, new);
 }
 
+/// A snapshot that does not serve.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SpoiledSnapshot {
+    /// The commit that it covers.
+    pub number: CommitSeq,
+    /// What is wrong with it, or what the disk said.
+    pub why: String,
+    /// Whether the disk did not give it: then it may be as good as ever.
+    pub is_unread: bool,
+}
+
 impl Vault {
     /// The snapshots that are kept, the newest first.
     pub fn snapshots(&self) -> Vec<Kept> {
@@ -305,13 +326,23 @@ impl Vault {
         replay_from_all(&self.shared)
     }
 
-    /// Snapshots that do not hold, each with the reason; `whole` reads all of them, else only their beginning is looked at.
-    pub fn spoiled_snapshots(&self, whole: bool) -> Result<Vec<(CommitSeq, String)>, VaultFault> {
+    /// Looks at all snapshots and gives those that do not serve; `whole` reads all of them, else only their beginning is looked at.
+    pub fn spoiled_snapshots(&self, whole: bool) -> Result<Vec<SpoiledSnapshot>, VaultFault> {
         let s = &self.shared;
         let (keys, of) = (&s.segments.keys(), (s.segments.suite, s.segments.vault));
         let newest = s.committed.held().seq;
         let mut spoiled = Vec::new();
-        for (number, file) in list_open(&*s.backing)? {
+        for number in list(&*s.backing)? {
+            let unread = |e: io::Error| SpoiledSnapshot { number, why: e.to_string(), is_unread: true };
+            let file = match open_if_there(&*s.backing, &snapshot_path(number)) {
+                Ok(Some(file)) => file,
+                // It has just been replaced.
+                Ok(None) => continue,
+                Err(e) => {
+                    spoiled.push(unread(e));
+                    continue;
+                }
+            };
             let mut reader = SnapshotReader::new(file, number, of.0, of.1);
             let why = loop {
                 match reader.next(keys, &mut |_, _| ()) {
@@ -323,10 +354,14 @@ impl Vault {
                         break Some("its checksums do not hold, though it opens".to_owned());
                     }
                     Ok(_) => break None,
+                    Err(Unreadable::Io(e)) => {
+                        spoiled.push(unread(e));
+                        break None;
+                    }
                     Err(e) => break Some(e.to_string()),
                 }
             };
-            spoiled.extend(why.map(|why| (number, why)));
+            spoiled.extend(why.map(|why| SpoiledSnapshot { number, why, is_unread: false }));
         }
         Ok(spoiled)
     }
@@ -338,8 +373,8 @@ impl Vault {
             if all {
                 kept.known = Known::Spoiled("the index was mended since".to_owned());
             }
-            if let Some((_, why)) = spoiled.iter().find(|(number, _)| *number == kept.number) {
-                kept.known = Known::Spoiled(why.clone());
+            if let Some(it) = spoiled.iter().find(|it| it.number == kept.number && !it.is_unread) {
+                kept.known = Known::Spoiled(it.why.clone());
             }
         }
         // One of a commit that was covered already would be taken for it.
@@ -376,14 +411,16 @@ impl Vault {
                 if s.progress.is_stopped() || !s.takes_checkpoints() || s.closing.load(SeqCst) {
                     drop(progress);
                     s.progress.check()?;
-                    return Err(VaultFault::Index("no snapshot of it while the backing directory has failed".into()));
+                    return Err(VaultFault::Unfinished(
+                        "no snapshot of the index can be taken while the backing directory fails".into(),
+                    ));
                 }
                 progress = s.await_progress(progress, Duration::from_millis(20));
             }
             drop(progress);
             if s.stats.snapshot_failures.get() > failures {
-                return Err(VaultFault::Index(
-                    "no snapshot of it could be taken; see the error list and the log".into(),
+                return Err(VaultFault::Unfinished(
+                    "no snapshot of the index could be taken; see the error list and the log".into(),
                 ));
             }
         }

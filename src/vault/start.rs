@@ -80,8 +80,8 @@ pub(super) fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sy
         reserve: Reserve::take(&*backing, !options.read_only),
         machine: Mutex::new(Machine::new(world.elapsed())),
         stepper: options.stepped.clone().map(Stepper::new),
-        earlier: totals::load(&index, &stats),
-        quotas: Quotas::load(&index).map_err(|e| OpenFault::Damaged(e.to_string()))?,
+        earlier: totals::load(&index, &stats)?,
+        quotas: Quotas::load(&index)?,
         stats,
         world,
         backing,
@@ -185,7 +185,7 @@ pub(super) fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sy
     shared.index.seal_direct();
     shared.index.seal_derived();
     checkpoint::store(&shared, found.position, found.counters, first, false)
-        .map_err(|e| OpenFault::Damaged(format!("the first checkpoint: {e}")))?;
+        .inspect_err(|e| log::error!("what was recovered could not be stored in the first checkpoint: {e}"))?;
     if is_away {
         shared.happened(Event::OpenedAway, "segments lie in the emergency directory");
         shared.bring_home.store(true, std::sync::atomic::Ordering::SeqCst);

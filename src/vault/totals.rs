@@ -14,7 +14,7 @@ use crate::base::lock::Held;
 use crate::base::world::Time;
 use crate::format::key;
 use crate::format::record::Record;
-use crate::index::Index;
+use crate::index::{Index, IndexFault};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
@@ -24,15 +24,15 @@ const HISTORY: &str = "history";
 /// Names and numbers.
 pub type Totals = BTreeMap<String, u64>;
 
-/// What earlier mounts counted; puts their history before ours.
-pub fn load(index: &Index, stats: &Stats) -> Totals {
+/// Reads what earlier mounts counted, and puts their history before ours.
+pub fn load(index: &Index, stats: &Stats) -> Result<Totals, IndexFault> {
     let text = |name| {
-        let value = index.get(&key::setting(name)).ok().flatten().unwrap_or_default();
-        String::from_utf8_lossy(&value).into_owned()
+        let value = index.get(&key::setting(name))?.unwrap_or_default();
+        Ok::<_, IndexFault>(String::from_utf8_lossy(&value).into_owned())
     };
-    stats.remember(text(HISTORY).lines().filter_map(line).collect());
+    stats.remember(text(HISTORY)?.lines().filter_map(line).collect());
     let number = |l: &str| l.split_once(' ').and_then(|(name, n)| Some((name.to_owned(), n.parse().ok()?)));
-    text(TOTALS).lines().filter_map(number).collect()
+    Ok(text(TOTALS)?.lines().filter_map(number).collect())
 }
 
 fn line(text: &str) -> Option<Line> {
