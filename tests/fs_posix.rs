@@ -8,13 +8,15 @@
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
+use std::time::Duration;
 use strongroom::backing::{Backing, MemoryBacking};
 use strongroom::base::id::{Ino, ROOT_INO};
 use strongroom::base::secret::Passphrase;
-use strongroom::base::world::{RealWorld, World};
+use strongroom::base::world::{RealWorld, Time, World};
 use strongroom::fs::{
-    Atime, Attr, Caller, Fallocate, FileSystem, FsFault, FsOptions, RenameHow, Seek, SetAttr, Shown, WriteHow,
-    XattrHow, XattrReply,
+    Atime, Attr, Caller, Fallocate, FileSystem, FsFault, FsOptions, RenameHow, STORAGE_INO, Seek, SetAttr, Shown,
+    WriteHow, XattrHow, XattrReply,
 };
 use strongroom::seal::Unlock;
 use strongroom::vault::{self, CreateOptions, OpenOptions};
@@ -28,13 +30,20 @@ struct Disk(Arc<dyn Backing>);
 
 impl Disk {
     fn new() -> Disk {
-        let disk = Disk(Arc::new(MemoryBacking::default()));
+        Disk::of(None)
+    }
+    fn of(capacity_bytes: Option<u64>) -> Disk {
+        let memory = MemoryBacking::default();
+        memory.limit(capacity_bytes);
+        let disk = Disk(Arc::new(memory));
         let world: Arc<dyn World> = Arc::new(RealWorld::default());
         vault::create(&disk.0, &unlock(), &CreateOptions::default(), &world).unwrap();
         disk
     }
     fn fs(&self, options: FsOptions) -> FileSystem {
-        let world: Arc<dyn World> = Arc::new(RealWorld::default());
+        self.fs_in(Arc::new(RealWorld::default()), options)
+    }
+    fn fs_in(&self, world: Arc<dyn World>, options: FsOptions) -> FileSystem {
         let vault = vault::open(Arc::clone(&self.0), &unlock(), &OpenOptions::default(), world).unwrap();
         FileSystem::new(vault, options).unwrap()
     }
@@ -277,4 +286,103 @@ fn every_kind_of_allocation_moves_the_times_and_ends_where_it_should() {
     assert!(all[..10_000].iter().all(|&b| b == 1) && all[10_000..].iter().all(|&b| b == 0));
     assert_eq!(no(fs.fallocate(file, 0, 0, Fallocate::Extend)), libc::EINVAL);
     assert_eq!(no(fs.fallocate(file, i64::MAX as u64, 1, Fallocate::Extend)), libc::EFBIG);
+}
+
+#[test]
+fn what_is_shown_fits_into_32_bits() {
+    let disk = Disk::of(Some(4 << 40));
+    let fs = disk.fs(FsOptions { show_storage: true, ..FsOptions::default() });
+    for name in [&b"a"[..], b"b", b"c"] {
+        fs.mknod(&CALLER, ROOT_INO, name, libc::S_IFREG | 0o644, 0).unwrap();
+    }
+    let space = fs.statfs().unwrap();
+    assert!(space.blocks_free * u64::from(space.block_bytes) / 256 > u64::from(u32::MAX), "there is room for more");
+    assert!(space.inodes <= u64::from(u32::MAX) && space.inodes_free < space.inodes, "{space:?}");
+    let mut all = Vec::new();
+    // One at a time, so that each offset is come back to.
+    let mut offset = 0;
+    loop {
+        let mut next = None;
+        fs.readdir(ROOT_INO, offset, |entry| {
+            next.get_or_insert(entry.clone());
+            false
+        })
+        .unwrap();
+        let Some(entry) = next else { break };
+        assert!(u32::try_from(entry.ino.0).is_ok() && i32::try_from(entry.offset).is_ok(), "{entry:?}");
+        assert!(entry.offset > offset, "{entry:?}");
+        offset = entry.offset;
+        all.push(entry.name);
+    }
+    assert_eq!(all, [&b"."[..], b"..", b".storage", b"a", b"b", b"c"]);
+    let status = fs.lookup(STORAGE_INO, b"status").unwrap();
+    assert!(u32::try_from(status.ino.0).is_ok(), "{status:?}");
+}
+
+#[test]
+fn a_change_of_owner_takes_set_id_bits_unless_they_are_to_stay() {
+    let disk = Disk::new();
+    let fs = disk.fs(FsOptions::default());
+    let file = fs.mknod(&CALLER, ROOT_INO, b"f", libc::S_IFREG | 0o755, 0).unwrap().ino;
+    let chmod = || fs.setattr(&CALLER, file, &SetAttr { mode: Some(0o6755), ..SetAttr::default() }).unwrap();
+    let owned = SetAttr { uid: Some(9), gid: Some(9), ..SetAttr::default() };
+    chmod();
+    assert!(fs.has_set_id(file) && !fs.has_set_id(ROOT_INO) && !fs.has_set_id(STORAGE_INO));
+    assert_eq!(fs.setattr(&CALLER, file, &owned).unwrap().mode & 0o7777, 0o755);
+    assert!(!fs.has_set_id(file));
+    chmod();
+    let kept = fs.setattr(&CALLER, file, &SetAttr { keep_set_id: true, ..owned }).unwrap();
+    assert_eq!((kept.mode & 0o7777, kept.uid), (0o6755, 9));
+    let dropped = fs.setattr(&CALLER, file, &SetAttr { drop_set_id: true, ..SetAttr::default() }).unwrap();
+    assert_eq!(dropped.mode & 0o7777, 0o755);
+}
+
+/// A world in which a while passes between a look at the clock and the use of what it showed.
+struct Hesitant(RealWorld);
+
+impl World for Hesitant {
+    fn now(&self) -> Time {
+        self.0.now()
+    }
+    fn stamp(&self) -> Time {
+        let stamp = self.0.stamp();
+        std::thread::sleep(Duration::from_micros(200));
+        stamp
+    }
+    fn elapsed(&self) -> Duration {
+        self.0.elapsed()
+    }
+    fn fill(&self, out: &mut [u8]) {
+        self.0.fill(out);
+    }
+}
+
+#[test]
+fn threads_move_no_time_back() {
+    let disk = Disk::new();
+    let fs = disk.fs_in(Arc::new(Hesitant(RealWorld::default())), FsOptions::default());
+    let dir = fs.mkdir(&CALLER, ROOT_INO, b"dir", 0o755).unwrap().ino;
+    let moves = AtomicU32::new(0);
+    std::thread::scope(|s| {
+        for thread in 0..3 {
+            let (fs, moves) = (&fs, &moves);
+            s.spawn(move || {
+                let mut last = fs.getattr(dir).unwrap();
+                for n in 0..300 {
+                    match thread {
+                        0 => drop(fs.mknod(&CALLER, dir, format!("{n}").as_bytes(), libc::S_IFREG | 0o644, 0).unwrap()),
+                        1 => fs.setxattr(dir, b"user.n", b"1", XattrHow::Set).unwrap(),
+                        _ => drop(
+                            fs.setattr(&CALLER, dir, &SetAttr { mode: Some(0o755), ..SetAttr::default() }).unwrap(),
+                        ),
+                    }
+                    let now = fs.getattr(dir).unwrap();
+                    assert!(last.mtime <= now.mtime && last.ctime <= now.ctime, "{last:?} then {now:?}");
+                    moves.fetch_add(u32::from(last.ctime < now.ctime), SeqCst);
+                    last = now;
+                }
+            });
+        }
+    });
+    assert!(moves.load(SeqCst) > 100, "nothing moved");
 }

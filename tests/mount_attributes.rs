@@ -364,3 +364,319 @@ fn what_stat_shows_is_what_the_vault_has() {
     }
     shows_the_truth(&again(without_write_back(), &["suid"]));
 }
+
+/// Nanoseconds since 1970 of the last change of content.
+fn mtime(path: &Path) -> i128 {
+    let m = fs::symlink_metadata(path).unwrap();
+    i128::from(m.mtime()) * 1_000_000_000 + i128::from(m.mtime_nsec())
+}
+
+fn ctime(path: &Path) -> i128 {
+    let m = fs::symlink_metadata(path).unwrap();
+    i128::from(m.ctime()) * 1_000_000_000 + i128::from(m.ctime_nsec())
+}
+
+/// Whatever other filesystem is at work: one of the kernel's own that gives fine stamps and holds all others to them.
+fn look_elsewhere(file: &File) {
+    for _ in 0..2 {
+        file.write_all_at(b"x", 0).unwrap();
+        file.metadata().unwrap();
+    }
+}
+
+/// Things done one after the other are stamped in that order, whoever gives the stamp.
+fn in_one_order(v: &TestVault, others: impl Fn()) {
+    for n in 0..100 {
+        let at = |name: &str| v.path(format!("{name}{n}"));
+        let mut stamps: Vec<(&str, i128)> = Vec::new();
+        let mut note = |what, stamp| stamps.push((what, stamp));
+        File::create(at("empty")).unwrap();
+        note("an empty file", mtime(&at("empty")));
+        others();
+        let f = File::create(at("file")).unwrap();
+        note("a file made", mtime(&at("file")));
+        f.write_all_at(b"x", 0).unwrap();
+        note("the file written", mtime(&at("file")));
+        others();
+        f.write_all_at(b"y", 0).unwrap();
+        note("the file written again", mtime(&at("file")));
+        drop(f);
+        note("the file closed", mtime(&at("file")));
+        fs::create_dir(at("dir")).unwrap();
+        note("a directory made", mtime(&at("dir")));
+        fs::set_permissions(at("file"), fs::Permissions::from_mode(0o600)).unwrap();
+        note("the file's mode set", ctime(&at("file")));
+        symlink("x", at("link")).unwrap();
+        note("a link made", mtime(&at("link")));
+        others();
+        OpenOptions::new().write(true).truncate(true).open(at("file")).unwrap();
+        note("the file cut", mtime(&at("file")));
+        fs::hard_link(at("file"), at("dir").join("name")).unwrap();
+        note("a name made in the directory", mtime(&at("dir")));
+        fs::rename(at("link"), at("dir").join("link")).unwrap();
+        note("a link moved into the directory", mtime(&at("dir")));
+        note("which is the link's change, too", ctime(&at("dir").join("link")));
+        fs::copy(at("file"), at("copy")).unwrap();
+        note("a copy made", mtime(&at("copy")));
+        fs::remove_dir_all(at("dir")).unwrap();
+        note("the root changed", mtime(&v.mnt));
+        assert!(stamps.is_sorted_by_key(|(_, stamp)| *stamp), "{stamps:#?}");
+    }
+}
+
+#[test]
+fn times_are_in_the_order_of_what_was_done() {
+    let _alone = alone();
+    let elsewhere = tempfile::tempfile_in("/dev/shm").unwrap();
+    let v = keyed(&[]);
+    in_one_order(&v, || ());
+    fs::create_dir(v.path("make")).unwrap();
+    let makefile = "out: stamp\n\techo x >out\nstamp:\n\t: >stamp\n";
+    fs::write(v.path("make/Makefile"), makefile).unwrap();
+    let line = "for _ in $(seq 20); do rm -f stamp out; make -s; make -q || echo again; done";
+    assert_eq!(shell(&v.path("make"), line, &NO_ARGUMENTS), "", "make is not done when it is done");
+    // Order outlives a remount, and so do the times: what was made before is not younger than what is made after.
+    let before: Vec<_> = walk(&v.mnt).iter().map(|path| (path.clone(), mtime(path), ctime(path))).collect();
+    v.remount();
+    fs::write(v.path("after"), "x").unwrap();
+    for (path, content, change) in before.into_iter().filter(|(path, ..)| *path != v.mnt) {
+        assert_eq!((mtime(&path), ctime(&path)), (content, change), "{}", path.display());
+        assert!(change.max(content) <= mtime(&v.path("after")), "{}", path.display());
+    }
+    drop(v);
+    for v in [keyed(&[]), without_write_back()] {
+        in_one_order(&v, || look_elsewhere(&elsewhere));
+    }
+}
+
+/// Set-id bits below an overlay whose upper directory is `dir`; what containers do with programs of their images.
+const OVERLAY: &str = r#"
+    set -eu; rm -rf u w m l; mkdir u w m l; chmod 755 . u m
+    for f in touched written renamed linked owned moved both strange punched; do cp "$(command -v id)" l/$f; chmod 4755 l/$f; done
+    cp l/touched l/group; chmod 2755 l/group; cp l/touched l/locked; chmod 2745 l/locked; chown 7:8 l/owned l/group; chmod 4755 l/owned; chmod 2755 l/group
+    chmod 4777 l/strange l/punched; truncate -s 1M l/punched
+    mount -t overlay -o lowerdir=l,upperdir=u,workdir=w none m
+    touch m/touched m/group m/locked; printf x >> m/written; mv m/renamed m/renamed2; ln m/linked m/linked2; touch m/owned
+    chown 9:9 m/moved
+    chmod 4711 m/both; chown 5:5 m/both
+    stranger() { setpriv --reuid=65534 --regid=65534 --clear-groups "$@"; }
+    stranger dd if=/dev/zero of=m/strange bs=1 seek=9 count=1 conv=notrunc status=none
+    stranger fallocate -p -o 900K -l 4K m/punched
+    stat -c '%n %a %u:%g' m/*; stranger m/touched; stranger m/strange; stranger m/punched
+    # The same on the filesystem itself: whoever sets mode and owner, in this order, keeps no bits.
+    cp u/touched own; chmod 4755 own; perl -e 'chmod 04755, "own"; chown 3, 3, "own"'; stat -c '%n %a' own
+    chmod 6755 own; chown 4:4 own; stat -c '%n %a' own; chmod 6755 own; chgrp 5 own; stat -c '%n %a' own
+    umount m; rm -rf u w m l own
+"#;
+
+#[test]
+fn containers_keep_and_lose_set_id_bits_as_on_ext4() {
+    let _alone = alone();
+    let (v, disk) = (keyed(&["suid", "dev", "allow_other"]), Disk::ext4(64));
+    let on = |dir: &Path| {
+        fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).unwrap();
+        shell(dir, OVERLAY, &NO_ARGUMENTS)
+    };
+    let (ours, theirs) = (on(&v.mnt), on(&disk.at));
+    assert_eq!(ours, theirs);
+    for kept in ["touched 4755", "written 4755", "renamed2 4755", "linked2 4755", "group 2755", "owned 4755"] {
+        assert!(ours.contains(kept), "{kept} in\n{ours}");
+    }
+    for lost in ["moved 755 9:9", "both 711 5:5", "strange 777", "punched 777", "own 755"] {
+        assert!(ours.contains(lost), "{lost} in\n{ours}");
+    }
+}
+
+#[test]
+fn a_copy_up_for_a_user_leaves_trusted_attributes_behind() {
+    let _alone = alone();
+    let (v, disk) = (keyed(&["allow_other"]), Disk::ext4(64));
+    let copied = |dir: &Path, who: &str| {
+        let lines = r#"
+            chmod 755 .; rm -rf l u w m; mkdir l u w m; echo x > l/f; chmod 666 l/f
+            setfattr -n trusted.a -v b l/f; setfattr -n user.c -v d l/f
+            mount -t overlay -o lowerdir=l,upperdir=u,workdir=w none m
+            $0 sh -c 'echo y >> m/f'; umount m; getfattr -m '^(user|trusted\.a)' u/f
+        "#;
+        let out = common::output(Command::new("bash").args(["-euc", lines, who]).current_dir(dir));
+        assert!(out.status.success(), "{out:?}");
+        String::from_utf8(out.stdout).unwrap().contains("trusted.a")
+    };
+    const USER: &str = "setpriv --reuid=65534 --regid=65534 --clear-groups";
+    assert_eq!((copied(&disk.at, USER), copied(&disk.at, "env")), (true, true), "ext4");
+    assert_eq!((copied(&v.mnt, USER), copied(&v.mnt, "env")), (false, true), "if both: the page is out of date");
+}
+
+/// A user namespace whose users are 100,000 higher outside, for as long as this lives.
+struct Elsewhere(std::process::Child);
+
+impl Elsewhere {
+    fn new() -> Elsewhere {
+        let child = Command::new("unshare").args(["-U", "sleep", "100"]).spawn().unwrap();
+        let ns = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/user")).unwrap();
+        let id = child.id().to_string();
+        common::eventually("it has a namespace", std::time::Duration::from_secs(20), || ns(&id) != ns("self"));
+        for map in ["uid_map", "gid_map"] {
+            fs::write(format!("/proc/{id}/{map}"), "0 100000 65536").unwrap();
+        }
+        Elsewhere(child)
+    }
+
+    /// Shows `from` at `to` with those owners.
+    fn shows(&self, from: &Path, to: &Path) -> io::Result<()> {
+        const OPEN_TREE_CLONE: i32 = 1;
+        const MOVE_MOUNT_F_EMPTY_PATH: i32 = 4;
+        const MOUNT_ATTR_IDMAP: u64 = 0x0010_0000;
+        let users = File::open(format!("/proc/{}/ns/user", self.0.id())).unwrap();
+        let done = |result: i64| if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as i32) };
+        let attributes = [MOUNT_ATTR_IDMAP, 0, 0, users.as_raw_fd() as u64];
+        // SAFETY: terminated strings, descriptors that live through the calls, and four words.
+        unsafe {
+            let here = libc::AT_FDCWD;
+            let tree = done(libc::syscall(libc::SYS_open_tree, here, c(from).as_ptr(), OPEN_TREE_CLONE))?;
+            let tree = <std::os::fd::OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(tree);
+            let (fd, none) = (tree.as_raw_fd(), c"".as_ptr());
+            let size = size_of_val(&attributes);
+            done(libc::syscall(libc::SYS_mount_setattr, fd, none, libc::AT_EMPTY_PATH, attributes.as_ptr(), size))?;
+            done(libc::syscall(libc::SYS_move_mount, fd, none, here, c(to).as_ptr(), MOVE_MOUNT_F_EMPTY_PATH))?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Elsewhere {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// What is made and changed through a directory that is shown with other owners, by its root there and by a stranger.
+const THROUGH: &str = r#"
+    as() { setpriv --reuid="$1" --regid="$1" --clear-groups "${@:2}"; }
+    as 100000 sh -c 'echo x > t/new; mkdir t/dir; mkfifo t/fifo; echo y >> t/f; chmod 640 t/f; ln -s f t/link; mv t/new t/newer'
+    as 100000 sh -c 'setfacl -m u:100007:rwx,m::rwx t/dir; setfattr -n user.a -v b t/f; fallocate -l 64K t/f; truncate -s 5 t/f'
+    as 100001 sh -c 'echo x > t/strange' 2>/dev/null || echo refused
+    as 100000 sh -c 'cp "$(command -v id)" t/program; chmod 4777 t/program'
+    as 65534 fallocate -p -o 0 -l 1 t/program || true
+    stat -c '%n %F %u:%g %a' t/* d/*
+    getfacl -nc d/dir; getfattr -m- t/f; as 100000 getfattr -m- t/f
+"#;
+
+#[test]
+fn a_directory_may_be_shown_with_other_owners() {
+    let _alone = alone();
+    let elsewhere = Elsewhere::new();
+    let (v, disk) = (keyed(&["allow_other"]), Disk::ext4(64));
+    let show = |dir: &Path| {
+        shell(dir, "chmod 755 .; mkdir d t; echo x > d/f; chmod 755 d; setfattr -n trusted.a -v b d/f", &NO_ARGUMENTS);
+        elsewhere.shows(&dir.join("d"), &dir.join("t"))
+    };
+    let on = |dir: &Path| {
+        show(dir).unwrap();
+        let said = shell(dir, THROUGH, &NO_ARGUMENTS);
+        run(Command::new("umount").arg(dir.join("t")));
+        said
+    };
+    let (ours, theirs) = (on(&v.mnt), on(&disk.at));
+    assert_eq!(ours, theirs);
+    for shown in
+        ["t/f regular file 100000:100000 640", "d/f regular file 0:0 640", "d/newer regular file 0:0", "refused"]
+    {
+        assert!(ours.contains(shown), "{shown} in\n{ours}");
+    }
+    v.umount();
+    v.check();
+    // With a list of who is let in, each request must name its user, and so this is refused.
+    let v = keyed(&["allow_users=1001"]);
+    assert_eq!(show(&v.mnt).expect_err("it is refused").raw_os_error(), Some(libc::EINVAL));
+}
+
+/// A system call as a program of 32 bits makes it, with up to two arguments below 4 GiB.
+#[cfg(target_arch = "x86_64")]
+fn call_with_32_bits(number: u64, one: u64, two: u64, three: u64) -> i32 {
+    let answer: u64;
+    // SAFETY: the caller's addresses are those of a mapping that is large enough; rbx, which cannot be named, is put back.
+    unsafe {
+        std::arch::asm!(
+            "xchg rbx, {one}", "int 0x80", "xchg rbx, {one}",
+            one = inout(reg) one => _, inlateout("rax") number => answer, in("rcx") two, in("rdx") three,
+            out("r8") _, out("r9") _, out("r10") _, out("r11") _,
+        );
+    }
+    answer as i32
+}
+
+/// What a program of 32 bits gets from `statfs`, `stat` and, until there is no more, `getdents`; and the names it lists.
+#[cfg(target_arch = "x86_64")]
+fn with_32_bits(path: &Path) -> (i32, i32, i32, Vec<String>) {
+    const OPEN: u64 = 5;
+    const CLOSE: u64 = 6;
+    const STATFS: u64 = 99;
+    const STAT: u64 = 106;
+    const GETDENTS: u64 = 141;
+    const BYTES: usize = 64 << 10;
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    let how = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_32BIT;
+    // SAFETY: a new mapping.
+    let room = unsafe { libc::mmap(std::ptr::null_mut(), 2 * BYTES, protection, how, -1, 0) };
+    assert_ne!(room, libc::MAP_FAILED);
+    let name = c(path);
+    // SAFETY: the mapping is longer than any path, and nobody else has it.
+    unsafe { name.as_ptr().copy_to(room.cast(), name.as_bytes_with_nul().len()) };
+    let (name, out) = (room as u64, room as u64 + BYTES as u64);
+    let (statfs, stat) = (call_with_32_bits(STATFS, name, out, 0), call_with_32_bits(STAT, name, out, 0));
+    let dir = call_with_32_bits(OPEN, name, libc::O_DIRECTORY as u64, 0);
+    let mut names = Vec::new();
+    let end = loop {
+        // Room for few, so that offsets are come back to.
+        let filled = if dir < 0 { dir } else { call_with_32_bits(GETDENTS, dir as u64, out, 64) };
+        if filled <= 0 {
+            break filled;
+        }
+        // SAFETY: the kernel filled so many bytes of the mapping.
+        let entries = unsafe { std::slice::from_raw_parts(out as *const u8, filled as usize) };
+        let mut at = 0;
+        while at < entries.len() {
+            let len = u16::from_le_bytes([entries[at + 8], entries[at + 9]]) as usize;
+            let name = entries[at + 10..].split(|&b| b == 0).next().unwrap();
+            names.push(String::from_utf8_lossy(name).into_owned());
+            at += len;
+        }
+    };
+    if dir >= 0 {
+        call_with_32_bits(CLOSE, dir as u64, 0, 0);
+    }
+    // SAFETY: nothing points into it any more.
+    unsafe { libc::munmap(room, 2 * BYTES) };
+    names.sort();
+    (statfs, stat, end, names)
+}
+
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn programs_of_32_bits_get_answers() {
+    let _alone = alone();
+    let v = keyed(&["show-storage"]);
+    for name in ["one", "two", "three", "four"] {
+        File::create(v.path(name)).unwrap();
+    }
+    let expected = [".", "..", ".storage", "four", "one", "three", "two"];
+    let (statfs, stat, end, names) = with_32_bits(&v.mnt);
+    if statfs == -libc::ENOSYS {
+        eprintln!("this kernel runs no programs of 32 bits");
+        return;
+    }
+    assert_eq!((statfs, stat, end), (0, 0, 0));
+    assert_eq!(names, expected);
+    let (statfs, stat, end, names) = with_32_bits(&v.path(".storage"));
+    assert_eq!((statfs, stat, end), (0, 0, 0));
+    assert!(names.len() > 10 && names.contains(&"status".to_owned()), "{names:?}");
+    assert_eq!(with_32_bits(&v.path(".storage/status")).1, 0);
+    let number = fs::metadata(v.path(".storage/status")).unwrap().ino();
+    assert!(u32::try_from(number).is_ok(), "{number}");
+    // A listing that goes on after each entry gives the same.
+    let mut listed: Vec<_> = fs::read_dir(&v.mnt).unwrap().map(|e| e.unwrap().file_name()).collect();
+    listed.sort();
+    assert_eq!(listed, expected[2..]);
+}

@@ -2,6 +2,7 @@
 //!
 //! Promise: no other file invents a bound. Called by: every layer; shown in `/.storage/config`. Cannot fail.
 
+use std::ops::Range;
 use std::time::Duration;
 
 /// A segment file's nominal length; the last group may reach past it by less than one group.
@@ -41,6 +42,9 @@ pub const XATTR_VALUE_BYTES_MAX: usize = 64 << 10;
 pub const XATTR_LIST_BYTES_MAX: usize = 64 << 10;
 /// Most hard links to one file, as on ext4.
 pub const LINKS_MAX: u32 = 65_000;
+/// Inode numbers that the vault gives to nobody, for what a mount shows beside it. They fit in 32 bits, because programs of
+/// 32 bits can list no directory with larger ones in it.
+pub const FREE_INOS: Range<u64> = 0xff00_0000..0x1_0000_0000;
 /// Largest file: what a signed 64-bit offset can address. The kernel takes writes up to there into its cache without
 /// asking, so a smaller bound would be told to nobody who could do something about it.
 pub const FILE_BYTES_MAX: u64 = i64::MAX as u64;

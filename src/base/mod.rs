@@ -5,6 +5,7 @@
 
 pub mod choice;
 pub mod descriptor;
+mod file_clock;
 pub mod histogram;
 pub mod id;
 pub mod limits;

@@ -4,6 +4,7 @@
 //! random bytes. Called by: `vault`, `fs`, `seal`. On failure: without entropy no nonce may be chosen, so `fill` panics;
 //! the operating system's generator does not fail after boot.
 
+use super::file_clock::FileClock;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// A moment of the wall clock: seconds since 1970 (may be negative) and nanoseconds.
@@ -54,6 +55,11 @@ pub struct Memory {
 pub trait World: Send + Sync {
     /// The wall clock.
     fn now(&self) -> Time;
+    /// The wall clock as the kernel reads it for the times of files. Stamps that the kernel gives before this call are not
+    /// younger, and stamps that it gives afterwards are not older.
+    fn stamp(&self) -> Time {
+        self.now()
+    }
     /// A clock that never goes back, for ages and durations.
     fn elapsed(&self) -> Duration;
     /// Unpredictable bytes.
@@ -78,17 +84,22 @@ pub trait World: Send + Sync {
 #[derive(Debug)]
 pub struct RealWorld {
     start: Instant,
+    files: FileClock,
 }
 
 impl Default for RealWorld {
     fn default() -> Self {
-        RealWorld { start: Instant::now() }
+        RealWorld { start: Instant::now(), files: FileClock::default() }
     }
 }
 
 impl World for RealWorld {
     fn now(&self) -> Time {
         SystemTime::now().into()
+    }
+    fn stamp(&self) -> Time {
+        let (seconds, nanos) = self.files.read();
+        Time { seconds, nanos }
     }
     fn elapsed(&self) -> Duration {
         self.start.elapsed()

@@ -8,7 +8,7 @@ use super::storage::is_storage;
 use super::xattr::known;
 use super::{Atime, Caller, FileSystem, FsFault};
 use crate::base::id::Ino;
-use crate::base::limits::FILE_BYTES_MAX;
+use crate::base::limits::{FILE_BYTES_MAX, LINKS_MAX};
 use crate::base::world::Time;
 use crate::format::inode::Inode;
 use crate::format::key;
@@ -78,6 +78,8 @@ pub struct SetAttr {
     pub ctime: Option<Time>,
     /// Whether the set-id bits of a file must go because of who asks; they also go with a change of owner.
     pub drop_set_id: bool,
+    /// Whether they stay although the owner changes.
+    pub keep_set_id: bool,
 }
 
 /// The mode after a write or change of owner by someone who may not keep the set-id bits.
@@ -138,13 +140,13 @@ impl FileSystem {
         if set.mode.is_some() {
             self.load_xattrs(&pin)?;
         }
-        let now = self.now();
-        let at = |time| match time {
-            SetTime::Now => now,
-            SetTime::At(time) => time,
-        };
         {
             let mut state = pin.state();
+            let now = self.now();
+            let at = |time| match time {
+                SetTime::Now => now,
+                SetTime::At(time) => time,
+            };
             let mut op = self.vault.begin();
             let State { inode, xattrs } = &mut *state;
             let mut after = *inode;
@@ -160,7 +162,7 @@ impl FileSystem {
                 inode.uid = set.uid.unwrap_or(inode.uid);
                 inode.gid = set.gid.unwrap_or(inode.gid);
                 // As Linux does, for root too; a mode given along with the owner is the caller's word.
-                if set.mode.is_none() && !is(inode, libc::S_IFDIR) {
+                if set.mode.is_none() && !set.keep_set_id && !is(inode, libc::S_IFDIR) {
                     inode.mode = without_set_id(inode.mode);
                 }
             }
@@ -191,7 +193,7 @@ impl FileSystem {
         Attr {
             ino,
             mode: shown.mode(inode.mode),
-            nlink: inode.nlink,
+            nlink: shown_links(inode),
             uid: shown.uid.unwrap_or(inode.uid),
             gid: shown.gid.unwrap_or(inode.gid),
             rdev: inode.rdev,
@@ -211,23 +213,33 @@ impl FileSystem {
         if self.options.atime == Atime::Never || self.options.read_only || self.vault.admit(0).is_err() {
             return;
         }
-        let now = self.now();
+        // A stamp costs two system calls, and most reads move nothing.
+        let about_now = self.vault.world().now();
         let mut state = node.state();
         let i = &mut state.inode;
         if is(i, libc::S_IFDIR) && !self.options.dir_atime {
             return;
         }
         let always = self.options.atime == Atime::Always;
-        let stale =
-            always || i.atime <= i.mtime || i.atime <= i.ctime || now.seconds - i.atime.seconds >= RELATIME_SECONDS;
-        if !stale || i.nlink == 0 || i.atime == now {
+        let stale = always
+            || i.atime <= i.mtime
+            || i.atime <= i.ctime
+            || about_now.seconds - i.atime.seconds >= RELATIME_SECONDS;
+        if !stale || i.nlink == 0 {
             return;
         }
-        i.atime = now;
+        i.atime = self.now();
         let mut op = self.vault.begin();
         op.put(key::inode(node.ino), i.encode());
         op.commit();
     }
+}
+
+/// Of a directory with more subdirectories than a file may have names the number is not told, as on ext4: a program of 32
+/// bits, whose count has 16, could not look at it at all.
+fn shown_links(inode: &Inode) -> u32 {
+    const NOT_TOLD: u32 = 1;
+    if is(inode, libc::S_IFDIR) && inode.nlink > LINKS_MAX { NOT_TOLD } else { inode.nlink }
 }
 
 /// Owner and permissions to be shown instead of those that are stored, for everything there is.
@@ -267,6 +279,19 @@ mod tests {
         assert_eq!(shown.mode(0o041_700), 0o040_750);
         assert_eq!(shown.mode(0o120_777), 0o120_777);
         assert_eq!(Shown::default().mode(0o104_511), 0o104_511);
+    }
+
+    #[test]
+    fn a_directory_of_very_many_does_not_tell_how_many() {
+        let now = Time::default();
+        let of = |mode, nlink| {
+            let (size, parent, tree) = (0, Ino(1), 0);
+            let times = (now, now, now, now);
+            let (atime, mtime, ctime, btime) = times;
+            shown_links(&Inode { mode, nlink, uid: 0, gid: 0, rdev: 0, size, atime, mtime, ctime, btime, parent, tree })
+        };
+        assert_eq!((of(libc::S_IFDIR, 65_000), of(libc::S_IFDIR, 65_001), of(libc::S_IFDIR, 2)), (65_000, 1, 2));
+        assert_eq!(of(libc::S_IFREG, 65_000), 65_000);
     }
 
     #[test]

@@ -56,8 +56,8 @@ impl FileSystem {
                 continue;
             }
             let room = self.vault.reserve_copy(file, offset_out, &content)?;
-            let now = how.stamp.then(|| self.now());
             let mut state = target.state();
+            let now = how.stamp.then(|| self.now());
             let mut op = self.vault.begin();
             let after = Inode { size: state.inode.size.max(offset_out + copied), ..state.inode };
             op.charge(to, Some(&state.inode), Some(&after), Admit::WithinLimits)?;

@@ -95,8 +95,8 @@ impl FileSystem {
         self.decide_compression(&pin);
         let file = pin.file(&self.vault);
         let room = self.vault.reserve(file, offset, data.len() as u64)?;
-        let now = how.stamp.then(|| self.now());
         let mut state = pin.state();
+        let now = how.stamp.then(|| self.now());
         let mut op = self.vault.begin();
         let before = state.inode;
         let after = Inode { size: before.size.max(end), ..before };
@@ -149,8 +149,8 @@ impl FileSystem {
             self.vault.admit(0)?;
         }
         let file = pin.file(&self.vault);
-        let now = self.now();
         let mut state = pin.state();
+        let now = self.now();
         let mut op = self.vault.begin();
         debug_assert!(is(&state.inode, libc::S_IFREG), "pin_file gives regular files only");
         let before = state.inode;

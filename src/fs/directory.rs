@@ -14,13 +14,18 @@ use crate::format::key;
 
 /// Entries read from the index at a time.
 const LIST_ENTRIES: usize = 128;
-/// Offsets of `.` and `..`; cookies are larger.
+/// Offsets of `.` and `..`, and of `.storage` in a listing of the root that shows it. All offsets are small numbers, since
+/// programs of 32 bits keep them in 31.
 const DOT: u64 = 1;
 const DOT_DOT: u64 = 2;
-/// Offset of `.storage` in a listing of the root that shows it: behind everything else.
-const STORAGE_OFFSET: u64 = i64::MAX as u64;
+const STORAGE_OFFSET: u64 = 3;
+/// An entry's offset is its cookie and this; the first cookie of a vault is 3.
+const COOKIE_OFFSET: u64 = 1;
 /// Bytes of free room taken for one more inode, where no quota says how many there may be.
 const BYTES_PER_INODE: u64 = 256;
+/// Most inodes that are shown where no quota says how many there may be: as many as ext4 can have. A program of 32 bits gets
+/// no answer from `statfs` when there are more.
+const INODES_SHOWN_MAX: u64 = u32::MAX as u64;
 
 /// One line of a listing.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -90,22 +95,6 @@ impl FileSystem {
                 offset = at;
             }
         }
-        let prefix = key::prefix(key::COOKIE, ino.0);
-        while offset < STORAGE_OFFSET {
-            let entries = self.vault.scan(&prefix, &key::cookie(ino, offset + 1), LIST_ENTRIES)?;
-            let last = entries.len() < LIST_ENTRIES;
-            for (stored_key, value) in entries {
-                let at = key::tail_u64(key::split(&stored_key)?.2)?;
-                let CookieEntry { ino, kind, name } = CookieEntry::decode(&value)?;
-                if !self.give(DirEntry { ino, kind, offset: at, name, attr: None }, plus, take)? {
-                    return Ok(());
-                }
-                offset = at;
-            }
-            if last {
-                break;
-            }
-        }
         if ino == ROOT_INO && self.options.show_storage && offset < STORAGE_OFFSET {
             let entry = DirEntry {
                 ino: STORAGE_INO,
@@ -114,9 +103,28 @@ impl FileSystem {
                 name: STORAGE_NAME.to_vec(),
                 attr: self.storage_attr(STORAGE_INO).transpose()?.filter(|_| plus),
             };
-            take(&entry);
+            if !take(&entry) {
+                return Ok(());
+            }
+            offset = STORAGE_OFFSET;
         }
-        Ok(())
+        let prefix = key::prefix(key::COOKIE, ino.0);
+        loop {
+            let next_cookie = (offset + 1).saturating_sub(COOKIE_OFFSET);
+            let entries = self.vault.scan(&prefix, &key::cookie(ino, next_cookie), LIST_ENTRIES)?;
+            let last = entries.len() < LIST_ENTRIES;
+            for (stored_key, value) in entries {
+                let at = key::tail_u64(key::split(&stored_key)?.2)?.saturating_add(COOKIE_OFFSET);
+                let CookieEntry { ino, kind, name } = CookieEntry::decode(&value)?;
+                if !self.give(DirEntry { ino, kind, offset: at, name, attr: None }, plus, take)? {
+                    return Ok(());
+                }
+                offset = at;
+            }
+            if last {
+                return Ok(());
+            }
+        }
     }
 
     /// Gives one entry, with attributes if wanted; false when it was not taken.
@@ -209,7 +217,7 @@ impl FileSystem {
         let block = BLOCK_BYTES as u64;
         let inodes_free = match usage.quota_inodes {
             Some(quota) => quota.saturating_sub(usage.inodes),
-            None => room / BYTES_PER_INODE,
+            None => (room / BYTES_PER_INODE).min(INODES_SHOWN_MAX.saturating_sub(usage.inodes)),
         };
         Ok(Space {
             block_bytes: BLOCK_BYTES as u32,

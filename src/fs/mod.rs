@@ -252,8 +252,9 @@ impl FileSystem {
         Ok(self.vault.sync_wait()?)
     }
 
+    /// The time for a change of an inode. Read it with the inode's state locked, so that no later change is stamped older.
     fn now(&self) -> Time {
-        self.vault.world().now()
+        self.vault.world().stamp()
     }
 
     /// Refuses changes of a vault that is mounted for reading only.

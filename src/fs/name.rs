@@ -12,6 +12,7 @@ use super::{Caller, FileSystem, FsFault};
 use crate::base::id::{Ino, ROOT_INO};
 use crate::base::limits::{LINKS_MAX, NAME_BYTES_MAX, SYMLINK_BYTES_MAX};
 use crate::base::lock::Held;
+use crate::base::world::Time;
 use crate::format::inode::{CookieEntry, Inode, NameEntry};
 use crate::format::key;
 use crate::vault::{Admit, Op};
@@ -147,7 +148,6 @@ impl FileSystem {
         self.load_xattrs(&dir)?;
         let before = self.changes.load(SeqCst);
         let taken = self.find(parent, name)?.is_some();
-        let now = self.now();
 
         let namespace = self.namespace.held();
         let taken = if self.changes.load(SeqCst) == before { taken } else { self.find(parent, name)?.is_some() };
@@ -169,17 +169,17 @@ impl FileSystem {
         let is_dir = mode & libc::S_IFMT == libc::S_IFDIR;
         let set_gid = above.mode & libc::S_ISGID != 0;
         let (ino, cookie) = (self.vault.next_ino(), self.vault.next_cookie());
-        let inode = Inode {
+        let mut inode = Inode {
             mode: if set_gid && is_dir { mode | libc::S_ISGID } else { mode },
             uid: caller.uid,
             gid: if set_gid { above.gid } else { caller.gid },
             nlink: if is_dir { 2 } else { 1 },
             rdev,
             size: target.map_or(0, |t| t.len() as u64),
-            atime: now,
-            mtime: now,
-            ctime: now,
-            btime: now,
+            atime: Time::default(),
+            mtime: Time::default(),
+            ctime: Time::default(),
+            btime: Time::default(),
             parent: if is_dir { parent } else { Ino(0) },
             tree: above.tree,
         };
@@ -187,6 +187,9 @@ impl FileSystem {
         {
             let mut dir_state = dir.state();
             let mut state = pin.state();
+            let now = self.now();
+            (inode.atime, inode.mtime, inode.ctime, inode.btime) = (now, now, now, now);
+            state.inode = inode;
             let mut op = self.vault.begin();
             op.charge(ino, None, Some(&inode), Admit::WithinLimits)?;
             put_name(&mut op, parent, name, NameEntry { ino, cookie, kind: kind_of(mode) });
@@ -226,7 +229,6 @@ impl FileSystem {
         let dir = self.pin_dir(parent)?;
         let pin = self.pin(ino)?;
         self.find(parent, name)?;
-        let now = self.now();
         {
             let _namespace = self.namespace.held();
             if self.find(parent, name)?.is_some() {
@@ -247,6 +249,7 @@ impl FileSystem {
             let cookie = self.vault.next_cookie();
             let mut dir_state = dir.state();
             let mut state = pin.state();
+            let now = self.now();
             let mut op = self.vault.begin();
             put_name(&mut op, parent, name, NameEntry { ino, cookie, kind: kind_of(inode.mode) });
             state.inode.nlink += 1;
@@ -282,7 +285,6 @@ impl FileSystem {
             let before = self.changes.load(SeqCst);
             let (entry, pin) = self.resolve(parent, name)?.ok_or(FsFault::NoEntry)?;
             self.prepare_purge(&pin)?;
-            let now = self.now();
 
             let _namespace = self.namespace.held();
             if self.changes.load(SeqCst) != before && self.find(parent, name)? != Some(entry) {
@@ -297,6 +299,7 @@ impl FileSystem {
             }
             let mut dir_state = dir.state();
             let mut state = pin.state();
+            let now = self.now();
             let mut op = self.vault.begin();
             op.delete(key::name(parent, name));
             op.delete(key::cookie(parent, entry.cookie));

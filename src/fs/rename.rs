@@ -181,11 +181,11 @@ impl FileSystem {
             None if same_dir => entry.cookie,
             None => self.vault.next_cookie(),
         };
-        let now = self.now();
         let mut from_state = from.state();
         let mut to_state = (!same_dir).then(|| to.state());
         let mut moved_state = moved.state();
         let mut target_state = target.map(|(_, pin)| pin.state());
+        let now = self.now();
         let is_dir = is(&moved_state.inode, libc::S_IFDIR);
 
         let mut op = self.vault.begin();
@@ -256,11 +256,11 @@ impl FileSystem {
         let (one_dir, one_name, (one_entry, one_pin)) = one;
         let (two_dir, two_name, (two_entry, two_pin)) = two;
         let same_dir = one_dir.ino == two_dir.ino;
-        let now = self.now();
         let mut one_dir_state = one_dir.state();
         let mut two_dir_state = (!same_dir).then(|| two_dir.state());
         let mut one_state = one_pin.state();
         let mut two_state = two_pin.state();
+        let now = self.now();
 
         let mut op = self.vault.begin();
         let swapped = |ino, mode, cookie| NameEntry { ino, cookie, kind: kind_of(mode) };

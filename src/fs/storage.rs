@@ -8,19 +8,23 @@
 use super::attr::{Attr, SetAttr};
 use super::{FileSystem, FsFault, LimitChange, LimitOf};
 use crate::base::id::{Ino, ROOT_INO};
+use crate::base::limits::FREE_INOS;
 use crate::base::lock::Held;
 use crate::base::world::Time;
 use crate::vault::{HeaderRefused, VaultFault};
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 /// The directory's name in the root.
 pub const STORAGE_NAME: &[u8] = b".storage";
-/// The directory's inode number; all from here on are `/.storage`'s, none the vault's.
-pub const STORAGE_INO: Ino = Ino(1 << 62);
+/// The directory's inode number, the first of those that the vault leaves free.
+pub const STORAGE_INO: Ino = Ino(FREE_INOS.start);
 /// First inode number of snapshots.
 const SNAPSHOT_INO: u64 = STORAGE_INO.0 + 1024;
+/// Snapshots that there may be at once.
+const SNAPSHOTS_MAX: u64 = FREE_INOS.end - SNAPSHOT_INO;
 /// The file that takes orders.
 const CONTROL: &str = "control";
 /// Begins the order to put another header in force, whose text follows. It must come in one write.
@@ -48,7 +52,7 @@ pub(super) const FILES: [&str; 15] = [
 
 /// Whether an inode number is one of ours.
 pub(super) fn is_storage(ino: Ino) -> bool {
-    ino >= STORAGE_INO
+    FREE_INOS.contains(&ino.0)
 }
 
 struct Snapshot {
@@ -66,11 +70,24 @@ pub(super) struct Storage {
 
 impl Default for Storage {
     fn default() -> Self {
-        Storage { snapshots: Mutex::default(), next: AtomicU64::new(SNAPSHOT_INO) }
+        Storage { snapshots: Mutex::default(), next: AtomicU64::new(0) }
     }
 }
 
 impl Storage {
+    /// Keeps a snapshot under an inode number that the kernel does not know, or knows no more.
+    fn keep(&self, snapshot: Snapshot) -> Ino {
+        let mut snapshots = self.snapshots.held();
+        // Each snapshot takes hundreds of bytes, so there is a free number long before there is no more memory.
+        loop {
+            let ino = SNAPSHOT_INO + self.next.fetch_add(1, SeqCst) % SNAPSHOTS_MAX;
+            if let Entry::Vacant(free) = snapshots.entry(ino) {
+                free.insert(snapshot);
+                return Ino(ino);
+            }
+        }
+    }
+
     /// Forgets look-ups; false if the inode is not ours.
     pub(super) fn forget(&self, ino: Ino, count: u64) -> bool {
         if !is_storage(ino) {
@@ -109,10 +126,8 @@ impl FileSystem {
                 Err(fault) => return Some(Err(fault)),
             },
         };
-        let ino = Ino(self.storage.next.fetch_add(1, SeqCst));
         let snapshot = Snapshot { content, control: file == CONTROL, at: self.now(), holds: 1 };
-        self.storage.snapshots.held().insert(ino.0, snapshot);
-        self.storage_attr(ino)
+        self.storage_attr(self.storage.keep(snapshot))
     }
 
     /// The attributes, if the inode is one of ours.
@@ -300,6 +315,19 @@ mod tests {
             assert_eq!(limit_order(wrong), None);
         }
         assert_eq!(limit_order(b"user 1 bytes=1 bytes=2"), None, "said twice");
+    }
+
+    #[test]
+    fn numbers_fit_in_32_bits_and_are_given_again_only_when_they_are_free() {
+        let storage = Storage::default();
+        let new = || storage.keep(Snapshot { content: vec![1], control: false, at: Time::default(), holds: 1 });
+        let (first, second) = (new(), new());
+        storage.next.store(SNAPSHOTS_MAX - 1, SeqCst);
+        let last = new();
+        assert!(u32::try_from(last.0).is_ok() && is_storage(last) && !is_storage(Ino(last.0 + 1)), "{last}");
+        assert!(storage.forget(second, 1));
+        assert_eq!(new(), second, "the first is still held");
+        assert_ne!(first, second);
     }
 
     #[test]

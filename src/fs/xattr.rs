@@ -188,19 +188,29 @@ impl FileSystem {
 
     /// The names of all attributes, each with a zero byte behind it; `room` 0 asks for their length.
     pub fn listxattr(&self, ino: Ino, room: u32) -> Result<XattrReply, FsFault> {
-        self.listxattr_for(ino, room, true)
+        self.listxattr_for(ino, room, || true)
     }
 
-    /// The same for somebody who may not see the `trusted` ones, where so asked; the kernel hides their values and not their names.
-    pub fn listxattr_for(&self, ino: Ino, room: u32, trusted: bool) -> Result<XattrReply, FsFault> {
+    /// The names of the attributes that somebody may see, each with a zero byte behind it; `room` 0 asks for their length.
+    /// `sees_trusted` is asked only if there are `trusted` ones: the kernel hides their values and not their names.
+    pub fn listxattr_for(
+        &self,
+        ino: Ino,
+        room: u32,
+        sees_trusted: impl FnOnce() -> bool,
+    ) -> Result<XattrReply, FsFault> {
         if is_storage(ino) {
             return reply(Vec::new(), room);
         }
         let pin = self.pin(ino)?;
         self.load_xattrs(&pin)?;
+        let is_trusted = |name: &[u8]| name.starts_with(b"trusted.");
+        // Whoever asks may be slow to look up, so before the lock.
+        let has_trusted = pin.state().xattrs.iter().flat_map(Xattrs::names).any(|name| is_trusted(name));
+        let trusted = has_trusted && sees_trusted();
         let mut list = Vec::new();
         for name in pin.state().xattrs.iter().flat_map(Xattrs::names) {
-            if Which::of(name).is_some() && !self.options.acl || !trusted && name.starts_with(b"trusted.") {
+            if Which::of(name).is_some() && !self.options.acl || !trusted && is_trusted(name) {
                 continue;
             }
             list.extend_from_slice(name);
@@ -239,8 +249,8 @@ impl FileSystem {
         let pin = self.pin(ino)?;
         self.load_xattrs(&pin)?;
         self.vault.admit(0)?;
-        let now = self.now();
         let mut state = pin.state();
+        let now = self.now();
         let names = &mut known(&mut state.xattrs).names;
         match (how, names.contains(name)) {
             (XattrHow::Create, true) => return Err(FsFault::Exists),
@@ -298,8 +308,8 @@ impl FileSystem {
         let keeps_set_gid = which == Which::Default || inode.mode & libc::S_ISGID == 0 || in_group(inode.gid);
         self.load_xattrs(&pin)?;
         self.vault.admit(0)?;
-        let now = self.now();
         let mut state = pin.state();
+        let now = self.now();
         let State { inode, xattrs } = &mut *state;
         let before = *inode;
         let kept = match (which, acl) {
@@ -330,8 +340,8 @@ impl FileSystem {
         self.writable()?;
         let pin = self.pin(ino)?;
         self.load_xattrs(&pin)?;
-        let now = self.now();
         let mut state = pin.state();
+        let now = self.now();
         let all = known(&mut state.xattrs);
         if !all.names.contains(name) {
             return if Which::of(name).is_some() { Ok(()) } else { Err(FsFault::NoAttribute) };

@@ -45,11 +45,16 @@ pub(super) fn file_attr(a: &Attr) -> FileAttr {
 
 /// Inode 0 with a lifetime: the kernel may remember that there is no such name.
 pub(super) fn no_entry() -> FileAttr {
+    file_attr(&no_attr())
+}
+
+/// The attributes of inode 0, which there is not.
+pub(super) fn no_attr() -> Attr {
     let none = Time::default();
     let (size, blocks, mode, nlink, uid, gid, rdev) = (0, 0, libc::S_IFREG, 0, 0, 0, 0);
     let (atime, mtime, ctime, btime) = (none, none, none, none);
     let ino = Ino(0);
-    file_attr(&Attr { ino, mode, nlink, uid, gid, rdev, size, blocks, atime, mtime, ctime, btime, cacheable: true })
+    Attr { ino, mode, nlink, uid, gid, rdev, size, blocks, atime, mtime, ctime, btime, cacheable: true }
 }
 
 pub(super) fn ttl(a: &Attr) -> Duration {

@@ -19,10 +19,10 @@ pub(super) fn has_any(pid: u32, own: u32, gids: &[u32]) -> bool {
                 .is_ok_and(|status| gids.iter().any(|&gid| lists(&status, gid)))
 }
 
-/// `Groups:\t4 24 27` is one line of many.
+/// `Groups:\t4 24 27` is one line of many; the last of `Gid:\t1 2 3 4` is the group that files are asked for with.
 fn lists(status: &str, gid: u32) -> bool {
-    let groups = status.lines().find_map(|line| line.strip_prefix("Groups:"));
-    groups.is_some_and(|groups| groups.split_whitespace().any(|group| group.parse() == Ok(gid)))
+    let line = |name| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().split_whitespace();
+    line("Gid:").last().into_iter().chain(line("Groups:")).any(|group| group.parse() == Ok(gid))
 }
 
 #[cfg(test)]
@@ -31,8 +31,10 @@ mod tests {
 
     #[test]
     fn groups_are_read_from_their_line() {
-        let status = "Name:\tcat\nUid:\t7\t7\t7\t7\nGroups:\t4 24 1000 \nNStgid:\t27\n";
-        assert!(lists(status, 4) && lists(status, 1000));
-        assert!(!lists(status, 27) && !lists(status, 7) && !lists("", 0) && !lists("Groups:\t\n", 0));
+        let status = "Name:\tcat\nUid:\t7\t7\t7\t7\nGid:\t8\t8\t8\t9\nGroups:\t4 24 1000 \nNStgid:\t27\n";
+        assert!(lists(status, 4) && lists(status, 1000) && lists(status, 9));
+        assert!(
+            !lists(status, 27) && !lists(status, 7) && !lists(status, 8) && !lists("", 0) && !lists("Groups:\t\n", 0)
+        );
     }
 }

@@ -12,6 +12,7 @@ mod helper;
 mod privileges;
 mod requests;
 mod seek;
+mod set_id;
 
 pub use door::Admitted;
 
@@ -118,7 +119,8 @@ pub fn serve(fs: Arc<FileSystem>, device: OwnedFd, options: &MountOptions, unmou
     let kernel = Kernel::default();
     fs.set_attribute_cache(Arc::new(kernel.clone()));
     let door = options.admitted.clone().map(Door::new);
-    let session = Requests::new(fs, options.acl && options.kernel_checks(), kernel.clone(), door)
+    let (checks, idmap) = (options.kernel_checks(), options.kernel_checks() && door.is_none());
+    let session = Requests::new(fs, options.acl && checks, idmap, kernel.clone(), door)
         .and_then(|requests| Session::from_fd(requests, device, SessionACL::All, config));
     match session {
         Ok(session) => {

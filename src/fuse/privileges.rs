@@ -3,16 +3,28 @@
 //! Promise: a task has a right here only if it has the capability in the machine's own user namespace. Who cannot be
 //! looked up has none.
 //! Why not the request: FALLOCATE and COPY_FILE_RANGE carry no flag for it, `fuser` 0.18 does not pass on the one of SETATTR
-//! (`FATTR_KILL_SUIDGID`), and through overlayfs a request names the user who mounted instead of the one who asks.
-//! Called by: `requests`, for files with set-id bits only, since a look costs two files of `/proc`.
+//! (`FATTR_KILL_SUIDGID`), through overlayfs a request names the user who mounted instead of the one who asks, and where
+//! idmapped mounts are allowed most requests name nobody.
+//! Called by: `requests`, for files with set-id bits or `trusted` attributes only: a look costs two files of `/proc`.
 
 /// From `linux/capability.h`: set-id bits stay when the file changes.
 const CAP_FSETID: u32 = 4;
+/// From there too: attributes of the `trusted` namespace are visible.
+const CAP_SYS_ADMIN: u32 = 21;
 
 /// Whether a task may leave the set-id bits on a file that it changes.
 pub(super) fn may_keep_set_id(task: u32) -> bool {
+    has(task, CAP_FSETID)
+}
+
+/// Whether a task may see the attributes of the `trusted` namespace.
+pub(super) fn sees_trusted(task: u32) -> bool {
+    has(task, CAP_SYS_ADMIN)
+}
+
+fn has(task: u32, capability: u32) -> bool {
     let read = |name: &str| std::fs::read_to_string(format!("/proc/{task}/{name}")).unwrap_or_default();
-    is_capable(&read("status"), CAP_FSETID) && is_machines_own(&read("uid_map"))
+    is_capable(&read("status"), capability) && is_machines_own(&read("uid_map"))
 }
 
 /// `CapEff:\t000001ffffffffff` is one line of many.

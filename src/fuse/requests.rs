@@ -8,6 +8,7 @@
 use super::attr::{KEEP, file_attr, file_type, no_entry, sent, set_time, ttl};
 use super::door::Door;
 use super::seek::{self, Kernel, Seeker};
+use super::set_id::{self, SetIds};
 use super::{groups, privileges};
 use crate::base::id::{Ino, ROOT_INO};
 use crate::base::limits::{FUSE_BACKGROUND_MAX, request_bytes};
@@ -49,6 +50,10 @@ pub(super) struct Requests {
     seeker: Seeker,
     /// Who is let in, where the kernel lets everybody.
     door: Option<Door>,
+    /// Whether the mount may be shown elsewhere with other owners. The kernel then names the user only where a request makes
+    /// something, which the door could not do with.
+    idmap: bool,
+    set_ids: SetIds,
 }
 
 /// Asks the filesystem for others of this folder.
@@ -91,9 +96,15 @@ fn caller(request: &Request, umask: u32) -> Caller {
 
 impl Requests {
     /// `acl`: whether the kernel is to check permissions by access control lists.
-    pub(super) fn new(fs: Arc<FileSystem>, acl: bool, kernel: Kernel, door: Option<Door>) -> io::Result<Requests> {
+    pub(super) fn new(
+        fs: Arc<FileSystem>,
+        acl: bool,
+        idmap: bool,
+        kernel: Kernel,
+        door: Option<Door>,
+    ) -> io::Result<Requests> {
         let seeker = Seeker::start(Asker(Arc::clone(&fs)), kernel)?;
-        Ok(Requests { fs, writeback: AtomicBool::new(false), acl, seeker, door })
+        Ok(Requests { fs, writeback: AtomicBool::new(false), acl, seeker, door, idmap, set_ids: SetIds::default() })
     }
 
     /// Runs an operation for whoever the door lets in.
@@ -121,11 +132,6 @@ impl Requests {
     /// path is walked past the door, also to what the kernel has in its caches.
     fn ttl(&self, a: &Attr) -> Duration {
         if self.door.is_some() && a.ino == ROOT_INO { Duration::ZERO } else { ttl(a) }
-    }
-
-    /// Whether a change by whoever asks takes a file's set-id bits, where the request does not say.
-    fn drops_set_id(&self, request: &Request, ino: INodeNo) -> bool {
-        self.fs.has_set_id(Ino(ino.0)) && !privileges::may_keep_set_id(request.pid())
     }
 
     fn entry(&self, reply: ReplyEntry, made: Answer<Attr>) {
@@ -198,6 +204,7 @@ impl Filesystem for Requests {
         // Where root mounts for root the kernel checks nothing, lists neither; with this it would, and it would ask for a
         // directory's attributes again after each change in it.
         .chain(self.acl.then_some(InitFlags::FUSE_POSIX_ACL))
+        .chain(self.idmap.then_some(InitFlags::FUSE_ALLOW_IDMAP))
         {
             if let Err(missing) = config.add_capabilities(wanted) {
                 log::info!("this kernel does without {missing:?}");
@@ -272,12 +279,15 @@ impl Filesystem for Requests {
         reply: ReplyAttr,
     ) {
         let (atime, mtime, ctime) = (atime.map(set_time), mtime.map(set_time), ctime.map(sent));
-        // The kernel asks for no change at all where it removes privileges before a write, also one through overlayfs.
-        let is_bare = mode.is_none() && uid.is_none() && gid.is_none() && atime.is_none() && mtime.is_none();
-        let drop_set_id = (is_bare || size.is_some()) && self.drops_set_id(request, ino);
-        let set = SetAttr { mode, uid, gid, size, atime, mtime, ctime, drop_set_id };
-        match self.run(request, OpKind::Setattr, ino, |fs, ino| fs.setattr(&caller(request, 0), ino, &set)) {
-            Ok(a) => reply.attr(&self.ttl(&a), &file_attr(&a)),
+        let mut set = SetAttr { mode, uid, gid, size, atime, mtime, ctime, ..SetAttr::default() };
+        let task = request.pid();
+        self.set_ids.decide(&self.fs, task, Ino(ino.0), &mut set);
+        // Who asks was just looked up, since the request may not name the user.
+        match self.run(request, OpKind::Setattr, ino, |fs, ino| fs.setattr(&Caller::default(), ino, &set)) {
+            Ok(a) => {
+                self.set_ids.note(task, &set, &a);
+                reply.attr(&self.ttl(&a), &file_attr(&a));
+            }
             Err(e) => reply.error(e),
         }
     }
@@ -487,18 +497,20 @@ impl Filesystem for Requests {
     ) {
         let call = |fs: &FileSystem, ino| {
             let how = XattrHow::from_flags(flags).ok_or(FsFault::Invalid)?;
-            fs.setxattr_by(ino, name.as_bytes(), value, how, |gid| groups::has(request, gid))
+            let may_keep = |gid| groups::has(request, gid) || privileges::may_keep_set_id(request.pid());
+            fs.setxattr_by(ino, name.as_bytes(), value, how, may_keep)
         };
         empty(reply, self.run(request, OpKind::Setxattr, ino, call));
     }
 
     fn getxattr(&self, request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        self.set_ids.interrupt(Ino(ino.0));
         xattr(reply, self.run(request, OpKind::Getxattr, ino, |fs, ino| fs.getxattr(ino, name.as_bytes(), size)));
     }
 
     fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        let root = request.uid() == 0;
-        xattr(reply, self.run(request, OpKind::Listxattr, ino, |fs, ino| fs.listxattr_for(ino, size, root)));
+        let sees_trusted = || request.uid() == 0 || privileges::sees_trusted(request.pid());
+        xattr(reply, self.run(request, OpKind::Listxattr, ino, |fs, ino| fs.listxattr_for(ino, size, sees_trusted)));
     }
 
     fn removexattr(&self, request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -519,7 +531,7 @@ impl Filesystem for Requests {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        let drop_set_id = self.drops_set_id(request, ino);
+        let drop_set_id = set_id::dropped_by(&self.fs, request.pid(), Ino(ino.0));
         let call = |fs: &FileSystem, ino| {
             let what = Fallocate::from_mode(mode).ok_or(FsFault::Unsupported)?;
             fs.fallocate_by(ino, offset, length, what, drop_set_id)
@@ -558,7 +570,10 @@ impl Filesystem for Requests {
         reply: ReplyWrite,
     ) {
         // The kernel says of a write whether the set-id bits must go, and not of a copy.
-        let how = WriteHow { drop_set_id: self.drops_set_id(request, ino_out), stamp: !self.writeback.load(Relaxed) };
+        let how = WriteHow {
+            drop_set_id: set_id::dropped_by(&self.fs, request.pid(), Ino(ino_out.0)),
+            stamp: !self.writeback.load(Relaxed),
+        };
         // The answer has 32 bits.
         let len = len.min(u64::from(u32::MAX));
         let call =

@@ -95,7 +95,7 @@ pub use totals::Totals;
 use crate::backing::{Cache, Open};
 use crate::base::choice::SuiteId;
 use crate::base::id::{Ino, SegmentId};
-use crate::base::limits::{CLOSE_DEADLINE, RESERVE_BYTES};
+use crate::base::limits::{CLOSE_DEADLINE, FREE_INOS, RESERVE_BYTES};
 use crate::base::lock::{Held, Shared as _};
 use crate::base::world::World;
 use crate::buffer::Room;
@@ -191,7 +191,13 @@ impl Vault {
 
     /// A new inode number.
     pub fn next_ino(&self) -> Ino {
-        Ino(self.shared.next_ino.fetch_add(1, Relaxed))
+        loop {
+            let ino = self.shared.next_ino.fetch_add(1, Relaxed);
+            if !FREE_INOS.contains(&ino) {
+                return Ino(ino);
+            }
+            self.shared.next_ino.fetch_max(FREE_INOS.end, Relaxed);
+        }
     }
 
     /// A new directory cookie.
