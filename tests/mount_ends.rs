@@ -382,3 +382,26 @@ fn a_dead_daemon_is_listed_as_dead() {
     assert_eq!(json["mounts"].as_array().unwrap().iter().find(its).unwrap()["daemon"], "dead");
     says(&umount(&v, &[]), FLUSH_FAILED, &["died"]);
 }
+
+#[test]
+fn a_daemon_that_hangs_with_a_request_in_its_hands_holds_nobody() {
+    needs_root("trace the daemon");
+    let v = TestVault::mounted();
+    write_synced(&v.path("safe"), b"safe");
+    fs::write(v.path("later"), b"later").unwrap();
+    // No answer leaves it: whoever asked is held in the kernel, where not even SIGKILL reaches it.
+    let hangs = [("write", "delay_enter=900000000"), ("writev", "delay_enter=900000000")];
+    let hangs: &'static [_] = Box::leak(Box::new(hangs));
+    let hangs = Injection::begin(v.pid(), hangs, &[], v.outside("strace.log"));
+    says(&status(&v), NO_ANSWER, &[&format!("process {}", v.pid())]);
+    says(&umount(&v, &["--force"]), 2, &["cannot be listed", "--yes"]);
+    assert!(v.is_mounted(), "nobody agreed");
+    drop(hangs);
+    assert_eq!(umount(&v, &[]).status.code(), Some(0));
+    v.mount();
+    assert_eq!(
+        (fs::read(v.path("safe")).unwrap(), fs::read(v.path("later")).unwrap()),
+        (b"safe".into(), b"later".into())
+    );
+    v.umount();
+}

@@ -13,9 +13,9 @@ use crate::backing::{DirBacking, read_file};
 use crate::vault::LOCK;
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
@@ -58,11 +58,11 @@ impl Ending {
         let pid = witness.as_ref().and_then(|witness| witness.daemon);
         let mut ending = Ending { pid: None, process: None, witness, vault: None, lock: None };
         ending.learn(pid);
-        if let Some(mount) = mount.cloned() {
-            let look = move || mount.vault().map(|vault| (vault.to_owned(), LockFile::open(vault)));
-            if let Ok(Some(Some((vault, lock)))) = reach::within(LOOK_WAIT, look, || ()) {
-                (ending.vault, ending.lock) = (Some(vault), lock);
-            }
+        if let Some(mount) = mount
+            && is_there(&mount.source.join(LOCK))
+            && let Some(vault) = mount.vault()
+        {
+            (ending.vault, ending.lock) = (Some(vault.to_owned()), LockFile::open(vault));
         }
         ending
     }
@@ -126,9 +126,15 @@ impl Ending {
     }
 }
 
+/// Whether a file is there, on a disk that may not answer.
+fn is_there(path: &Path) -> bool {
+    let look = || File::open(path).map(|_| Vec::new());
+    reach::within(LOOK_WAIT, &[], look, || ()).is_ok_and(|found| found.is_some_and(|found| found.is_ok()))
+}
+
 /// A vault's lock file, as it was when the mount was there.
 struct LockFile {
-    file: Arc<File>,
+    file: File,
     before: String,
 }
 
@@ -137,19 +143,20 @@ impl LockFile {
         // Whatever was put in its place is not waited for.
         let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
         let file = OpenOptions::new().read(true).custom_flags(flags).open(vault.join(LOCK)).ok()?;
-        let lock = LockFile { file: Arc::new(file), before: String::new() };
+        let lock = LockFile { file, before: String::new() };
         let before = lock.text();
         Some(LockFile { before, ..lock })
     }
 
     fn text(&self) -> String {
-        let file = Arc::clone(&self.file);
-        let read = move || {
+        let read = || {
             let mut text = vec![0; LOCK_BYTES_MAX];
-            let len = file.read_at(&mut text, 0).unwrap_or(0);
-            String::from_utf8_lossy(&text[..len]).into_owned()
+            let len = self.file.read_at(&mut text, 0)?;
+            text.truncate(len);
+            Ok(text)
         };
-        reach::within(LOOK_WAIT, read, || ()).ok().flatten().unwrap_or_default()
+        let text = reach::within(LOOK_WAIT, &[self.file.as_raw_fd()], read, || ());
+        text.ok().flatten().and_then(Result::ok).and_then(|text| String::from_utf8(text).ok()).unwrap_or_default()
     }
 
     /// What its holder wrote since: the daemon, for its number stood there before.

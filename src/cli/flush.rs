@@ -2,21 +2,21 @@
 //!
 //! Promise: after `Flushed::Everything` all that was written before the call is in the vault and verified.
 //! How: the kernel's dirty pages are pushed out (`syncfs`), `control` flushes the vault and answers with an error if it could not,
-//! and both are done again until a round finds nothing to do (`Rounds`). Another thread looks at the numbers meanwhile, so a
+//! and both are done again until a round finds nothing to do (`Rounds`). Another process looks at the numbers meanwhile, so a
 //! daemon that stands still and a disk that takes nothing are told apart, and reported within a second.
 //! Called by: `umount`. On failure: `Exit::FlushFailed`, or `Exit::NoAnswer` where the daemon does not answer; nothing is changed.
 
 use super::exit::{Exit, Failure};
+use super::last_word::readable;
 use super::mounts::{self, Mount};
 use super::print::{self, Progress};
-use super::reach::{self, NOTICE_AFTER};
+use super::reach::{self, Errand, NOTICE_AFTER};
 use super::size;
 use crate::base::world::{RealWorld, World};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
@@ -30,6 +30,10 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub const ANSWER_WAIT: Duration = Duration::from_secs(30);
 /// How long the vault may take nothing within a round: longer than the daemon gives a disk before it goes to another.
 const STUCK_WAIT: Duration = Duration::from_secs(60);
+/// The last word of whoever flushes; what else it says is a warning.
+const DONE: &str = "done";
+/// Begins the reason why it could not.
+const FAILED: &str = "failed: ";
 /// After this many rounds that each found something new, other programs are writing: whether they use the mount is for
 /// the kernel to say.
 const ROUNDS_MAX: u32 = 8;
@@ -55,14 +59,6 @@ pub enum Flushed {
     Vanished,
 }
 
-/// What the threads report.
-enum News {
-    /// The numbers, as they are now.
-    Look(Look),
-    /// All rounds are done.
-    Done(Result<(), (&'static str, io::Error)>),
-}
-
 impl Ground<'_> {
     /// Where its own files are.
     pub fn storage(&self) -> PathBuf {
@@ -79,60 +75,95 @@ impl Ground<'_> {
     }
 }
 
+/// Writes that the vault of a mount has refused so far; `None` if it does not say.
+pub fn refused(mountpoint: &Path) -> Option<u64> {
+    let stats = mountpoint.join(".storage/stats.json");
+    let look = reach::within(ANSWER_WAIT, &[], || Ok(Look::at(&stats).line().into_bytes()), || ());
+    let line = look.ok().flatten()?.ok()?;
+    Look::of_line(str::from_utf8(&line).ok()?).refused
+}
+
 /// Brings everything to rest.
 pub fn flush(ground: &Ground<'_>) -> Result<Flushed, Failure> {
-    let (tell, told) = mpsc::channel();
-    let (go_on, stop) = mpsc::channel();
-    let begun = begin(ground, &tell, stop);
-    let watcher = begun.map_err(|e| ground.failed(Exit::FlushFailed, &format!("no thread to flush with: {e}")))?;
-    drop(tell);
-    let result = wait_for(ground, &told);
-    drop(go_on);
-    // It must not have a file open when the mount is taken away; where it hangs, nothing is taken away.
-    while result.is_ok() && !watcher.is_finished() {
-        thread::sleep(PAUSE);
+    let no_process = |e| ground.failed(Exit::FlushFailed, &format!("no process to flush with: {e}"));
+    let mut rounds = {
+        let (path, storage) = (ground.path, ground.storage());
+        Errand::start(&[], |tell| report(tell, bring_to_rest(path, &storage, ground.refused_before, tell)))
     }
-    match result {
-        // What fails after somebody else took the mount away tells nothing.
-        Err(_) if !ground.is_there() => Ok(Flushed::Vanished),
-        other => other.map(|()| Flushed::Everything),
-    }
-}
-
-/// Starts both threads; gives the one that looks, which ends with the sender of `stop`.
-fn begin(
-    ground: &Ground<'_>,
-    tell: &mpsc::Sender<News>,
-    stop: mpsc::Receiver<()>,
-) -> io::Result<thread::JoinHandle<()>> {
-    let (top, storage, refused_before) = (ground.path.to_owned(), ground.storage(), ground.refused_before);
-    let (tell_end, tell_looks) = (tell.clone(), tell.clone());
-    let stats = storage.join("stats.json");
-    let work = move || {
-        // Nobody listens any more only if the command has given up.
-        let _ = tell_end.send(News::Done(bring_to_rest(&top, &storage, refused_before)));
-    };
-    thread::Builder::new().name("flush".to_owned()).spawn(work)?;
-    let watch = move || {
-        while stop.recv_timeout(GLANCE) == Err(mpsc::RecvTimeoutError::Timeout) {
-            let _ = tell_looks.send(News::Look(Look::at(&stats)));
+    .map_err(no_process)?;
+    let stats = ground.storage().join("stats.json");
+    let mut looks = match Errand::start(&[], |tell| watch(tell, &stats)) {
+        Ok(looks) => looks,
+        Err(e) => {
+            rounds.abandon();
+            return Err(no_process(e));
         }
     };
-    thread::Builder::new().name("watch".to_owned()).spawn(watch)
+    match wait_for(ground, &mut rounds, &mut looks) {
+        Ok(()) => {
+            // Neither may have a file open when the mount is taken away.
+            rounds.join();
+            looks.join();
+            Ok(Flushed::Everything)
+        }
+        Err(failure) => {
+            rounds.abandon();
+            looks.abandon();
+            // What fails after somebody else took the mount away tells nothing.
+            if ground.is_there() { Err(failure) } else { Ok(Flushed::Vanished) }
+        }
+    }
 }
 
-fn wait_for(ground: &Ground<'_>, told: &mpsc::Receiver<News>) -> Result<(), Failure> {
+/// The last line of whoever flushes.
+fn report(mut tell: &File, result: Result<(), (&'static str, io::Error)>) {
+    let line = match result {
+        Ok(()) => format!("{DONE}\n"),
+        Err((what, e)) => format!("{FAILED}{what}: {e}\n"),
+    };
+    let _ = tell.write_all(line.as_bytes());
+}
+
+/// Tells the numbers again and again, until nobody hears them.
+fn watch(mut tell: &File, stats: &Path) {
+    // A pipe whose reader has gone reads as ready.
+    while readable(&[tell.as_raw_fd()], Some(GLANCE)).is_empty() {
+        if tell.write_all(format!("{}\n", Look::at(stats).line()).as_bytes()).is_err() {
+            return;
+        }
+    }
+}
+
+fn wait_for(ground: &Ground<'_>, rounds: &mut Errand, looks: &mut Errand) -> Result<(), Failure> {
     let world = RealWorld::default();
     let progress = Progress::new("flushing");
     let (mut answered_at, mut moved_at) = (Duration::ZERO, Duration::ZERO);
     let (mut last, mut most_bytes) = (Look::default(), 0);
-    let mut noticed = false;
+    let (mut said, mut seen) = (Vec::new(), Vec::new());
+    let (mut noticed, mut has_looks) = (false, true);
     let at = ground.path.display();
     loop {
-        match told.recv_timeout(GLANCE) {
-            Ok(News::Done(Ok(()))) => return Ok(()),
-            Ok(News::Done(Err((what, e)))) => return Err(ground.failed(Exit::FlushFailed, &format!("{what}: {e}"))),
-            Ok(News::Look(look)) => {
+        let watched = [rounds.descriptor(), looks.descriptor()];
+        let ready = readable(&watched[..1 + usize::from(has_looks)], Some(GLANCE));
+        if ready.contains(&0) {
+            let more = rounds.take_in(&mut said);
+            while let Some(line) = next_line(&mut said) {
+                if line == DONE {
+                    return Ok(());
+                }
+                match line.strip_prefix(FAILED) {
+                    Some(why) => return Err(ground.failed(Exit::FlushFailed, why)),
+                    None => print::complain(&line),
+                }
+            }
+            if !more {
+                return Err(ground.failed(Exit::FlushFailed, "flushing: the process that did it has died"));
+            }
+        }
+        if ready.contains(&1) {
+            has_looks = looks.take_in(&mut seen);
+            while let Some(line) = next_line(&mut seen) {
+                let look = Look::of_line(&line);
                 answered_at = world.elapsed();
                 if look != last {
                     (last, moved_at) = (look, answered_at);
@@ -140,10 +171,6 @@ fn wait_for(ground: &Ground<'_>, told: &mpsc::Receiver<News>) -> Result<(), Fail
                 let left = look.pending_bytes.unwrap_or(0);
                 most_bytes = most_bytes.max(left);
                 progress.at(most_bytes - left, most_bytes);
-            }
-            Err(mpsc::RecvTimeoutError::Timeout) => {}
-            Err(mpsc::RecvTimeoutError::Disconnected) => {
-                return Err(ground.failed(Exit::FlushFailed, "flushing: the thread ended without a word"));
             }
         }
         let now = world.elapsed();
@@ -174,10 +201,22 @@ pub fn silence(daemon: Option<i32>) -> String {
     format!("no answer for {seconds} s: {}; umount --force ends it all the same", reach::obstacle(daemon))
 }
 
+/// Takes the first whole line out of what was told.
+fn next_line(told: &mut Vec<u8>) -> Option<String> {
+    let end = told.iter().position(|&b| b == b'\n')?;
+    let line: Vec<u8> = told.drain(..=end).collect();
+    Some(String::from_utf8_lossy(&line[..end]).into_owned())
+}
+
 /// Pushes and flushes until there is nothing left to push. One `syncfs` is not enough: on Linux 6.18 it hands FUSE's
 /// dirty pages to the daemon's queue and returns, and what became of them is told by a later one. The order to `control`
 /// goes through the same queue, behind them; when it is answered, the daemon has all of them in its hands or done.
-fn bring_to_rest(path: &Path, storage: &Path, refused_before: Option<u64>) -> Result<(), (&'static str, io::Error)> {
+fn bring_to_rest(
+    path: &Path,
+    storage: &Path,
+    refused_before: Option<u64>,
+    tell: &File,
+) -> Result<(), (&'static str, io::Error)> {
     let pushing = |e| ("writing back the kernel's pages", e);
     let (control, stats) = (storage.join("control"), storage.join("stats.json"));
     // Opened once: the kernel tells each descriptor of each error since it was opened, and of earlier ones nobody saw.
@@ -186,7 +225,9 @@ fn bring_to_rest(path: &Path, storage: &Path, refused_before: Option<u64>) -> Re
     let mut rounds = Rounds::new(Look::at(&stats), world.elapsed());
     loop {
         if let Err(e) = push_pages(&top) {
-            judge_push(path, e, refused_before, Look::at(&stats).refused).map_err(pushing)?;
+            let warning = judge_push(path, e, refused_before, Look::at(&stats).refused).map_err(pushing)?;
+            let mut tell = tell;
+            let _ = tell.write_all(format!("{warning}\n").as_bytes());
             rounds.go_on();
         }
         ask(&control).map_err(|e| ("flushing", e))?;
@@ -211,12 +252,11 @@ fn no_progress(still: Look) -> io::Error {
 /// next, once; the writer was told of it at fsync or close, and its pages are gone: that one is passed on as a warning. An
 /// error of a page that was dirty until now has been told to nobody else, and is ours. Where the vault refused no write at
 /// all, it has everything that it was given.
-fn judge_push(path: &Path, e: io::Error, refused_before: Option<u64>, refused: Option<u64>) -> io::Result<()> {
+fn judge_push(path: &Path, e: io::Error, refused_before: Option<u64>, refused: Option<u64>) -> io::Result<String> {
     if refused_before.is_none() || refused != refused_before {
         return Err(e);
     }
-    print::complain(&format!("warning: {}: {}: {e}", path.display(), earlier_error(refused)));
-    Ok(())
+    Ok(format!("warning: {}: {}: {e}", path.display(), earlier_error(refused)))
 }
 
 fn earlier_error(refused: Option<u64>) -> &'static str {
@@ -228,11 +268,11 @@ fn earlier_error(refused: Option<u64>) -> &'static str {
 
 /// What the daemon says of writing; `None` is what it does not say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Look {
+struct Look {
     /// Bytes taken from writers so far; orders to `control` do not count.
     written_bytes: Option<u64>,
     /// Writes answered with an error so far.
-    pub refused: Option<u64>,
+    refused: Option<u64>,
     /// Writes it has in its hands.
     under_way: Option<u64>,
     /// Bytes taken and not yet safe.
@@ -242,8 +282,7 @@ pub struct Look {
 }
 
 impl Look {
-    /// As the mount's statistics have it now.
-    pub fn at(stats: &Path) -> Look {
+    fn at(stats: &Path) -> Look {
         let text = std::fs::read_to_string(stats).unwrap_or_default();
         let stats: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
         let write = &stats["operations"]["write"];
@@ -253,6 +292,24 @@ impl Look {
             under_way: write["under_way"].as_u64(),
             pending_bytes: stats["gauges"]["pending_bytes"].as_u64(),
             verified_bytes: stats["counters"]["verified_bytes"].as_u64(),
+        }
+    }
+
+    /// All numbers on one line, `-` for one that is not said.
+    fn line(&self) -> String {
+        let all = [self.written_bytes, self.refused, self.under_way, self.pending_bytes, self.verified_bytes];
+        all.map(|n| n.map_or("-".to_owned(), |n| n.to_string())).join(" ")
+    }
+
+    fn of_line(line: &str) -> Look {
+        let mut numbers = line.split(' ').map(|n| n.parse().ok());
+        let mut next = || numbers.next().flatten();
+        Look {
+            written_bytes: next(),
+            refused: next(),
+            under_way: next(),
+            pending_bytes: next(),
+            verified_bytes: next(),
         }
     }
 
@@ -345,6 +402,16 @@ mod tests {
         Look { written_bytes: None, refused: None, under_way: None, pending_bytes: None, verified_bytes: None };
     const CLEAN: Look =
         Look { written_bytes: Some(7), refused: Some(0), under_way: Some(0), pending_bytes: Some(0), ..NOTHING };
+
+    #[test]
+    fn numbers_go_through_a_line() {
+        for look in [CLEAN, NOTHING, Look { verified_bytes: Some(u64::MAX), ..NOTHING }] {
+            assert_eq!(Look::of_line(&look.line()), look);
+        }
+        let mut told = b"one\ntwo\nthr".to_vec();
+        let lines: Vec<_> = std::iter::from_fn(|| next_line(&mut told)).collect();
+        assert_eq!((lines, told), (vec!["one".to_owned(), "two".to_owned()], b"thr".to_vec()));
+    }
 
     #[test]
     fn a_clean_mount_takes_two_rounds_and_no_pause() {

@@ -38,6 +38,20 @@ impl Holders {
         holders
     }
 
+    /// A line for each, behind one that says whether some were unseen.
+    pub fn encode(&self) -> Vec<u8> {
+        let first = if self.some_unseen { "unseen" } else { "" };
+        self.all.iter().fold(first.to_owned(), |text, one| text + "\n" + one).into_bytes()
+    }
+
+    /// What `encode` wrote.
+    pub fn decode(text: &[u8]) -> Holders {
+        let text = String::from_utf8_lossy(text);
+        let mut lines = text.lines();
+        let some_unseen = lines.next() == Some("unseen");
+        Holders { all: lines.map(str::to_owned).collect(), some_unseen }
+    }
+
     /// All of it in words, for the end of a sentence.
     pub fn phrase(&self) -> String {
         let more = self.all.len().saturating_sub(NAMED_MOST);
@@ -46,7 +60,7 @@ impl Holders {
             words.push(format!("{more} more"));
         }
         if self.some_unseen {
-            words.push("perhaps processes of other users, which only root can see".to_owned());
+            words.push("perhaps processes that this user may not look at".to_owned());
         }
         if words.is_empty() {
             words.push("nobody who could be found".to_owned());
@@ -202,5 +216,8 @@ mod tests {
         let holders = Holders { all: (0..8).map(|n| n.to_string()).collect(), some_unseen: true };
         assert!(holders.phrase().starts_with("0; 1; 2; 3; 4; 5; 2 more; perhaps"));
         assert_eq!(Holders::default().phrase(), "nobody who could be found");
+        for one in [holders, Holders::default()] {
+            assert_eq!(Holders::decode(&one.encode()), one);
+        }
     }
 }

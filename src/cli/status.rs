@@ -6,7 +6,8 @@
 use super::exit::{Exit, Failure};
 use super::last_word::Witness;
 use super::mounts::{self, Mount};
-use super::{print, reach, size};
+use super::reach::{self, Errand};
+use super::{print, size};
 use crate::backing::{Backing, DirBacking};
 use crate::base::lock::Held;
 use crate::base::world::Time;
@@ -63,11 +64,8 @@ pub fn header(backing: &dyn Backing, path: &Path) -> Result<Header, Failure> {
 fn list(json: bool) -> Result<Exit, Failure> {
     let all = mounts::strongrooms()?;
     // All at once, so that many which do not answer take no longer than one.
-    let asked = std::thread::scope(|scope| {
-        let ask = |mount| scope.spawn(move || life(mount));
-        let asked: Vec<_> = all.iter().map(ask).collect();
-        asked.into_iter().map(|life| life.join().unwrap_or(Life::Silent)).collect::<Vec<_>>()
-    });
+    let asked: Vec<_> = all.iter().map(ask).collect();
+    let asked: Vec<Life> = asked.into_iter().map(life).collect();
     if json {
         let one = |(m, life): (&Mount, &Life)| {
             serde_json::json!({
@@ -115,9 +113,13 @@ impl Life {
     }
 }
 
-fn life(mount: &Mount) -> Life {
+fn ask(mount: &Mount) -> io::Result<Errand> {
     let version = mount.mountpoint.join(".storage/version");
-    match reach::within(LIST_WAIT, move || std::fs::read(version), || ()) {
+    reach::begin(&[], || std::fs::read(version))
+}
+
+fn life(asked: io::Result<Errand>) -> Life {
+    match asked.and_then(|errand| reach::finish(errand, LIST_WAIT, || ())) {
         Ok(Some(Ok(_))) => Life::Lives,
         Ok(Some(Err(e))) if e.raw_os_error() == Some(libc::ENOTCONN) => Life::Dead,
         Ok(None) => Life::Silent,
@@ -134,8 +136,10 @@ fn read(mountpoint: &Path, name: &str, mount: Option<&Mount>) -> Result<io::Resu
     let at = mountpoint.display();
     let path = mountpoint.join(".storage").join(name);
     let notice = || print::complain(&format!("{at}: waiting: {}", reach::obstacle(mount.and_then(daemon))));
-    let read = reach::within(ANSWER_WAIT, move || std::fs::read_to_string(path), notice);
-    read.map_err(|e| Failure::io(mountpoint, &e))?.ok_or_else(|| {
+    let read =
+        reach::within(ANSWER_WAIT, &[], || std::fs::read(path), notice).map_err(|e| Failure::io(mountpoint, &e))?;
+    let text = read.map(|read| read.map(|text| String::from_utf8_lossy(&text).into_owned()));
+    text.ok_or_else(|| {
         let (seconds, why) = (ANSWER_WAIT.as_secs(), reach::obstacle(mount.and_then(daemon)));
         Failure::new(
             Exit::NoAnswer,

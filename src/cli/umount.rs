@@ -8,7 +8,7 @@
 
 use super::ending::{self, Ending};
 use super::exit::{Exit, Failure};
-use super::flush::{self, ANSWER_WAIT, Flushed, Ground, Look};
+use super::flush::{self, ANSWER_WAIT, Flushed, Ground};
 use super::holders::Holders;
 use super::last_word::{LastWord, Stage};
 use super::mounts::{self, Mount};
@@ -36,8 +36,12 @@ const HELD_MOST: Duration = Duration::from_secs(30);
 const SEARCH: Duration = Duration::from_secs(5);
 /// How long an answer is waited for where force was asked for.
 const FORCE_AFTER: Duration = Duration::from_secs(5);
+/// How long closing the vault may take where what cannot be saved was given up; else it takes as long as the disk does.
+const CLOSE_WAIT: Duration = Duration::from_secs(90);
 /// How long a daemon that was told to end may take, before it is killed (`--force`).
 const END_WAIT: Duration = Duration::from_secs(40);
+/// How long the list of them may take: the names of a large vault are many.
+const UNSAVED_WAIT: Duration = Duration::from_secs(10);
 /// Most unsaved files that are named; the rest is counted.
 const UNSAVED_LINES_MAX: usize = 100;
 
@@ -78,7 +82,7 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
     // Known while the process surely is the daemon: its number may be another's a moment after it ended.
     ending.learn(ending::pid(&config));
     // Counted from here, so that what is refused between two attempts is not taken for an earlier write.
-    let refused_before = Look::at(&path.join(".storage/stats.json")).refused;
+    let refused_before = flush::refused(&path);
     let ground = Ground { path: &path, mount: &mount, daemon: ending.pid, refused_before };
     let given_up = match flush_and_unmount(args, &ground, &ending) {
         Ok(()) => false,
@@ -104,7 +108,7 @@ fn found(path: &Path) -> Result<Option<Mount>, Failure> {
     let top = mounts::topmost(path).map_err(|e| Failure::io(path, &e))?;
     let version = path.join(".storage/version");
     let is_ours =
-        top.is_some() && reach::within(ANSWER_WAIT, move || version.is_file(), || ()).ok().flatten().unwrap_or(false);
+        top.is_some() && matches!(reach::within(ANSWER_WAIT, &[], || std::fs::read(version), || ()), Ok(Some(Ok(_))));
     Ok(top.filter(|_| is_ours))
 }
 
@@ -113,7 +117,8 @@ fn look(args: &Args, path: &Path, ending: &Ending) -> Result<Option<io::Result<S
     let config = path.join(".storage/config");
     let notice = || print::complain(&format!("{}: waiting: {}", path.display(), reach::obstacle(ending.pid)));
     let patience = if args.force { FORCE_AFTER } else { ANSWER_WAIT };
-    reach::within(patience, move || std::fs::read_to_string(config), notice).map_err(|e| Failure::io(path, &e))
+    let read = reach::within(patience, &[], || std::fs::read(config), notice).map_err(|e| Failure::io(path, &e))?;
+    Ok(read.map(|read| read.map(|text| String::from_utf8_lossy(&text).into_owned())))
 }
 
 /// Where nothing is mounted any more: whoever unmounted it may not have waited for the vault to be closed.
@@ -209,9 +214,11 @@ fn take_away(ground: &Ground<'_>, detach: bool, end: Option<&End<'_>>) -> Result
 
 /// Who holds a filesystem, but for the mount that is known anyway.
 fn who_holds(device: &str, but: &str) -> Holders {
-    let device = device.to_owned();
-    let found = reach::within(SEARCH, move || Holders::of(&device), || ());
-    let mut holders = found.ok().flatten().unwrap_or(Holders { all: Vec::new(), some_unseen: true });
+    let found = reach::within(SEARCH, &[], || Ok(Holders::of(device).encode()), || ());
+    let mut holders = match found {
+        Ok(Some(Ok(found))) => Holders::decode(&found),
+        _ => Holders { all: Vec::new(), some_unseen: true },
+    };
     holders.all.retain(|holder| holder != but);
     holders
 }
@@ -250,6 +257,11 @@ fn await_end(args: &Args, path: &Path, device: &str, ending: &mut Ending) -> Res
         let waited = world.elapsed();
         match stage {
             Stage::Ended(word) => return Ok(word),
+            Stage::Closing if waited >= CLOSE_WAIT && (args.force || args.discard) => {
+                let why = reach::obstacle(ending.pid);
+                let sentence = format!("{at}: unmounted, but {why}: the vault is locked until it has ended");
+                return Err(Failure::new(Exit::NoAnswer, sentence));
+            }
             Stage::Closing => {}
             Stage::Serving if waited < HELD_AFTER => {}
             Stage::Serving if args.force => {
@@ -314,7 +326,7 @@ fn with_the_way_out(path: &Path, failure: Failure) -> Failure {
 /// Takes the mount away though not everything is at rest, once that was named and agreed to.
 fn give_up(args: &Args, ground: &Ground<'_>, ending: &Ending, failure: Failure) -> Result<(), Failure> {
     print::complain(&failure.sentence);
-    let loss = name_unsaved(ground.path);
+    let loss = name_unsaved(ground.path, UNSAVED_WAIT);
     if !is_agreed(args, &format!("Unmount {} and lose {loss}?", ground.path.display()))? {
         return Err(Failure::new(
             failure.exit,
@@ -329,11 +341,12 @@ fn give_up(args: &Args, ground: &Ground<'_>, ending: &Ending, failure: Failure) 
 }
 
 /// Prints the path of each file that is not saved; gives what they are together.
-fn name_unsaved(path: &Path) -> String {
+fn name_unsaved(path: &Path, wait: Duration) -> String {
     let unsaved = path.join(".storage/unsaved");
-    let read = reach::within(ANSWER_WAIT / 3, move || std::fs::read_to_string(unsaved), || ());
-    match read.ok().flatten() {
-        Some(Ok(text)) => {
+    let read = reach::within(wait, &[], || std::fs::read(unsaved), || ());
+    match read {
+        Ok(Some(Ok(text))) => {
+            let text = String::from_utf8_lossy(&text);
             text.lines().take(UNSAVED_LINES_MAX).for_each(|line| print::complain(&format!("not saved: {line}")));
             let count = text.lines().count();
             if count > UNSAVED_LINES_MAX {
@@ -375,7 +388,7 @@ fn let_go_on(path: &Path, ending: &Ending) -> Result<(), Failure> {
 /// Ends a mount whose daemon does not answer, once it was agreed to lose what is not saved.
 fn end_by_force(args: &Args, path: &Path, mount: &Mount, mut ending: Ending) -> Result<Exit, Failure> {
     let at = path.display();
-    let loss = name_unsaved(path);
+    let loss = name_unsaved(path, HELD_AFTER);
     if !is_agreed(args, &format!("Unmount {at} by force and lose {loss}?"))? {
         return Err(Failure::new(Exit::NoAnswer, format!("{at}: nothing was given up; it stays mounted")));
     }
