@@ -11,6 +11,8 @@ use crate::base::limits::{ARGON2_CEILING, ARGON2_FLOOR};
 use crate::base::world::{RealWorld, World};
 use crate::seal::RecoveryKey;
 use crate::vault::{self, CreateOptions};
+use std::ffi::OsString;
+use std::fs::DirEntry;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -18,6 +20,12 @@ use std::sync::Arc;
 
 /// What a fresh ext4 has in its root.
 const TOLERATED: &str = "lost+found";
+
+/// The directories of a vault. One that nobody ever mounted has nothing in them.
+const DIRECTORIES: [&str; 3] = ["segments", "index", "snapshots"];
+/// What `init` makes before the header, which is what makes a vault of a directory.
+const MADE_BEFORE_THE_HEADER: [&str; 6] =
+    [DIRECTORIES[0], DIRECTORIES[1], DIRECTORIES[2], "root.a", "root.b", "vault.toml.new"];
 
 /// Create a vault in a new or empty directory.
 #[derive(Debug, clap::Args)]
@@ -136,13 +144,31 @@ fn refuse_full(path: &Path) -> Result<(), Failure> {
     if mounts::is_vault(path) {
         return Err(Failure::new(Exit::NotEmpty, format!("{at} is a vault already")));
     }
-    for entry in std::fs::read_dir(path).map_err(|e| Failure::io(path, &e))? {
-        let name = entry.map_err(|e| Failure::io(path, &e))?.file_name();
-        if name != TOLERATED {
-            return Err(Failure::new(Exit::NotEmpty, format!("{at} is not empty")));
-        }
+    let entries = std::fs::read_dir(path).and_then(Iterator::collect::<io::Result<Vec<_>>>);
+    let mut names: Vec<_> = entries.map_err(|e| Failure::io(path, &e))?.iter().map(DirEntry::file_name).collect();
+    names.retain(|name| name != TOLERATED);
+    if names.is_empty() {
+        return Ok(());
     }
-    Ok(())
+    let fault = if is_unfinished(path, &names) {
+        format!(
+            "{at} is not empty: it holds what an interrupted init leaves, and no data. \
+             Remove the directory, then run init again"
+        )
+    } else {
+        format!("{at} is not empty")
+    };
+    Err(Failure::new(Exit::NotEmpty, fault))
+}
+
+/// Whether a directory without a header holds nothing but what `init` makes before the header, and so no data.
+fn is_unfinished(path: &Path, names: &[OsString]) -> bool {
+    let made = |name: &OsString| MADE_BEFORE_THE_HEADER.iter().any(|made| name == made);
+    let is_bare = |dir: &&str| match std::fs::read_dir(path.join(dir)) {
+        Ok(mut entries) => entries.next().is_none(),
+        Err(e) => e.kind() == io::ErrorKind::NotFound,
+    };
+    names.iter().all(made) && DIRECTORIES.iter().all(is_bare)
 }
 
 fn cipher(text: &str) -> Result<Cipher, String> {

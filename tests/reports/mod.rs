@@ -1,0 +1,15 @@
+//! The kinds of reports, one file for each subject.
+//!
+//! Some kinds have a test elsewhere: truncated and rewritten files in `mount_fsx.rs` and `mount_differential.rs`, a
+//! forced unmount in `mount_crash.rs` and `cli.rs`, saved mail and edited texts in `mount_habits.rs`, PostgreSQL in
+//! `mount_postgres.rs`.
+
+mod behind_the_end;
+mod databases;
+mod files;
+mod images;
+mod load;
+mod mounts;
+mod overlays;
+mod repositories;
+mod share;
