@@ -20,6 +20,7 @@ use strongroom::base::id::{Ino, ROOT_INO};
 use strongroom::check::{Finding, Owner, Repaired, Share, check, rebuild, repair};
 use strongroom::format::inode::Inode;
 use strongroom::format::key;
+use strongroom::format::quota::{Limits, QuotaState, state_key};
 use strongroom::fs::{Caller, Fallocate, FileSystem, FsFault, FsOptions, RenameHow, SetAttr, WriteHow, XattrHow};
 use strongroom::vault::{LOCK, OpenFault, lock};
 
@@ -690,4 +691,78 @@ fn nor_after_several_threads_at_once() {
         vault.close().unwrap();
         assert_eq!(checked(&disk, true), [], "seed {seed}");
     }
+}
+
+#[test]
+fn planted_names_of_segments_and_indexes_are_named_and_harm_nothing() {
+    let planted = ["segments/ffffffffffffffff", "segments/0001000000000001", "index/ffffffffffffffff"];
+    let stray = planted.map(|file| Finding::StrayFile { file: file.to_owned() });
+    let disk = copy(&tiny().disk);
+    for path in planted {
+        let file = disk.open(path, Open::Create, Cache::Buffered).unwrap();
+        file.write_all_at(&[0x5a; 5000], 0).unwrap();
+        file.sync_data().unwrap();
+    }
+    ["segments", "index"].iter().for_each(|dir| disk.sync_dir(dir).unwrap());
+    let sorted = |mut found: Vec<Finding>| {
+        found.sort_by_key(|f| f.to_string());
+        found
+    };
+    assert_eq!(sorted(checked(&disk, true)), sorted(stray.to_vec()));
+    // The log goes on, through several segments and mounts; an index that is made anew has a number as well.
+    for roots_lost in [false, true] {
+        if roots_lost {
+            ["root.a", "root.b"].iter().for_each(|name| disk.remove(name).unwrap());
+        }
+        let again = || lock(Arc::new(disk.clone()));
+        let done = repair(again().unwrap(), &again, &unlock(), &world(), Owner::default(), Share::Nothing, &|_, _| ());
+        assert_eq!(
+            sorted(done.unwrap().left),
+            sorted(stray.to_vec()),
+            "a repair removes no file that it does not know"
+        );
+        let vault = opened(&disk);
+        let fs = FileSystem::new(Arc::clone(&vault), FsOptions::default()).unwrap();
+        file(&fs, ROOT_INO, &format!("after {roots_lost}"), &Rng(3).text(100_000));
+        fs.sync_wait().unwrap();
+        assert!(vault.gauges().segments < 100);
+        drop(fs);
+        vault.close().unwrap();
+    }
+    planted.iter().for_each(|path| disk.remove(path).unwrap());
+    assert_eq!(checked(&disk, true), []);
+}
+
+#[test]
+fn wrong_numbers_on_the_disk_wrap_nowhere() {
+    // A directory with subdirectories that says it has none, and one with all links that a number can count.
+    let (docs, sub) = (healthy().docs, healthy().sub);
+    let disk = damaged(|p| {
+        p.inode(docs, |inode| (inode.nlink, inode.size) = (0, u64::MAX));
+        p.inode(ROOT_INO, |inode| (inode.nlink, inode.size) = (u32::MAX, u64::MAX));
+    });
+    let vault = opened(&disk);
+    let fs = FileSystem::new(Arc::clone(&vault), FsOptions::default()).unwrap();
+    let links = |ino| Inode::decode(&vault.get(&key::inode(ino)).unwrap().unwrap()).unwrap().nlink;
+    fs.rename(docs, b"sub", ROOT_INO, b"sub", RenameHow::NoReplace).unwrap();
+    assert_eq!(links(ROOT_INO), u32::MAX);
+    let empty = dir(&fs, sub, "empty");
+    file(&fs, ROOT_INO, "plain", b"");
+    fs.rename(ROOT_INO, b"plain", sub, b"empty", RenameHow::Exchange).unwrap();
+    assert_eq!(fs.lookup(ROOT_INO, b"plain").unwrap().ino, empty);
+    assert_eq!(links(ROOT_INO), u32::MAX);
+    file(&fs, ROOT_INO, "one more", b"");
+    fs.rmdir(ROOT_INO, b"plain").unwrap();
+    // Numbers of quota trees that are used up.
+    let mut op = vault.begin();
+    op.put(state_key(), QuotaState { owners: false, next_tree: u32::MAX }.encode());
+    op.commit();
+    vault.reload_quotas().unwrap();
+    assert!(vault.begin().begin_tree(docs, 0, Limits::default()).is_err(), "and nothing is changed");
+    fs.sync_wait().unwrap();
+    drop(fs);
+    vault.close().unwrap();
+    let again = || lock(Arc::new(disk.clone()));
+    let done = repair(again().unwrap(), &again, &unlock(), &world(), Owner::default(), Share::Nothing, &|_, _| ());
+    assert_eq!(done.unwrap().left, [], "what was wrong before is mended as ever");
 }

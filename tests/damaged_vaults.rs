@@ -33,7 +33,8 @@ const DIR: &str = "tests/vaults/damaged";
 /// All of them together may not take more.
 const BYTES_MAX: u64 = 1_200_000;
 /// Kinds without a vault here, and why.
-const WITHOUT: [(&str, &str); 3] = [
+const WITHOUT: [(&str, &str); 4] = [
+    ("stray-file", "somebody planted it: a repair leaves it where it is"),
     ("index-unreadable", "which pages are read when a vault is opened is for the database to decide"),
     ("file-unread", "an error of the disk is no damage that could be stored"),
     ("range-unread", "an error of the disk is no damage that could be stored"),

@@ -333,7 +333,7 @@ fn a_walk_that_was_cut_off_is_right_where_it_stopped_and_is_finished_by_the_next
             let mut op = fs.vault().begin();
             match walk {
                 Walk::Untagging => op.change_tree(2, |tree| tree.walk = walk),
-                _ => assert_eq!(op.begin_tree(t, 0, strongroom::format::quota::Limits::default()), 2),
+                _ => assert_eq!(op.begin_tree(t, 0, strongroom::format::quota::Limits::default()).unwrap(), 2),
             }
             op.commit();
             // Names are walked from above, numbers in no order that matters.

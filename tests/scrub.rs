@@ -7,11 +7,12 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
-use strongroom::backing::{Backing, Cache, DirBacking, MemoryBacking, Open, read_file};
+use strongroom::backing::{Backing, Cache, DirBacking, Effect, Fault, Kind as Call, MemoryBacking, Open, read_file};
 use strongroom::base::id::{Ino, ROOT_INO, SegmentId};
 use strongroom::base::secret::Passphrase;
-use strongroom::base::world::{RealWorld, World};
+use strongroom::base::world::{RealWorld, Time, World};
 use strongroom::check::{Damage, Finding, Media, check, scrub_media};
 use strongroom::format::frame::Kind;
 use strongroom::fs::{Caller, FileSystem, FsOptions, WriteHow};
@@ -351,4 +352,60 @@ fn writers_go_on_while_a_scrub_reads_and_nothing_seems_damaged() {
     }
     assert_eq!(stands(fs.vault()).mark.damaged, 0);
     assert!(fs.vault().stats().errors().is_empty());
+}
+
+#[test]
+fn a_disk_that_gives_nothing_costs_a_bounded_number_of_lines_and_is_not_called_damaged() {
+    let disk = MemoryBacking::default();
+    let backing: Arc<dyn Backing> = Arc::new(disk.clone());
+    vault::create(&backing, &unlock(), &CreateOptions::default(), &world()).unwrap();
+    file(&opened(&disk), "large", &noise(1, 3_000_000));
+    let fs = opened(&disk);
+    let fault = disk.plant(Fault::of(&[Call::Read], Effect::Error(libc::EIO)).on("segments/"));
+    fs.vault().scrub(Some(0)).unwrap();
+    let report = stands(fs.vault());
+    assert_eq!((report.state, report.mark.damaged), (ScrubState::Done, 0));
+    assert!(report.unread > 100 && report.hurt.iter().all(|hurt| hurt.is_unread), "{report:?}");
+    let errors = fs.vault().stats().errors();
+    assert!((50..60).contains(&errors.len()), "{} lines for {} frames", errors.len(), report.unread);
+    let last = &errors.last().unwrap().text;
+    assert!(last.contains("more ranges"), "{last}");
+    disk.lift(fault);
+    fs.vault().scrub(Some(0)).unwrap();
+    let report = stands(fs.vault());
+    assert_eq!((report.state, report.unread, report.mark.damaged, report.hurt), (ScrubState::Done, 0, 0, Vec::new()));
+}
+
+/// A world whose clock panics in the scrub's thread while it is told to.
+struct Panics(RealWorld, Arc<AtomicBool>);
+
+impl World for Panics {
+    fn now(&self) -> Time {
+        self.0.now()
+    }
+    fn elapsed(&self) -> Duration {
+        let is_scrub = std::thread::current().name() == Some("scrub");
+        assert!(!(is_scrub && self.1.load(SeqCst)), "planted");
+        self.0.elapsed()
+    }
+    fn fill(&self, bytes: &mut [u8]) {
+        self.0.fill(bytes);
+    }
+    fn sleep(&self, duration: Duration) {
+        self.0.sleep(duration);
+    }
+}
+
+#[test]
+fn a_panic_in_the_scrub_ends_it_as_failed() {
+    let (disk, panics) = (punched(), Arc::new(AtomicBool::new(true)));
+    let world = Arc::new(Panics(RealWorld::default(), Arc::clone(&panics)));
+    let vault = vault::open(Arc::new(disk.clone()), &unlock(), &OpenOptions::default(), world).unwrap();
+    vault.scrub(Some(0)).unwrap();
+    assert_eq!(stands(&vault).state, ScrubState::Failed);
+    assert!(vault.stats().errors().iter().any(|line| line.text.contains("panicked")));
+    panics.store(false, SeqCst);
+    vault.scrub(Some(0)).unwrap();
+    assert_eq!(stands(&vault).state, ScrubState::Done, "it can be asked for again");
+    vault.close().unwrap();
 }

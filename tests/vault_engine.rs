@@ -9,7 +9,7 @@ use held::{Call, Gate, HeldDisk};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
-use strongroom::backing::{Backing, Cache, MemoryBacking, Open};
+use strongroom::backing::{Backing, Cache, Effect, Fault, Kind, MemoryBacking, Open};
 use strongroom::base::choice::Compression;
 use strongroom::base::id::Ino;
 use strongroom::base::limits::{GROUP_BYTES_MAX, SEGMENT_BYTES};
@@ -612,4 +612,27 @@ fn a_panic_half_way_through_an_operation_stops_the_vault_and_no_sync_answers_for
     write(&vault, 5, 0, b"as ever");
     vault.sync_wait().unwrap();
     vault.close().unwrap();
+}
+
+#[test]
+fn room_that_could_not_be_given_back_is_given_back_later() {
+    let disk = MemoryBacking::default();
+    fresh(&disk);
+    let vault = opened(&disk, &OpenOptions::default());
+    write(&vault, 5, 0, &noise(1 << 20));
+    write(&vault, 6, 0, &noise(1 << 20));
+    vault.sync_wait().unwrap();
+    vault.checkpoint().unwrap();
+    let fault = disk.plant(Fault::of(&[Kind::Punch], Effect::Error(libc::EIO)));
+    punch(&vault, 5, 0, u64::MAX);
+    vault.sync_wait().unwrap();
+    // The first covers the hole, so the next one may give back.
+    (0..3).for_each(|_| vault.checkpoint().unwrap());
+    assert_eq!(vault.stats().punched_bytes.get(), 0, "the disk refuses");
+    disk.lift(fault);
+    write(&vault, 7, 0, b"so that there is something to store");
+    vault.checkpoint().unwrap();
+    vault.close().unwrap();
+    let given = vault.stats().punched_bytes.get();
+    assert!(given > 1_000_000, "{given} bytes were given back of a hole of a mebibyte");
 }

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 /// A segment file's nominal length; the last group may reach past it by less than one group.
 pub const SEGMENT_BYTES: u64 = 64 << 20;
+/// The greatest number of a segment: 16 ZiB of log, or 65,536 mounts that leave an emergency directory behind.
+pub const SEGMENT_NUMBER_MAX: u64 = 1 << 48;
 /// Room is taken for a segment in steps of this much: writes into room taken before sync faster, and a vault of a few
 /// files must not look like one of 64 MiB.
 pub const ALLOCATE_STEP_BYTES: u64 = 4 << 20;

@@ -15,6 +15,7 @@ struct State {
     next_ticket: u64,
     queue: VecDeque<u64>,
     closed: bool,
+    over_returned: u64,
 }
 
 impl State {
@@ -71,6 +72,11 @@ impl Budget {
         state.limit.saturating_sub(state.used)
     }
 
+    /// Bytes that were given back without having been taken. Any are a fault of ours: somebody gave them back twice.
+    pub fn over_returned_bytes(&self) -> u64 {
+        self.state.held().over_returned
+    }
+
     /// How many writers wait.
     pub fn waiting(&self) -> u64 {
         self.state.held().queue.len() as u64
@@ -123,8 +129,12 @@ impl Budget {
     /// Gives back what buffers held.
     pub fn give_back(&self, bytes: u64) {
         let mut state = self.state.held();
-        state.used = state.used.saturating_sub(bytes);
+        let over = bytes.saturating_sub(state.used);
+        state.over_returned += over;
+        state.used -= bytes - over;
+        drop(state);
         self.moved.notify_all();
+        debug_assert_eq!(over, 0, "bytes are given back once");
     }
 
     /// Wakes and refuses every waiter, now and until `open`.
@@ -219,6 +229,17 @@ mod tests {
             assert!(waiter.join().unwrap());
         });
         assert_eq!(budget.used_bytes(), 60, "and what was not spent goes back");
+    }
+
+    #[test]
+    fn what_is_given_back_twice_is_counted_and_refused_in_tests() {
+        let budget = Budget::new(10);
+        budget.take(10, || ()).expect("there is room").spend(10);
+        budget.give_back(10);
+        let again = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| budget.give_back(3)));
+        assert_eq!(again.is_err(), cfg!(debug_assertions));
+        assert_eq!((budget.used_bytes(), budget.over_returned_bytes()), (0, 3));
+        assert_eq!(Budget::new(10).over_returned_bytes(), 0);
     }
 
     #[test]

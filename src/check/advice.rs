@@ -66,6 +66,7 @@ kinds! {
     SegmentShort = "segment-short",
     DataLost = "data-lost",
     Unreadable = "unreadable",
+    StrayFile = "stray-file",
     FileUnread = "file-unread",
     RangeUnread = "range-unread",
     TreeNumber = "tree-number",
@@ -97,6 +98,9 @@ impl Finding {
         use Finding::*;
         match self {
             IndexUnreadable { .. } | IndexLost { .. } => format!("strongroom check --rebuild {vault}"),
+            StrayFile { file } => {
+                format!("remove {file} from {vault}: strongroom makes no such file, and repair removes none")
+            }
             FileUnread { .. } | RangeUnread { .. } => format!(
                 "look at the disk and its cables, then look again (strongroom check {vault}); if the error stays, copy the vault to a \
                  good disk"

@@ -121,6 +121,8 @@ pub enum Finding {
     DataLost { at: Place, segment: SegmentId },
     /// A range of a file does not read.
     Unreadable { at: Place, from_bytes: u64, to_bytes: u64, why: String },
+    /// A file that has the name of a segment or an index, with a number that none of the vault's can have. It is ignored.
+    StrayFile { file: String },
     /// The disk did not give a file of the vault: nothing is known of what is in it.
     FileUnread { file: String, why: String },
     /// The disk did not give a range of a file: nothing is known of it.
@@ -196,6 +198,7 @@ impl Finding {
             | SegmentShort { .. }
             | QuotaCount { .. }
             | SnapshotSpoiled { .. }
+            | StrayFile { .. }
             | FileUnread { .. }
             | More { .. } => None,
         }
@@ -355,6 +358,7 @@ impl fmt::Display for Finding {
             Unreadable { at, from_bytes, to_bytes, why } => {
                 write!(f, "{at}: bytes {from_bytes} to {to_bytes} do not read: {why}")
             }
+            StrayFile { file } => write!(f, "{file} is no file of the vault: its number is too great; it is ignored"),
             FileUnread { file, why } => {
                 write!(f, "{file} could not be read, and nothing is known of what is in it: {why}")
             }

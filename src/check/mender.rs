@@ -102,6 +102,7 @@ pub fn phase(finding: &Finding) -> Option<u8> {
         | SegmentShort { .. }
         | DataLost { .. }
         | Unreadable { .. }
+        | StrayFile { .. }
         | FileUnread { .. }
         | RangeUnread { .. }
         | More { .. } => None,

@@ -84,6 +84,9 @@ fn look(vault: &Vault, read_data: Share, progress: &dyn Fn(u64, u64)) -> Result<
     if vault.lost_records() > 0 {
         survey.found(Finding::RecordsLost { frames: vault.lost_records() });
     }
+    for file in vault.stray_files()? {
+        survey.found(Finding::StrayFile { file });
+    }
     let looked = survey.run();
     // As much of them as of the data: nothing but their beginning, or all.
     for SpoiledSnapshot { number, why, is_unread } in vault.spoiled_snapshots(read_data != Share::Nothing)? {

@@ -207,8 +207,8 @@ impl FileSystem {
             }
             op.inodes(1);
             let d = &mut dir_state.inode;
-            d.size += 1;
-            d.nlink += u32::from(is_dir);
+            d.size = d.size.saturating_add(1);
+            d.nlink = d.nlink.saturating_add(u32::from(is_dir));
             (d.mtime, d.ctime) = (now, now);
             Self::store(&mut op, parent, &dir_state);
             op.commit();
@@ -256,7 +256,7 @@ impl FileSystem {
             state.inode.ctime = now;
             Self::store(&mut op, ino, &state);
             let d = &mut dir_state.inode;
-            d.size += 1;
+            d.size = d.size.saturating_add(1);
             (d.mtime, d.ctime) = (now, now);
             Self::store(&mut op, parent, &dir_state);
             op.commit();
@@ -307,7 +307,8 @@ impl FileSystem {
             self.drop_name(&mut op, &pin, &mut state);
             let d = &mut dir_state.inode;
             d.size = d.size.saturating_sub(1);
-            d.nlink -= u32::from(want_dir);
+            // The count comes from the disk: a wrong one is for `check` to find, and never below none.
+            d.nlink = d.nlink.saturating_sub(u32::from(want_dir));
             (d.mtime, d.ctime) = (now, now);
             Self::store(&mut op, parent, &dir_state);
             op.commit();

@@ -134,7 +134,7 @@ impl FileSystem {
                 None => {
                     self.vault.begin_counting();
                     let mut op = self.vault.begin();
-                    op.begin_tree(dir, inode.tree, limits);
+                    op.begin_tree(dir, inode.tree, limits)?;
                     op.commit();
                 }
             }

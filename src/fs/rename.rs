@@ -218,12 +218,13 @@ impl FileSystem {
             }
             None => f.size = f.size.saturating_sub(1),
         }
-        f.nlink -= u32::from(is_dir);
+        // Counts come from the disk: a wrong one is for `check` to find, and must not wrap.
+        f.nlink = f.nlink.saturating_sub(u32::from(is_dir));
         (f.mtime, f.ctime) = (now, now);
         let t = &mut to_state.as_deref_mut().unwrap_or(&mut *from_state).inode;
-        t.size += u64::from(target.is_none());
+        t.size = t.size.saturating_add(u64::from(target.is_none()));
         // A directory that came in place of one that went: as many subdirectories as before.
-        t.nlink += u32::from(is_dir && target.is_none());
+        t.nlink = t.nlink.saturating_add(u32::from(is_dir && target.is_none()));
         (t.mtime, t.ctime) = (now, now);
         Self::store(&mut op, from.ino, &from_state);
         if let Some(state) = &to_state {
@@ -280,9 +281,9 @@ impl FileSystem {
         let d = &mut one_dir_state.inode;
         (d.mtime, d.ctime) = (now, now);
         if let Some(state) = &mut two_dir_state {
-            d.nlink = d.nlink + u32::from(two_is_dir) - u32::from(one_is_dir);
+            d.nlink = d.nlink.saturating_add(u32::from(two_is_dir)).saturating_sub(u32::from(one_is_dir));
             let d = &mut state.inode;
-            d.nlink = d.nlink + u32::from(one_is_dir) - u32::from(two_is_dir);
+            d.nlink = d.nlink.saturating_add(u32::from(one_is_dir)).saturating_sub(u32::from(two_is_dir));
             (d.mtime, d.ctime) = (now, now);
             Self::store(&mut op, two_dir.ino, state);
         }

@@ -51,6 +51,7 @@ fn gauges(g: &Gauges, usage: &Usage, pending_bytes: u64, nodes: usize) -> Vec<(&
         ("overlay_entries", "Entries of the index not yet stored.", g.overlay_entries),
         ("overlay_bytes", "Their bytes.", g.overlay_bytes),
         ("waiting_writers", "Writers waiting for the byte budget.", g.waiting_writers),
+        ("over_returned_bytes", "Bytes given back to the budget twice; any are a fault.", g.over_returned_bytes),
         ("sealer_queue", "Chunks waiting for a worker.", g.sealer_queue),
         ("ahead_queue", "Pieces of files waiting to be read ahead.", g.ahead_queue),
         ("log_queue", "Frames waiting for the log writer.", g.log_queue),

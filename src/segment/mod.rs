@@ -22,6 +22,7 @@ pub use snapshot::{
 pub use walk::{Walk, WalkedFrame, WalkedGroup};
 
 use crate::base::id::SegmentId;
+use crate::base::limits::SEGMENT_NUMBER_MAX;
 use std::fmt;
 use std::io;
 
@@ -37,11 +38,18 @@ pub fn path(id: SegmentId) -> String {
     format!("segments/{}", file_name(id))
 }
 
-/// The segment that a file name stands for, if it is one.
+/// The segment that a file name stands for, if it is one. A number beyond `SEGMENT_NUMBER_MAX` is none of ours: anybody can plant such
+/// a file, and counting on from it would leave no numbers.
 #[must_use]
 pub fn parse_file_name(name: &str) -> Option<SegmentId> {
-    let id = u64::from_str_radix(name, 16).ok().map(SegmentId)?;
-    (file_name(id) == name).then_some(id)
+    parse_number(name).filter(|n| *n <= SEGMENT_NUMBER_MAX).map(SegmentId)
+}
+
+/// The number that a file name of sixteen digits stands for.
+#[must_use]
+pub fn parse_number(name: &str) -> Option<u64> {
+    let number = u64::from_str_radix(name, 16).ok()?;
+    (file_name(SegmentId(number)) == name).then_some(number)
 }
 
 /// Why frames could not be had.
@@ -85,5 +93,8 @@ mod tests {
         assert_eq!(parse_file_name("00000000000000ff"), Some(SegmentId(255)));
         assert_eq!(parse_file_name("00000000000000FF"), None);
         assert_eq!(parse_file_name("ff"), None);
+        assert_eq!(parse_file_name("0001000000000000"), Some(SegmentId(1 << 48)));
+        assert_eq!(parse_file_name("0001000000000001"), None, "nothing could be counted on from a planted number");
+        assert_eq!(parse_number("ffffffffffffffff"), Some(u64::MAX), "commits have no such bound");
     }
 }

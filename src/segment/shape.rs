@@ -80,6 +80,8 @@ pub struct Shapes {
     life: Option<(Epoch, [u8; 16], KeyNumber)>,
     position: u64,
     next_group: u32,
+    /// Bytes of what had a header that holds, and was no group.
+    rejected_bytes: u64,
     /// The group that `next` gave last.
     buf: AlignedBuf,
 }
@@ -89,7 +91,7 @@ impl Shapes {
     #[must_use]
     pub fn new(file: Arc<dyn BackingFile>, id: SegmentId) -> Shapes {
         let buf = AlignedBuf::with_capacity(GROUP_BYTES_MAX);
-        Shapes { file, id, of_snapshot: false, life: None, position: 0, next_group: 0, buf }
+        Shapes { file, id, of_snapshot: false, life: None, position: 0, next_group: 0, rejected_bytes: 0, buf }
     }
 
     /// The same of a snapshot, whose number is that of the commit it covers.
@@ -171,13 +173,20 @@ impl Shapes {
             return Ok(None);
         }
         let len = header.len_bytes as usize;
+        // Groups do not overlap, so what damage makes of them is no longer than the file. More are headers that somebody made up,
+        // to have a whole group read for each.
+        if self.rejected_bytes > 0 && self.rejected_bytes + len as u64 > self.file.len()? + GROUP_BYTES_MAX as u64 {
+            return Ok(None);
+        }
         self.buf.set_len(len.next_multiple_of(BLOCK_BYTES));
         if self.file.read_device(&mut self.buf, position)? < len {
+            self.rejected_bytes += len as u64;
             return Ok(None);
         }
         // Before anything is decrypted in its place.
         let body = body(&header, &self.buf);
         if !accept(&header, &mut self.buf) {
+            self.rejected_bytes += len as u64;
             return Ok(None);
         }
         self.life = Some(life);
@@ -217,4 +226,79 @@ fn body(header: &Header, group: &[u8]) -> Body {
         return Body::Holds;
     }
     Body::Blocks { table_holds, empty, rotten }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backing::{Backing, Cache, MemoryBacking, Open};
+    use crate::format::group::GROUP_VERSION;
+    use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+    /// A file that counts what is read of it.
+    struct Counted(Arc<dyn BackingFile>, AtomicU64);
+
+    impl BackingFile for Counted {
+        fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+            self.0.read_at(buf, offset)
+        }
+        fn read_device(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+            self.1.fetch_add(buf.len() as u64, Relaxed);
+            self.0.read_device(buf, offset)
+        }
+        fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+            self.0.write_all_at(buf, offset)
+        }
+        fn sync_data(&self) -> io::Result<()> {
+            self.0.sync_data()
+        }
+        fn len(&self) -> io::Result<u64> {
+            self.0.len()
+        }
+        fn set_len(&self, len: u64) -> io::Result<()> {
+            self.0.set_len(len)
+        }
+        fn preallocate(&self, len: u64) -> io::Result<()> {
+            self.0.preallocate(len)
+        }
+        fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
+            self.0.punch(offset, len)
+        }
+        fn is_direct(&self) -> bool {
+            self.0.is_direct()
+        }
+    }
+
+    #[test]
+    fn headers_that_somebody_made_up_cost_no_more_than_reading_the_file_a_few_times() {
+        const LEN: u64 = 6 << 20;
+        let (disk, id) = (MemoryBacking::default(), SegmentId(1));
+        let file = disk.open("s", Open::Create, Cache::Direct).unwrap();
+        file.set_len(LEN).unwrap();
+        for block in 0..LEN / BLOCK_BYTES as u64 {
+            let header = Header {
+                version: GROUP_VERSION,
+                flags: 0,
+                segment: id,
+                epoch: Epoch(1),
+                group: block as u32,
+                len_bytes: GROUP_BYTES_MAX as u32,
+                directory_len_bytes: 1000,
+                body_crc: 0,
+                salt: [7; 16],
+                key: KeyNumber(0),
+            };
+            file.write_all_at(&header.encode(), block * BLOCK_BYTES as u64).unwrap();
+        }
+        let counted = Arc::new(Counted(file, AtomicU64::new(0)));
+        let mut shapes = Shapes::new(Arc::clone(&counted) as Arc<dyn BackingFile>, id);
+        let mut asked = 0;
+        let found = shapes.next(|_, _| {
+            asked += 1;
+            false
+        });
+        assert!(found.unwrap().is_none() && asked > 2, "{asked} were looked at");
+        let read = counted.1.load(Relaxed);
+        assert!(read < 5 * LEN, "{read} bytes were read of a file of {LEN}");
+    }
 }

@@ -31,7 +31,7 @@ pub fn snapshot_path(number: CommitSeq) -> String {
 /// The commit whose snapshot has a file name, if it is one.
 #[must_use]
 pub fn parse_snapshot_name(name: &str) -> Option<CommitSeq> {
-    super::parse_file_name(name).map(|id| CommitSeq(id.0))
+    super::parse_number(name).map(CommitSeq)
 }
 
 /// A group of a snapshot, to be written where it says.

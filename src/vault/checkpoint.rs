@@ -59,6 +59,10 @@ pub struct Housekeeper {
 const TICK: Duration = Duration::from_secs(1);
 /// Longest wait between two probes of a backing directory that has failed.
 const PROBE_MOST: Duration = Duration::from_secs(30);
+/// Segments in which giving back may fail before the rest waits for the next checkpoint.
+const PUNCH_FAILURES_MAX: u32 = 3;
+/// Dead ranges that wait because they could not be given back.
+const DEAD_KEPT_MAX: usize = 1 << 16;
 
 impl Housekeeper {
     /// One with nothing to do.
@@ -260,7 +264,9 @@ pub fn close(shared: &Shared, position: LogPosition, counters: Counters, next: S
     // What is not home yet must be looked for by the next mount.
     let away = shared.away.load(SeqCst) || home::bring_all(shared).is_err();
     store(shared, position, counters, next, !away)?;
-    punch(shared, std::mem::take(&mut *shared.dead.held()));
+    // Taken first: what cannot be given back is put there again.
+    let dead = std::mem::take(&mut *shared.dead.held());
+    punch(shared, dead);
     // Prepared, and not begun.
     for id in next.0..=shared.prepared.load(SeqCst) {
         remove_if_there(&*shared.backing, &path(SegmentId(id)))?;
@@ -281,7 +287,7 @@ fn prepare_segment(shared: &Shared, id: SegmentId) -> std::io::Result<()> {
     shared.backing.sync_dir("segments")
 }
 
-/// Gives the whole blocks inside dead ranges back to the filesystem.
+/// Gives the whole blocks inside dead ranges back to the filesystem. Ranges that it could not give back wait for the next checkpoint.
 fn punch(shared: &Shared, mut dead: Vec<DeadRange>) {
     dead.sort_unstable_by_key(|d| (d.segment, d.from));
     let mut merged: Vec<DeadRange> = Vec::with_capacity(dead.len());
@@ -293,10 +299,15 @@ fn punch(shared: &Shared, mut dead: Vec<DeadRange>) {
     }
     let block = BLOCK_BYTES as u64;
     let mut open: Option<(SegmentId, Arc<dyn BackingFile>)> = None;
+    let (mut kept, mut failures, mut failed) = (Vec::new(), 0, None);
     // What lies away comes home whole.
     for d in merged.into_iter().filter(|d| !shared.places.is_away(d.segment)) {
         let (from, to) = (d.from.next_multiple_of(block), d.to / block * block);
         if from >= to {
+            continue;
+        }
+        if failures >= PUNCH_FAILURES_MAX || failed == Some(d.segment) {
+            kept.push(d);
             continue;
         }
         let file = match &open {
@@ -310,11 +321,18 @@ fn punch(shared: &Shared, mut dead: Vec<DeadRange>) {
         });
         match punched {
             Ok(()) => shared.stats.punched_bytes.add(to - from),
+            // The cleaner has removed it, and given all of it back.
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            // The filesystem knows no holes.
+            Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => return,
             Err(e) => {
-                // Only space is lost by it.
                 log::warn!("segment {}: giving back bytes {from} to {to}: {e}", d.segment);
-                return;
+                kept.push(d);
+                (failures, failed) = (failures + 1, Some(d.segment));
             }
         }
     }
+    // Only space is lost with those beyond, until the segment is cleaned.
+    kept.truncate(DEAD_KEPT_MAX);
+    shared.dead.held().append(&mut kept);
 }

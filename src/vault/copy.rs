@@ -163,7 +163,7 @@ impl Vault {
     /// Bytes that count against the quota: at rest, buffered, and promised to copies.
     pub(super) fn used_bytes(&self) -> u64 {
         let s = &self.shared;
-        s.allocated.load(Relaxed) + s.dirty.used_bytes() + s.copied.load(Relaxed)
+        s.allocated.load(Relaxed).saturating_add(s.dirty.used_bytes()).saturating_add(s.copied.load(Relaxed))
     }
 }
 

@@ -12,13 +12,13 @@ use super::{Locked, OpenFault, Vault, VaultFault, apply, root};
 use crate::backing::{Backing, Cache, Open};
 use crate::base::choice::Codec;
 use crate::base::id::{Epoch, KeyNumber, SegmentId, Slot};
-use crate::base::limits::{CHUNK_BYTES, TAG_BYTES};
+use crate::base::limits::{CHUNK_BYTES, SEGMENT_NUMBER_MAX, TAG_BYTES};
 use crate::base::lock::Shared as _;
 use crate::format::extent::{Extent, Run};
 use crate::format::key::{self, is_derived};
 use crate::format::segment::SegmentInfo;
 use crate::seal::Unlock;
-use crate::segment::{Walk, path};
+use crate::segment::{Walk, parse_number, path};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -72,6 +72,17 @@ impl Vault {
     /// The length of a segment's file, wherever it lies.
     pub fn segment_len_bytes(&self, id: SegmentId) -> std::io::Result<u64> {
         Everywhere(Arc::clone(&self.shared.places)).open(&path(id), Open::Read, Cache::Buffered)?.len()
+    }
+
+    /// Lists the files that have the name of a segment or an index with a number that none of ours can have; they are ignored.
+    pub fn stray_files(&self) -> Result<Vec<String>, VaultFault> {
+        let mut stray = Vec::new();
+        for dir in ["segments", "index"] {
+            let beyond = |name: &String| parse_number(name).is_some_and(|number| number > SEGMENT_NUMBER_MAX);
+            let names = self.shared.backing.list(dir)?;
+            stray.extend(names.into_iter().filter(beyond).map(|name| format!("{dir}/{name}")));
+        }
+        Ok(stray)
     }
 
     /// The number of the master key that a segment is under, as the index (`known`) or its first group says, if the header does

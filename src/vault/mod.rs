@@ -243,7 +243,7 @@ impl Vault {
         let s = &self.shared;
         if inodes > 0 {
             let now = s.inodes.load(Relaxed).max(0) as u64;
-            if s.quota_inodes.is_some_and(|quota| now + inodes > quota) {
+            if s.quota_inodes.is_some_and(|quota| now.saturating_add(inodes) > quota) {
                 return Err(VaultFault::QuotaInodes);
             }
             self.admit_room()?;
@@ -340,7 +340,7 @@ impl Vault {
 
     /// Bytes of the file that are not holes, buffered ones counted (an upper bound while they are buffered).
     pub fn allocated(&self, file: &FileBuffer) -> Result<u64, VaultFault> {
-        Ok(apply::read_u64(&self.shared.index, &key::allocated(file.ino))? + file.promised_bytes())
+        Ok(apply::read_u64(&self.shared.index, &key::allocated(file.ino))?.saturating_add(file.promised_bytes()))
     }
 
     /// Makes everything acknowledged before this call durable and verified; `done` runs on another thread, or at once

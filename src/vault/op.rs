@@ -30,7 +30,7 @@ pub struct Op<'a> {
     first_touch: Vec<Arc<FileBuffer>>,
     inodes: i64,
     /// Whether something outside of this value was changed that only `commit` completes.
-    has_begun: bool,
+    pub(super) has_begun: bool,
     is_complete: bool,
 }
 

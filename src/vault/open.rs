@@ -16,7 +16,7 @@ use super::writer::is_full;
 use super::{HeaderTexts, OpenFault, OpenOptions, Vault, apply, header_file, root, snapshot};
 use crate::backing::{Backing, ShadowBacking, read_file};
 use crate::base::id::{CommitSeq, Epoch, Generation, SegmentId, VaultId};
-use crate::base::limits::BUDGET_BYTES_MIN;
+use crate::base::limits::{BUDGET_BYTES_MIN, SEGMENT_NUMBER_MAX};
 use crate::base::world::World;
 use crate::format::root::Root;
 use crate::format::segment::{Covered, LogPosition, SegmentInfo};
@@ -221,7 +221,9 @@ fn bring_up(
     let mut found = found;
     if !root.clean && !root.emergency.is_empty() && options.without_emergency {
         // What was left behind may come back one day: its numbers must never be those of what is written from now on.
-        found.newest_segment.0 += LEFT_BEHIND_SEGMENTS;
+        let skipped = found.newest_segment.0.checked_add(LEFT_BEHIND_SEGMENTS).filter(|n| *n <= SEGMENT_NUMBER_MAX);
+        let used_up = || OpenFault::Damaged("the numbers of segments are used up".to_owned());
+        found.newest_segment.0 = skipped.ok_or_else(used_up)?;
     }
     // The lease, before anything is written under it.
     root.epoch = Epoch(root.epoch.0.max(found.newest_epoch.0) + 1);

@@ -141,6 +141,8 @@ pub struct Gauges {
     pub overlay_bytes: u64,
     /// Writers waiting for the budget.
     pub waiting_writers: u64,
+    /// Bytes given back to the byte budget that had not been taken; any are a fault of ours.
+    pub over_returned_bytes: u64,
     /// Jobs waiting for a worker.
     pub sealer_queue: u64,
     /// Pieces of files waiting to be read ahead.

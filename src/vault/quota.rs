@@ -79,8 +79,9 @@ struct Sum {
 
 impl Sum {
     fn add(&mut self, other: Sum, sign: i8) {
-        self.bytes += other.bytes * i128::from(sign);
-        self.inodes += other.inodes * i64::from(sign);
+        // Counts come from the disk: wrong ones must not wrap.
+        self.bytes = self.bytes.saturating_add(other.bytes.saturating_mul(i128::from(sign)));
+        self.inodes = self.inodes.saturating_add(other.inodes.saturating_mul(i64::from(sign)));
     }
     fn used(self) -> Used {
         Used { bytes: self.bytes.max(0) as u128, inodes: self.inodes.max(0) as u64 }
@@ -371,20 +372,23 @@ impl Op<'_> {
         quotas.charge(charges, ino, before.map(Charge::from), after.map(Charge::from), admit)
     }
 
-    /// Begins a tree at a directory, within another or none; gives its number. To be committed.
-    pub fn begin_tree(&mut self, root: Ino, parent: u32, limits: Limits) -> u32 {
-        self.begin_change();
+    /// Begins a tree at a directory, within another or none; gives its number. To be committed. Fails, and changes nothing, if the
+    /// numbers of trees are used up, which only damage can have done.
+    pub fn begin_tree(&mut self, root: Ino, parent: u32, limits: Limits) -> Result<u32, VaultFault> {
         let (number, tree, state) = {
             let mut ledger = self.shared.quotas.ledger.held();
             let number = ledger.state.next_tree;
-            ledger.state.next_tree = number.checked_add(1).expect("fewer trees are ever made than there are numbers");
+            let next = number.checked_add(1);
+            let next = next.ok_or_else(|| VaultFault::Index("the numbers of quota trees are used up".into()))?;
+            self.has_begun = true;
+            ledger.state.next_tree = next;
             let tree = Tree { limits, root, parent, walk: Walk::Tagging };
             ledger.trees.insert(number, tree);
             (number, tree, ledger.state)
         };
         self.put(state_key(), state.encode());
         self.put(Account::Tree(number).limits_key(), tree.encode());
-        number
+        Ok(number)
     }
 
     /// Changes what is said of a tree, but for the tree around it. To be committed.

@@ -14,7 +14,7 @@ use super::{OpenFault, VaultFault};
 use crate::backing::{AlignedBuf, Backing, Cache, Open};
 use crate::base::choice::SuiteId;
 use crate::base::id::{CommitSeq, Epoch, KeyNumber, SegmentId, VaultId};
-use crate::base::limits::BLOCK_BYTES;
+use crate::base::limits::{BLOCK_BYTES, SEGMENT_NUMBER_MAX};
 use crate::format::frame::Kind;
 use crate::format::inode::NameEntry;
 use crate::format::key::{self, is_derived};
@@ -276,7 +276,11 @@ fn newest_segment(index: &Index, from: &From, present: &[SegmentId]) -> Result<S
         None => 0,
     };
     let present = present.last().copied().unwrap_or_default();
-    Ok(present.max(SegmentId(known)).max(SegmentId(from.replay_from.0.saturating_sub(1))))
+    let newest = present.max(SegmentId(known)).max(SegmentId(from.replay_from.0.saturating_sub(1)));
+    if newest.0 > SEGMENT_NUMBER_MAX {
+        return Err(OpenFault::Damaged(format!("segment {newest} is named, beyond the greatest number of a segment")));
+    }
+    Ok(newest)
 }
 
 /// For each segment the newest commit that can count in it: none beyond what a later segment says it continues.

@@ -104,6 +104,7 @@ impl Vault {
             overlay_entries: s.index.overlay_entries() as u64,
             overlay_bytes: s.index.overlay_bytes() as u64,
             waiting_writers: s.dirty.waiting(),
+            over_returned_bytes: s.dirty.over_returned_bytes() + s.sealed.over_returned_bytes(),
             sealer_queue: s.jobs.len() as u64,
             ahead_queue: s.wishes.waiting() as u64,
             log_queue: s.sealed_in.len() as u64,

@@ -285,7 +285,7 @@ impl Scrub {
                 next = [&k[..], &[0]].concat();
                 {
                     let mut inner = self.inner.held();
-                    inner.mark.done_bytes += u64::from(extent.len_bytes);
+                    inner.mark.done_bytes = inner.mark.done_bytes.saturating_add(u64::from(extent.len_bytes));
                     (inner.mark.ino, inner.mark.offset_bytes) = (ino, offset.saturating_add(1));
                 }
                 if !self.rest(shared, &mut pace, read) {
@@ -388,7 +388,7 @@ impl Scrub {
         }
         let new = match error {
             None => {
-                inner.mark.damaged += 1;
+                inner.mark.damaged = inner.mark.damaged.saturating_add(1);
                 let full = inner.reported.len() >= FRAMES_REMEMBERED_MAX;
                 let frame = (id, position, ino);
                 !inner.reported.contains(&frame) && (full || inner.reported.insert(frame))
