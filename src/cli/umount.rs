@@ -33,7 +33,7 @@ const HELD_AFTER: Duration = Duration::from_secs(2);
 /// How long it may go on though nobody is found.
 const HELD_MOST: Duration = Duration::from_secs(30);
 /// How long the search for them may take.
-const SEARCH: Duration = Duration::from_secs(5);
+const SEARCH: Duration = Duration::from_secs(20);
 /// How long an answer is waited for where force was asked for.
 const FORCE_AFTER: Duration = Duration::from_secs(5);
 /// How long closing the vault may take where what cannot be saved was given up; else it takes as long as the disk does.
@@ -65,6 +65,8 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<Exit, Failure> {
     let path = mounts::whole_path(&args.mountpoint).map_err(|e| Failure::io(&args.mountpoint, &e))?;
     let Some(mount) = found(&path)? else { return follow_up(args, &path) };
+    // Where it was called from must not be what keeps the mount.
+    let _ = std::env::set_current_dir("/");
     let mut ending = Ending::of(&mount);
     if args.force {
         let_go_on(&path, &ending)?;
@@ -217,6 +219,7 @@ fn who_holds(device: &str, but: &str) -> Holders {
     let found = reach::within(SEARCH, &[], || Ok(Holders::of(device).encode()), || ());
     let mut holders = match found {
         Ok(Some(Ok(found))) => Holders::decode(&found),
+        // It took too long.
         _ => Holders { all: Vec::new(), some_unseen: true },
     };
     holders.all.retain(|holder| holder != but);
