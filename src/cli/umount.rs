@@ -336,11 +336,15 @@ fn give_up(args: &Args, ground: &Ground<'_>, ending: &Ending, failure: Failure) 
             format!("{}: nothing was given up; it stays mounted", ground.path.display()),
         ));
     }
-    let end = ending.end_of(ground.mount);
-    match take_away(ground, false, end.as_ref())? {
-        true => Ok(()),
-        false => detach_if_forced(args, ground, end.as_ref()),
+    let (world, end) = (RealWorld::default(), ending.end_of(ground.mount));
+    while !take_away(ground, false, end.as_ref())? {
+        // The flush that failed may still have files open for a moment, as any program that has just ended.
+        if world.elapsed() >= BUSY {
+            return detach_if_forced(args, ground, end.as_ref());
+        }
+        thread::sleep(GLANCE);
     }
+    Ok(())
 }
 
 /// Prints the path of each file that is not saved; gives what they are together.
