@@ -9,6 +9,7 @@
 
 mod common;
 
+use common::aio::Aio;
 use common::disk::Disk;
 use common::rng::Rng;
 use common::{TestVault, needs_root, run, setting, shell};
@@ -19,9 +20,11 @@ use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::time::{Duration, Instant};
 
 const NO_ARGUMENTS: [&str; 0] = [];
 
@@ -248,6 +251,41 @@ fn holes_are_where_ext4_has_them() {
     }
     v.umount();
     v.check();
+}
+
+#[test]
+fn much_that_the_kernel_has_not_written_back_is_no_hole() {
+    let v = TestVault::mounted_with(&["flush-interval=60"]);
+    const SIZE: u64 = 4 << 20;
+    for len in [4096, 32 << 10, 36 << 10, 64 << 10, 128 << 10, 1 << 20, 3 << 20] {
+        for at in [0, 8192, 1 << 20, SIZE - 4096, 9 << 20] {
+            for mapped in [false, true] {
+                let path = v.path(format!("{len}.{at}.{mapped}"));
+                let f = OpenOptions::new().read(true).write(true).create_new(true).open(&path).unwrap();
+                f.set_len(SIZE).unwrap();
+                let data = vec![b'a'; len as usize];
+                if !mapped {
+                    f.write_all_at(&data, at).unwrap();
+                } else if at + len <= SIZE {
+                    // SAFETY: a new mapping of so many bytes of the file, which nobody else changes.
+                    unsafe {
+                        let (rights, fd) = (libc::PROT_READ | libc::PROT_WRITE, f.as_raw_fd());
+                        let p = libc::mmap(std::ptr::null_mut(), len as usize, rights, libc::MAP_SHARED, fd, at as i64);
+                        assert_ne!(p, libc::MAP_FAILED);
+                        std::ptr::copy_nonoverlapping(data.as_ptr(), p.cast(), data.len());
+                        libc::munmap(p, len as usize);
+                    }
+                } else {
+                    continue;
+                }
+                // The hole is asked for first, while all of it is dirty.
+                // SAFETY: plain numbers, and a descriptor that lives through the call.
+                let hole = unsafe { libc::lseek(f.as_raw_fd(), at as i64, libc::SEEK_HOLE) };
+                assert_eq!(hole as u64, at + len, "{len} bytes at {at}, mapped: {mapped}");
+                assert_eq!(map(&f), [(at, at + len)], "{len} bytes at {at}, mapped: {mapped}");
+            }
+        }
+    }
 }
 
 #[test]
@@ -765,4 +803,57 @@ fn an_overlay_finds_its_whiteouts() {
     }
     v.umount();
     v.check();
+}
+
+#[test]
+fn cached_pages_do_not_outlive_asynchronous_direct_writes() {
+    let v = TestVault::mounted();
+    let path = v.path("f");
+    const SIZE: u64 = 16 << 20;
+    const QUARTER: u64 = SIZE / 4;
+    fs::write(&path, vec![0; SIZE as usize]).unwrap();
+    let buffered = File::open(&path).unwrap();
+    let direct = OpenOptions::new().read(true).write(true).custom_flags(libc::O_DIRECT).open(&path).unwrap();
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for reader in 1..=3 {
+            let (path, stop) = (&path, &stop);
+            scope.spawn(move || {
+                let (file, rng) = (File::open(path).unwrap(), &mut Rng(reader));
+                let mut out = vec![0; 256 << 10];
+                while !stop.load(SeqCst) {
+                    let len = 4096 * (1 + rng.below(64) as usize);
+                    file.read_at(&mut out[..len], 4096 * rng.below(SIZE / 4096)).unwrap();
+                }
+            });
+        }
+        let checked = catch_unwind(AssertUnwindSafe(|| {
+            let (aio, rng) = (Aio::new(), &mut Rng(9));
+            let begun = Instant::now();
+            let mut byte: u8 = 0;
+            while begun.elapsed() < Duration::from_secs(2) {
+                let len = if rng.below(2) == 0 { 640 << 10 } else { 64 << 10 };
+                let writes: Vec<(u64, usize, u8)> = (0..4)
+                    .map(|q| {
+                        byte = byte.wrapping_add(1);
+                        (q * QUARTER + 4096 * rng.below((QUARTER - len) / 4096), len as usize, byte)
+                    })
+                    .collect();
+                aio.write(&direct, &writes);
+                for (at, len, byte) in writes {
+                    let mut back = vec![0; len];
+                    buffered.read_exact_at(&mut back, at).unwrap();
+                    let stale = back.iter().filter(|b| **b != byte).count();
+                    assert_eq!(stale, 0, "bytes of {len} at {at} are older than the write that was answered");
+                }
+            }
+        }));
+        stop.store(true, SeqCst);
+        checked.unwrap_or_else(|panic| resume_unwind(panic));
+    });
+    // SAFETY: plain numbers, and a descriptor that lives through the call.
+    let aligned =
+        unsafe { std::slice::from_raw_parts_mut(libc::memalign(4096, SIZE as usize).cast::<u8>(), SIZE as usize) };
+    direct.read_exact_at(aligned, 0).unwrap();
+    assert!(fs::read(&path).unwrap() == *aligned, "buffered and direct reading differ");
 }

@@ -1,9 +1,9 @@
 //! Where a file has data and where holes.
 //!
-//! Promise: what is data is never called a hole; a part of a block that is data makes the block data, as on ext4.
-//! A difficulty: the kernel asks without writing back first what it holds in its own cache, and only a hole can be wrong
-//! for that. So an answer that rests on a hole says which bytes it rests on; whoever has a kernel above writes those back
-//! and asks again, until the answer stays (`fuse::seek`). Called by: `fuse`, tests. On failure: nothing was changed.
+//! Promise: data is never reported as a hole. A block that is data in part is data as a whole, as on ext4.
+//! The kernel asks without first writing back its dirty pages, so only a hole can be reported wrongly. Each answer
+//! therefore names the bytes that it takes for a hole. `fuse::seek` has the kernel write those back, and asks again.
+//! Called by: `fuse`, tests. On failure: nothing was changed.
 
 use super::{FileSystem, FsFault};
 use crate::base::id::Ino;
@@ -37,6 +37,8 @@ pub struct Sought {
     pub at: Option<u64>,
     /// Bytes it takes for a hole: from, to before. Nothing newer may be known of them for the answer to hold.
     pub rests_on: Option<(u64, u64)>,
+    /// The answer that takes no byte for a hole: safe to give, and of no use for skipping anything.
+    pub without_holes: Option<u64>,
 }
 
 impl Sought {
@@ -55,25 +57,30 @@ impl FileSystem {
                 Seek::Data => offset,
                 Seek::Hole => size,
             };
-            return Ok(Sought { at: (offset < size).then_some(at), rests_on: None });
+            let at = (offset < size).then_some(at);
+            return Ok(Sought { at, rests_on: None, without_holes: at });
         }
         let pin = self.pin_file(ino)?;
         let size = pin.inode().size;
+        let past_the_end = Sought { at: None, rests_on: Some((offset, FILE_BYTES_MAX)), without_holes: None };
         if offset >= size {
-            return Ok(Sought { at: None, rests_on: Some((offset, FILE_BYTES_MAX)) });
+            return Ok(past_the_end);
         }
         let file = pin.file(&self.vault);
         Ok(match what {
-            Seek::Data => match self.vault.next_data(file, offset, size)? {
-                Some(at) if at == offset => Sought { at: Some(at), rests_on: None },
-                Some(at) => Sought { at: Some(at), rests_on: Some((offset, at)) },
-                None => Sought { at: None, rests_on: Some((offset, FILE_BYTES_MAX)) },
-            },
+            Seek::Data => {
+                let without_holes = Some(offset);
+                match self.vault.next_data(file, offset, size)? {
+                    Some(at) if at == offset => Sought { at: Some(at), rests_on: None, without_holes },
+                    Some(at) => Sought { at: Some(at), rests_on: Some((offset, at)), without_holes },
+                    None => Sought { without_holes, ..past_the_end },
+                }
+            }
             Seek::Hole => {
                 let at = self.vault.next_hole(file, offset, size)?;
                 // Where this is the end, the kernel may know of a later one.
                 let to = if at < size { at + 1 } else { FILE_BYTES_MAX };
-                Sought { at: Some(at), rests_on: Some((at, to)) }
+                Sought { at: Some(at), rests_on: Some((at, to)), without_holes: Some(size) }
             }
         })
     }

@@ -9,10 +9,14 @@ mod attr;
 mod door;
 mod groups;
 mod helper;
+mod negotiate;
+mod operation;
+mod page_cache;
 mod privileges;
 mod requests;
 mod seek;
 mod set_id;
+mod synchronous;
 
 pub use door::Admitted;
 
@@ -119,8 +123,7 @@ pub fn serve(fs: Arc<FileSystem>, device: OwnedFd, options: &MountOptions, unmou
     let kernel = Kernel::default();
     fs.set_attribute_cache(Arc::new(kernel.clone()));
     let door = options.admitted.clone().map(Door::new);
-    let (checks, idmap) = (options.kernel_checks(), options.kernel_checks() && door.is_none());
-    let session = Requests::new(fs, options.acl && checks, idmap, kernel.clone(), door)
+    let session = Requests::new(fs, options, kernel.clone(), door)
         .and_then(|requests| Session::from_fd(requests, device, SessionACL::All, config));
     match session {
         Ok(session) => {
@@ -148,6 +151,11 @@ impl AttributeCache for Kernel {
 }
 
 impl MountOptions {
+    /// Whether the kernel is to check permissions by access control lists.
+    fn has_lists(&self) -> bool {
+        self.acl && self.kernel_checks()
+    }
+
     fn kernel_checks(&self) -> bool {
         self.default_permissions || self.lets_others() || !is_root()
     }

@@ -7,20 +7,21 @@
 
 use super::attr::{KEEP, file_attr, file_type, no_entry, sent, set_time, ttl};
 use super::door::Door;
+use super::negotiate::negotiate;
+use super::operation::{Answer, Asker, run};
+use super::page_cache::PageCache;
 use super::seek::{self, Kernel, Seeker};
 use super::set_id::{self, SetIds};
-use super::{groups, privileges};
+use super::synchronous::{Synchronous, when_durable};
+use super::{MountOptions, groups, privileges};
 use crate::base::id::{Ino, ROOT_INO};
-use crate::base::limits::{FUSE_BACKGROUND_MAX, request_bytes};
 use crate::fs::{
-    Attr, Caller, Fallocate, FileSystem, FsFault, OpKind, RenameHow, Seek, SetAttr, Sought, WriteHow, XattrHow,
-    XattrReply,
+    Attr, Caller, Fallocate, FileSystem, FsFault, OpKind, RenameHow, Seek, SetAttr, WriteHow, XattrHow, XattrReply,
 };
 use fuser::{
-    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, Generation, INodeNo, InitFlags,
-    KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
-    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
-    TimeOrNow, WriteFlags,
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, Generation, INodeNo, KernelConfig,
+    LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
+    ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use std::cell::RefCell;
 use std::ffi::OsStr;
@@ -48,6 +49,8 @@ pub(super) struct Requests {
     /// Whether the kernel is to ask for access control lists.
     acl: bool,
     seeker: Seeker,
+    page_cache: PageCache,
+    synchronous: Synchronous,
     /// Who is let in, where the kernel lets everybody.
     door: Option<Door>,
     /// Whether the mount may be shown elsewhere with other owners. The kernel then names the user only where a request makes
@@ -56,55 +59,23 @@ pub(super) struct Requests {
     set_ids: SetIds,
 }
 
-/// Asks the filesystem for others of this folder.
-pub(super) struct Asker(Arc<FileSystem>);
-
-impl Asker {
-    pub(super) fn seek(&self, ino: Ino, offset: u64, what: Seek) -> Answer<Sought> {
-        run(&self.0, OpKind::Lseek, INodeNo(ino.0), |fs, ino| fs.seek(ino, offset, what))
-    }
-    pub(super) fn errno(&self, ino: Ino, fault: &FsFault) -> Errno {
-        Errno::from_i32(self.0.answer(OpKind::Lseek, ino, fault))
-    }
-}
-
-/// Runs one operation: counted, timed, its fault turned into an errno; one that panicked is EIO.
-fn run<T>(
-    fs: &FileSystem,
-    kind: OpKind,
-    ino: INodeNo,
-    call: impl FnOnce(&FileSystem, Ino) -> Result<T, FsFault>,
-) -> Answer<T> {
-    let world = fs.vault().world();
-    let start = world.elapsed();
-    fs.ops().begin(kind);
-    let ino = Ino(ino.0);
-    let result = catch_unwind(AssertUnwindSafe(|| call(fs, ino))).unwrap_or_else(|_| {
-        log::error!("{} on inode {ino} panicked", kind.name());
-        Err(FsFault::Vault(crate::vault::VaultFault::Panicked))
-    });
-    fs.ops().record(kind, world.elapsed().saturating_sub(start), result.is_err());
-    result.map_err(|fault| Errno::from_i32(fs.answer(kind, ino, &fault)))
-}
-
-/// A fault with the errno already decided.
-type Answer<T> = Result<T, Errno>;
-
 fn caller(request: &Request, umask: u32) -> Caller {
     Caller { uid: request.uid(), gid: request.gid(), umask }
 }
 
 impl Requests {
-    /// `acl`: whether the kernel is to check permissions by access control lists.
     pub(super) fn new(
         fs: Arc<FileSystem>,
-        acl: bool,
-        idmap: bool,
+        options: &MountOptions,
         kernel: Kernel,
         door: Option<Door>,
     ) -> io::Result<Requests> {
-        let seeker = Seeker::start(Asker(Arc::clone(&fs)), kernel)?;
-        Ok(Requests { fs, writeback: AtomicBool::new(false), acl, seeker, door, idmap, set_ids: SetIds::default() })
+        let page_cache = PageCache::start(kernel.clone())?;
+        let seeker = Seeker::start(Asker(Arc::clone(&fs)), kernel, options.threads)?;
+        let (acl, synchronous) = (options.has_lists(), Synchronous::of(&options.kernel));
+        let idmap = options.kernel_checks() && door.is_none();
+        let (writeback, set_ids) = (AtomicBool::new(false), SetIds::default());
+        Ok(Requests { fs, writeback, acl, seeker, page_cache, synchronous, door, idmap, set_ids })
     }
 
     /// Runs an operation for whoever the door lets in.
@@ -134,9 +105,36 @@ impl Requests {
         if self.door.is_some() && a.ino == ROOT_INO { Duration::ZERO } else { ttl(a) }
     }
 
-    fn entry(&self, reply: ReplyEntry, made: Answer<Attr>) {
-        match made {
-            Ok(a) => reply.entry(&self.ttl(&a), &file_attr(&a), GENERATION),
+    /// Answers with an entry that was made in a directory.
+    fn entry(&self, kind: OpKind, reply: ReplyEntry, made: Answer<Attr>) {
+        let a = match made {
+            Ok(a) => a,
+            Err(e) => return reply.error(e),
+        };
+        let (fs, ttl) = (Arc::clone(&self.fs), self.ttl(&a));
+        when_durable(self.synchronous.names, &self.fs, kind, a.ino, move |durable| match durable {
+            Ok(()) => reply.entry(&ttl, &file_attr(&a), GENERATION),
+            Err(e) => {
+                // The kernel never hears of it, so it will not forget it.
+                fs.forget(a.ino, 1);
+                reply.error(e);
+            }
+        });
+    }
+
+    /// Answers a change of a directory.
+    fn name_changed(&self, kind: OpKind, parent: INodeNo, reply: ReplyEmpty, done: Answer<()>) {
+        self.done(self.synchronous.names, kind, parent, reply, done);
+    }
+
+    /// Answers another change.
+    fn changed(&self, kind: OpKind, ino: INodeNo, reply: ReplyEmpty, done: Answer<()>) {
+        self.done(self.synchronous.changes, kind, ino, reply, done);
+    }
+
+    fn done(&self, wait: bool, kind: OpKind, ino: INodeNo, reply: ReplyEmpty, done: Answer<()>) {
+        match done {
+            Ok(()) => when_durable(wait, &self.fs, kind, Ino(ino.0), move |durable| empty(reply, durable)),
             Err(e) => reply.error(e),
         }
     }
@@ -181,54 +179,9 @@ fn xattr(reply: ReplyXattr, found: Answer<XattrReply>) {
 
 impl Filesystem for Requests {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        // Where a quota may refuse bytes, each write asks us, and is told: what the cache cannot give away later it tells with
-        // fsync, and with close as EIO, and many programs look at neither.
-        let keeps_writes = !self.fs.vault().limits_bytes();
-        // No ATOMIC_O_TRUNC: with open unanswered, truncation must come as SETATTR.
-        for wanted in [
-            InitFlags::FUSE_PARALLEL_DIROPS,
-            InitFlags::FUSE_DO_READDIRPLUS,
-            InitFlags::FUSE_READDIRPLUS_AUTO,
-            InitFlags::FUSE_NO_OPEN_SUPPORT,
-            InitFlags::FUSE_NO_OPENDIR_SUPPORT,
-            InitFlags::FUSE_HANDLE_KILLPRIV_V2,
-            InitFlags::FUSE_CACHE_SYMLINKS,
-            InitFlags::FUSE_ASYNC_DIO,
-            // What is made in a directory with a default list does not go by the umask.
-            InitFlags::FUSE_DONT_MASK,
-            // A handle outlives the kernel's memory of an inode: it asks for "." of the number.
-            InitFlags::FUSE_EXPORT_SUPPORT,
-        ]
-        .into_iter()
-        .chain(keeps_writes.then_some(InitFlags::FUSE_WRITEBACK_CACHE))
-        // Where root mounts for root the kernel checks nothing, lists neither; with this it would, and it would ask for a
-        // directory's attributes again after each change in it.
-        .chain(self.acl.then_some(InitFlags::FUSE_POSIX_ACL))
-        .chain(self.idmap.then_some(InitFlags::FUSE_ALLOW_IDMAP))
-        {
-            if let Err(missing) = config.add_capabilities(wanted) {
-                log::info!("this kernel does without {missing:?}");
-            }
-        }
-        // What the kernel could do, whether or not it was asked to.
-        let could = config.capabilities().contains(InitFlags::FUSE_WRITEBACK_CACHE);
-        self.writeback.store(keeps_writes && could, Relaxed);
-        self.fs.kernel_keeps_writes(self.writeback.load(Relaxed));
-        let most = request_bytes(self.fs.vault().gauges().budget_bytes);
-        // Refusals name the nearest value that is allowed.
-        if let Err(nearest) = config.set_max_write(most) {
-            let _ = config.set_max_write(nearest);
-        }
-        if let Err(nearest) = config.set_max_readahead(most) {
-            let _ = config.set_max_readahead(nearest);
-        }
-        if let Err(nearest) = config.set_max_background(FUSE_BACKGROUND_MAX) {
-            let _ = config.set_max_background(nearest);
-        }
-        // As many as those: with fewer, what readers have under way would keep the kernel from writing back.
-        if let Err(nearest) = config.set_congestion_threshold(FUSE_BACKGROUND_MAX) {
-            let _ = config.set_congestion_threshold(nearest);
-        }
+        let writeback = negotiate(config, &self.fs, self.acl, self.idmap);
+        self.writeback.store(writeback, Relaxed);
+        self.fs.kernel_keeps_writes(writeback);
         Ok(())
     }
 
@@ -286,7 +239,12 @@ impl Filesystem for Requests {
         match self.run(request, OpKind::Setattr, ino, |fs, ino| fs.setattr(&Caller::default(), ino, &set)) {
             Ok(a) => {
                 self.set_ids.note(task, &set, &a);
-                reply.attr(&self.ttl(&a), &file_attr(&a));
+                let ttl = self.ttl(&a);
+                let wait = self.synchronous.changes;
+                when_durable(wait, &self.fs, OpKind::Setattr, a.ino, move |durable| match durable {
+                    Ok(()) => reply.attr(&ttl, &file_attr(&a)),
+                    Err(e) => reply.error(e),
+                });
             }
             Err(e) => reply.error(e),
         }
@@ -310,26 +268,28 @@ impl Filesystem for Requests {
         reply: ReplyEntry,
     ) {
         let call = |fs: &FileSystem, ino| fs.mknod(&caller(request, umask), ino, name.as_bytes(), mode, rdev);
-        self.entry(reply, self.run(request, OpKind::Mknod, parent, call));
+        self.entry(OpKind::Mknod, reply, self.run(request, OpKind::Mknod, parent, call));
     }
 
     fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
         let call = |fs: &FileSystem, ino| fs.mkdir(&caller(request, umask), ino, name.as_bytes(), mode);
-        self.entry(reply, self.run(request, OpKind::Mkdir, parent, call));
+        self.entry(OpKind::Mkdir, reply, self.run(request, OpKind::Mkdir, parent, call));
     }
 
     fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        empty(reply, self.run(request, OpKind::Unlink, parent, |fs, ino| fs.unlink(ino, name.as_bytes())));
+        let done = self.run(request, OpKind::Unlink, parent, |fs, ino| fs.unlink(ino, name.as_bytes()));
+        self.name_changed(OpKind::Unlink, parent, reply, done);
     }
 
     fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        empty(reply, self.run(request, OpKind::Rmdir, parent, |fs, ino| fs.rmdir(ino, name.as_bytes())));
+        let done = self.run(request, OpKind::Rmdir, parent, |fs, ino| fs.rmdir(ino, name.as_bytes()));
+        self.name_changed(OpKind::Rmdir, parent, reply, done);
     }
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
         let target = target.as_os_str().as_bytes();
         let call = |fs: &FileSystem, ino| fs.symlink(&caller(request, 0), ino, name.as_bytes(), target);
-        self.entry(reply, self.run(request, OpKind::Symlink, parent, call));
+        self.entry(OpKind::Symlink, reply, self.run(request, OpKind::Symlink, parent, call));
     }
 
     fn rename(
@@ -346,12 +306,12 @@ impl Filesystem for Requests {
             let how = RenameHow::from_flags(flags.bits(), &caller(request, 0)).ok_or(FsFault::Invalid)?;
             fs.rename(ino, name.as_bytes(), Ino(new_parent.0), new_name.as_bytes(), how)
         };
-        empty(reply, self.run(request, OpKind::Rename, parent, call));
+        self.name_changed(OpKind::Rename, parent, reply, self.run(request, OpKind::Rename, parent, call));
     }
 
     fn link(&self, request: &Request, ino: INodeNo, new_parent: INodeNo, new_name: &OsStr, reply: ReplyEntry) {
         let call = |fs: &FileSystem, ino| fs.link(ino, Ino(new_parent.0), new_name.as_bytes());
-        self.entry(reply, self.run(request, OpKind::Link, ino, call));
+        self.entry(OpKind::Link, reply, self.run(request, OpKind::Link, ino, call));
     }
 
     fn open(&self, _request: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
@@ -379,9 +339,13 @@ impl Filesystem for Requests {
         offset: u64,
         size: u32,
         _flags: OpenFlags,
-        _owner: Option<LockOwner>,
+        owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        // Direct reads alone name an owner; O_DIRECT in the flags would also be there for a mapping of such a file.
+        if owner.is_none() {
+            self.page_cache.filled(Ino(ino.0), offset, size as usize);
+        }
         READ.with_borrow_mut(|out| {
             out.clear();
             match self.run(request, OpKind::Read, ino, |fs, ino| fs.read(ino, offset, size as usize, out)) {
@@ -399,16 +363,33 @@ impl Filesystem for Requests {
         offset: u64,
         data: &[u8],
         flags: WriteFlags,
-        _open_flags: OpenFlags,
-        _owner: Option<LockOwner>,
+        open_flags: OpenFlags,
+        owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
+        // Direct writes alone name an owner. Where the kernel writes through, it locks pages while it waits for the answer.
+        let direct = owner.is_some();
+        if !direct {
+            self.page_cache.filled(Ino(ino.0), offset, data.len());
+        }
         let drop_set_id = flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         let how = WriteHow { drop_set_id, stamp: !self.writeback.load(Relaxed) };
-        match self.run(request, OpKind::Write, ino, |fs, ino| fs.write(ino, offset, data, how)) {
-            Ok(()) => reply.written(data.len() as u32),
-            Err(e) => reply.error(e),
+        if let Err(e) = self.run(request, OpKind::Write, ino, |fs, ino| fs.write(ino, offset, data, how)) {
+            return reply.error(e);
         }
+        let (len, ino) = (data.len(), Ino(ino.0));
+        if !direct {
+            return reply.written(len as u32);
+        }
+        let (fs, wait) = (Arc::clone(&self.fs), self.synchronous.direct_write(open_flags));
+        let answer = move || {
+            when_durable(wait, &fs, OpKind::Write, ino, move |durable| match durable {
+                Ok(()) => reply.written(len as u32),
+                Err(e) => reply.error(e),
+            });
+        };
+        // Where direct writes come one by one, the kernel drops the pages itself.
+        if how.stamp { answer() } else { self.page_cache.written_past(ino, offset, len, answer) }
     }
 
     fn flush(&self, _request: &Request, _ino: INodeNo, _handle: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
@@ -500,7 +481,7 @@ impl Filesystem for Requests {
             let may_keep = |gid| groups::has(request, gid) || privileges::may_keep_set_id(request.pid());
             fs.setxattr_by(ino, name.as_bytes(), value, how, may_keep)
         };
-        empty(reply, self.run(request, OpKind::Setxattr, ino, call));
+        self.changed(OpKind::Setxattr, ino, reply, self.run(request, OpKind::Setxattr, ino, call));
     }
 
     fn getxattr(&self, request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
@@ -514,7 +495,8 @@ impl Filesystem for Requests {
     }
 
     fn removexattr(&self, request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        empty(reply, self.run(request, OpKind::Removexattr, ino, |fs, ino| fs.removexattr(ino, name.as_bytes())));
+        let done = self.run(request, OpKind::Removexattr, ino, |fs, ino| fs.removexattr(ino, name.as_bytes()));
+        self.changed(OpKind::Removexattr, ino, reply, done);
     }
 
     fn access(&self, _request: &Request, _ino: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
@@ -536,7 +518,7 @@ impl Filesystem for Requests {
             let what = Fallocate::from_mode(mode).ok_or(FsFault::Unsupported)?;
             fs.fallocate_by(ino, offset, length, what, drop_set_id)
         };
-        empty(reply, self.run(request, OpKind::Fallocate, ino, call));
+        self.changed(OpKind::Fallocate, ino, reply, self.run(request, OpKind::Fallocate, ino, call));
     }
 
     fn lseek(&self, request: &Request, ino: INodeNo, _handle: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
@@ -579,7 +561,13 @@ impl Filesystem for Requests {
         let call =
             |fs: &FileSystem, ino_out| fs.copy_file_range(Ino(ino_in.0), offset_in, ino_out, offset_out, len, how);
         match self.run(request, OpKind::CopyFileRange, ino_out, call) {
-            Ok(copied) => reply.written(copied as u32),
+            Ok(copied) => {
+                let (fs, wait) = (&self.fs, self.synchronous.changes);
+                when_durable(wait, fs, OpKind::CopyFileRange, Ino(ino_out.0), move |durable| match durable {
+                    Ok(()) => reply.written(copied as u32),
+                    Err(e) => reply.error(e),
+                });
+            }
             Err(e) => reply.error(e),
         }
     }

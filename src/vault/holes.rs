@@ -14,11 +14,11 @@ use crate::format::extent::Extent;
 use crate::format::key;
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
-/// Bytes looked at first; each further look takes twice as many, so that neither a file in small pieces nor one of a few
-/// far apart takes long.
-const WINDOW_BYTES: u64 = 1 << 20;
-/// Extents looked up at a time.
-const SCAN: usize = 64;
+/// Bytes looked at first. Each further look takes four times as many, so that neither a file in small pieces nor one of
+/// few pieces far apart takes long. (With 1 MiB at first, each `lseek` in a file of 10,000 islands decoded 130 extents.)
+const WINDOW_BYTES: u64 = 64 << 10;
+/// Extents looked up at first, and at most, at a time.
+const SCAN: (usize, usize) = (8, 64);
 
 impl Vault {
     /// The first byte of data in `[from, to)`; `from` itself if its block holds data.
@@ -55,7 +55,7 @@ fn windows(from: u64, to: u64) -> impl Iterator<Item = (u64, u64)> {
     std::iter::from_fn(move || {
         let start = at;
         let end = (start / BLOCK * BLOCK).saturating_add(len).min(to);
-        (at, len) = (end, len.saturating_mul(2));
+        (at, len) = (end, len.saturating_mul(4));
         (start < end).then_some((start, end))
     })
 }
@@ -85,29 +85,29 @@ fn ranges(shared: &Shared, file: &FileBuffer, from: u64, to: u64) -> Result<Vec<
 fn extents(shared: &Shared, ino: Ino, from: u64, to: u64) -> Result<Vec<(u64, u64)>, VaultFault> {
     let prefix = key::prefix(key::EXTENT, ino.0);
     let mut out = Vec::new();
-    let mut add = |k: &[u8], v: &[u8]| -> Result<bool, VaultFault> {
+    let mut add = |k: &[u8], v: &[u8]| -> Result<(), VaultFault> {
         let at = key::tail_u64(key::split(k)?.2)?;
         let end = at.saturating_add(u64::from(Extent::decode(v)?.len_bytes));
         if at.max(from) < end.min(to) {
             out.push((at.max(from), end.min(to)));
         }
-        Ok(at < to)
+        Ok(())
     };
     if let Some((k, v)) = shared.index.scan_last_before(&prefix, &key::extent(ino, from))? {
         add(&k, &v)?;
     }
-    let mut next = key::extent(ino, from);
+    let (mut next, before) = (key::extent(ino, from), key::extent(ino, to));
+    let mut count = SCAN.0;
     loop {
-        let found = shared.index.scan(&prefix, &next, SCAN)?;
+        let found = shared.index.scan_below(&prefix, &next, Some(&before), count)?;
         for (k, v) in &found {
-            if !add(k, v)? {
-                return Ok(out);
-            }
+            add(k, v)?;
         }
-        match found.into_iter().nth(SCAN - 1) {
+        match found.into_iter().nth(count - 1) {
             Some((last, _)) => next = [&last[..], &[0]].concat(),
             None => return Ok(out),
         }
+        count = (count * 4).min(SCAN.1);
     }
 }
 

@@ -6,6 +6,7 @@
 #![allow(dead_code, reason = "each test program uses a part")]
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test may")]
 
+pub mod aio;
 pub mod disk;
 pub mod inject;
 pub mod load;

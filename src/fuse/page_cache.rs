@@ -1,0 +1,256 @@
+//! Keeps the kernel's page cache in step with direct writes.
+//!
+//! Promise: once a direct write is answered, no cached page shows what its range held before.
+//! Why it is needed: the kernel drops the pages of a range before an asynchronous direct write, and not after it. A buffered
+//! reader that comes between fills pages with the old bytes, and they would stay (`decisions/direct-writes-drop-pages.md`).
+//! How: a thread invalidates the range, then answers. Ranges that are known to have no page are answered at once.
+//! Called by: `requests`. On failure: the range counts as cached, and the write is answered.
+
+use super::seek::Kernel;
+use crate::base::id::Ino;
+use crate::base::lock::Held;
+use crossbeam_channel::Sender;
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+/// Pages are dropped, and known to be, in pieces of this many bytes: after a file of 1 GiB was written through the cache,
+/// 16,384 direct writes drop pages, and those that follow find none.
+const PIECE_BYTES: u64 = 64 << 10;
+/// Words of 64 pieces that are remembered of all files together: 1 TiB. With more, all is forgotten.
+const WORDS_MAX: usize = 1 << 18;
+
+/// What to do after a direct write.
+struct Job {
+    ino: Ino,
+    /// The invalidation's number.
+    id: u64,
+    /// Pieces: first, last.
+    pieces: (u64, u64),
+    answer: Box<dyn FnOnce() + Send>,
+}
+
+/// Takes direct writes that may have left pages behind; the thread ends when this goes.
+pub(super) struct PageCache {
+    bare: Arc<Mutex<Bare>>,
+    /// Whether a direct write has ever been seen: before it, nothing is to be remembered.
+    in_use: AtomicBool,
+    jobs: Sender<Job>,
+}
+
+impl PageCache {
+    pub(super) fn start(kernel: Kernel) -> io::Result<PageCache> {
+        let bare = Arc::<Mutex<Bare>>::default();
+        // Bounded by the kernel's requests: each that waits here is one.
+        let (jobs, taken) = crossbeam_channel::unbounded::<Job>();
+        let known = Arc::clone(&bare);
+        thread::Builder::new().name("page-cache".to_owned()).spawn(move || {
+            for Job { ino, id, pieces, answer } in taken {
+                let range = (pieces.0 * PIECE_BYTES, (pieces.1 + 1).saturating_mul(PIECE_BYTES));
+                let dropped = kernel.invalidate(ino, range);
+                known.held().end(ino, id, dropped);
+                answer();
+            }
+        })?;
+        Ok(PageCache { bare, in_use: AtomicBool::new(false), jobs })
+    }
+
+    /// The kernel is about to fill pages of a range, or has written some back. To be called before the bytes are read or
+    /// written: the page is locked, or under write-back, from before this until the request is answered, and an invalidation
+    /// waits for that.
+    pub(super) fn filled(&self, ino: Ino, offset: u64, len_bytes: usize) {
+        if self.in_use.load(SeqCst) {
+            self.bare.held().filled(ino, pieces(offset, len_bytes));
+        }
+    }
+
+    /// Runs `answer` once no page shows what a direct write has replaced. To be called after the bytes were written.
+    pub(super) fn written_past(&self, ino: Ino, offset: u64, len_bytes: usize, answer: impl FnOnce() + Send + 'static) {
+        if len_bytes == 0 {
+            return answer();
+        }
+        let pieces = pieces(offset, len_bytes);
+        let begun = {
+            let mut bare = self.bare.held();
+            self.in_use.store(true, SeqCst);
+            bare.begin(ino, pieces)
+        };
+        match begun {
+            None => answer(),
+            // The thread lives as long as we do.
+            Some(id) => drop(self.jobs.send(Job { ino, id, pieces, answer: Box::new(answer) })),
+        }
+    }
+}
+
+/// The first and the last piece that a range touches.
+fn pieces(offset: u64, len_bytes: usize) -> (u64, u64) {
+    let last = offset.saturating_add((len_bytes as u64).max(1) - 1);
+    (offset / PIECE_BYTES, last / PIECE_BYTES)
+}
+
+/// Pieces of files of which the kernel has no page.
+#[derive(Default)]
+struct Bare {
+    files: HashMap<Ino, File>,
+    ids: u64,
+    words: usize,
+}
+
+#[derive(Default)]
+struct File {
+    /// A bit for each piece, set if there is no page of it.
+    words: BTreeMap<u64, u64>,
+    under_way: Vec<Invalidation>,
+}
+
+struct Invalidation {
+    id: u64,
+    pieces: (u64, u64),
+    /// Whether pages may have been filled since it began.
+    overtaken: bool,
+}
+
+impl Bare {
+    fn filled(&mut self, ino: Ino, (first, last): (u64, u64)) {
+        let Some(file) = self.files.get_mut(&ino) else { return };
+        for i in file.under_way.iter_mut().filter(|i| i.pieces.0 <= last && first <= i.pieces.1) {
+            i.overtaken = true;
+        }
+        for (word, bits) in words(first, last) {
+            if let Some(known) = file.words.get_mut(&word) {
+                *known &= !bits;
+                if *known == 0 {
+                    file.words.remove(&word);
+                    self.words -= 1;
+                }
+            }
+        }
+    }
+
+    /// The number of an invalidation that is now under way; `None` if the kernel has no page of these pieces.
+    fn begin(&mut self, ino: Ino, (first, last): (u64, u64)) -> Option<u64> {
+        let file = self.files.entry(ino).or_default();
+        if words(first, last).all(|(word, bits)| file.words.get(&word).is_some_and(|known| known & bits == bits)) {
+            return None;
+        }
+        self.ids += 1;
+        file.under_way.push(Invalidation { id: self.ids, pieces: (first, last), overtaken: false });
+        Some(self.ids)
+    }
+
+    fn end(&mut self, ino: Ino, id: u64, dropped: bool) {
+        let Some(file) = self.files.get_mut(&ino) else { return };
+        let Some(at) = file.under_way.iter().position(|i| i.id == id) else { return };
+        let Invalidation { pieces, overtaken, .. } = file.under_way.swap_remove(at);
+        if dropped && !overtaken {
+            for (word, bits) in words(pieces.0, pieces.1) {
+                let known = file.words.entry(word).or_insert_with(|| {
+                    self.words += 1;
+                    0
+                });
+                *known |= bits;
+            }
+        }
+        if self.words + self.files.len() > WORDS_MAX {
+            self.forget();
+        }
+    }
+
+    fn forget(&mut self) {
+        self.files.retain(|_, file| {
+            file.words.clear();
+            !file.under_way.is_empty()
+        });
+        self.words = 0;
+    }
+}
+
+/// The words that the pieces from `first` to `last` lie in, each with their bits.
+fn words(first: u64, last: u64) -> impl Iterator<Item = (u64, u64)> {
+    (first / 64..=last / 64).map(move |word| {
+        let from = if word == first / 64 { first % 64 } else { 0 };
+        let to = if word == last / 64 { last % 64 } else { 63 };
+        (word, (u64::MAX >> (63 - (to - from))) << from)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const INO: Ino = Ino(7);
+
+    /// Whether pieces count as cached.
+    fn is_cached(bare: &mut Bare, pieces: (u64, u64)) -> bool {
+        match bare.begin(INO, pieces) {
+            None => false,
+            Some(id) => {
+                bare.end(INO, id, false);
+                true
+            }
+        }
+    }
+
+    #[test]
+    fn everything_counts_as_cached_until_it_was_dropped() {
+        let mut bare = Bare::default();
+        let id = bare.begin(INO, (60, 70)).unwrap();
+        assert!(is_cached(&mut bare, (60, 70)), "it is not dropped yet");
+        bare.end(INO, id, true);
+        for p in 60..=70 {
+            assert!(!is_cached(&mut bare, (p, p)), "{p}");
+        }
+        assert!(is_cached(&mut bare, (59, 60)) && is_cached(&mut bare, (70, 71)) && !is_cached(&mut bare, (61, 69)));
+        bare.filled(INO, (64, 64));
+        assert!(!is_cached(&mut bare, (60, 63)) && is_cached(&mut bare, (64, 64)) && !is_cached(&mut bare, (65, 70)));
+        bare.filled(Ino(8), (60, 70));
+        assert!(!is_cached(&mut bare, (65, 70)), "another file");
+        bare.filled(INO, (0, 1000));
+        assert!(is_cached(&mut bare, (60, 60)) && bare.words == 0);
+    }
+
+    #[test]
+    fn pages_filled_during_an_invalidation_count_as_cached() {
+        let mut bare = Bare::default();
+        let (a, b) = (bare.begin(INO, (0, 9)).unwrap(), bare.begin(INO, (5, 20)).unwrap());
+        bare.filled(INO, (9, 9));
+        let c = bare.begin(INO, (9, 9)).unwrap();
+        bare.end(INO, a, true);
+        bare.end(INO, b, true);
+        assert!(is_cached(&mut bare, (0, 0)) && is_cached(&mut bare, (9, 9)) && is_cached(&mut bare, (20, 20)));
+        bare.end(INO, c, true);
+        assert!(!is_cached(&mut bare, (9, 9)), "this one began later");
+        let failed = bare.begin(INO, (30, 30)).unwrap();
+        bare.end(INO, failed, false);
+        assert!(is_cached(&mut bare, (30, 30)));
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded() {
+        let mut bare = Bare::default();
+        let held = bare.begin(Ino(1), (0, 0)).unwrap();
+        for n in 0..WORDS_MAX as u64 + 10 {
+            let ino = Ino(2 + n % 3);
+            let id = bare.begin(ino, (n * 64, n * 64)).unwrap();
+            bare.end(ino, id, true);
+        }
+        assert!(bare.words < 1000 && bare.files.values().map(|f| f.words.len()).sum::<usize>() == bare.words);
+        bare.end(Ino(1), held, true);
+        assert!(bare.begin(Ino(1), (0, 0)).is_none(), "one under way is not forgotten");
+    }
+
+    #[test]
+    fn words_have_the_bits_of_their_pieces() {
+        let all = |first, last| words(first, last).collect::<Vec<_>>();
+        assert_eq!(all(0, 0), [(0, 1)]);
+        assert_eq!(all(3, 4), [(0, 0b11000)]);
+        assert_eq!(all(0, 63), [(0, u64::MAX)]);
+        assert_eq!(all(63, 128), [(0, 1 << 63), (1, u64::MAX), (2, 1)]);
+        assert_eq!(pieces(0, 1), (0, 0));
+        assert_eq!(pieces(PIECE_BYTES - 1, 2), (0, 1));
+        assert_eq!(pieces(PIECE_BYTES, PIECE_BYTES as usize), (1, 1));
+    }
+}
