@@ -13,12 +13,17 @@
 
 mod common;
 
+use common::aio::Aio;
 use common::rng::Rng;
 use common::stream::{stream, stream_fault};
-use common::{TestVault, eventually, say_times, setting};
+use common::{TestVault, eventually, needs_root, say_times, setting, shell};
 use std::collections::VecDeque;
-use std::fs::{self, File};
+use std::ffi::CString;
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
@@ -238,4 +243,174 @@ fn the_checker_catches_what_a_crash_must_not_do() {
     assert_eq!(faults(dir.path(), std::slice::from_ref(&done), &[]), Vec::<String>::new());
     fs::write(dir.path().join("mark-0-1"), "").unwrap();
     assert_eq!(faults(dir.path(), std::slice::from_ref(&done), &[]).len(), 1, "a name that came back");
+}
+
+/// Does one thing, kills the daemon at once, and looks whether it is there after the next mount.
+fn outlives_a_kill(v: &TestVault, what: &str, act: impl FnOnce(), is_there: impl FnOnce() -> bool) {
+    act();
+    v.kill9();
+    v.mount();
+    assert!(is_there(), "{what}: it had returned, and is lost");
+}
+
+#[test]
+fn with_dirsync_every_change_of_a_directory_is_durable_when_it_returns() {
+    let v = TestVault::mounted_with(&["dirsync", "flush-interval=600"]);
+    let p = |name: &str| v.path(name);
+    fs::write(p("old"), "content").unwrap();
+    File::open(p("old")).unwrap().sync_all().unwrap();
+    outlives_a_kill(&v, "mkdir", || fs::create_dir(p("d")).unwrap(), || p("d").is_dir());
+    outlives_a_kill(&v, "creat", || drop(File::create(p("d/new")).unwrap()), || p("d/new").is_file());
+    outlives_a_kill(&v, "symlink", || std::os::unix::fs::symlink("x", p("s")).unwrap(), || p("s").is_symlink());
+    outlives_a_kill(&v, "link", || fs::hard_link(p("old"), p("d/l")).unwrap(), || p("d/l").is_file());
+    let renamed = || p("d/r").is_file() && !p("old").exists();
+    outlives_a_kill(&v, "rename", || fs::rename(p("old"), p("d/r")).unwrap(), renamed);
+    outlives_a_kill(&v, "unlink", || fs::remove_file(p("d/l")).unwrap(), || !p("d/l").exists());
+    outlives_a_kill(&v, "mkfifo", || drop(shell(&v.mnt, "mkfifo fifo", &[""])), || p("fifo").exists());
+    fs::create_dir(p("e")).unwrap();
+    outlives_a_kill(&v, "rmdir", || fs::remove_dir(p("e")).unwrap(), || !p("e").exists());
+    v.umount();
+    v.check();
+}
+
+#[test]
+fn with_sync_every_change_is_durable_when_it_returns() {
+    let v = TestVault::mounted_with(&["sync", "flush-interval=600"]);
+    let p = |name: &str| v.path(name);
+    let content = |name: &str| fs::read(p(name)).unwrap_or_default();
+    let open = |how: &mut OpenOptions| how.read(true).write(true).open(p("f")).unwrap();
+    outlives_a_kill(&v, "creat", || drop(File::create(p("f")).unwrap()), || p("f").is_file());
+    // The file stays open: nothing is written back for its close.
+    let mut f = open(&mut OpenOptions::new());
+    outlives_a_kill(&v, "write", || f.write_all(&[b'a'; 300_000]).unwrap(), || content("f") == [b'a'; 300_000]);
+    let f = open(&mut OpenOptions::new());
+    outlives_a_kill(&v, "pwrite", || f.write_all_at(b"b", 9).unwrap(), || content("f")[9] == b'b');
+    let f = open(&mut OpenOptions::new());
+    outlives_a_kill(&v, "ftruncate", || f.set_len(5000).unwrap(), || content("f").len() == 5000);
+    let f = open(&mut OpenOptions::new());
+    let allocate = || {
+        // SAFETY: plain numbers, and a descriptor that lives through the call.
+        assert_eq!(unsafe { libc::fallocate(f.as_raw_fd(), 0, 0, 9000) }, 0);
+    };
+    outlives_a_kill(&v, "fallocate", allocate, || content("f").len() == 9000);
+    let f = OpenOptions::new().write(true).custom_flags(libc::O_DIRECT).open(p("f")).unwrap();
+    let written = || content("f")[..8192] == [7; 8192];
+    outlives_a_kill(&v, "direct, asynchronous", || Aio::new().write(&f, &[(0, 4096, 7), (4096, 4096, 7)]), written);
+    let mode = || fs::metadata(p("f")).unwrap().permissions().mode() & 0o777 == 0o640;
+    outlives_a_kill(&v, "chmod", || fs::set_permissions(p("f"), fs::Permissions::from_mode(0o640)).unwrap(), mode);
+    let stamped = || fs::metadata(p("f")).unwrap().mtime() == 86_400;
+    outlives_a_kill(&v, "utimes", || drop(shell(&v.mnt, "touch -d @86400 f", &[""])), stamped);
+    let set = || drop(shell(&v.mnt, "setfattr -n user.k -v value f", &[""]));
+    let value = || shell(&v.mnt, "getfattr --only-values -n user.k f", &[""]).contains("value");
+    outlives_a_kill(&v, "setxattr", set, value);
+    outlives_a_kill(&v, "copy", || assert_eq!(fs::copy(p("f"), p("g")).unwrap(), 9000), || content("g").len() == 9000);
+    outlives_a_kill(&v, "rename", || fs::rename(p("f"), p("h")).unwrap(), || p("h").is_file() && !p("f").exists());
+    outlives_a_kill(&v, "unlink", || fs::remove_file(p("h")).unwrap(), || !p("h").exists());
+    v.umount();
+    v.check();
+}
+
+#[test]
+fn asynchronous_direct_writes_with_o_dsync_are_durable_when_they_are_done() {
+    let v = TestVault::mounted_with(&["flush-interval=600"]);
+    let path = v.path("f");
+    fs::write(&path, vec![1; 1 << 20]).unwrap();
+    for (flags, byte) in [(libc::O_DSYNC, 2), (libc::O_SYNC, 3)] {
+        let f = OpenOptions::new().write(true).custom_flags(libc::O_DIRECT | flags).open(&path).unwrap();
+        let act = || Aio::new().write(&f, &[(0, 64 << 10, byte), (512 << 10, 64 << 10, byte)]);
+        outlives_a_kill(&v, "O_DSYNC", act, || {
+            let all = fs::read(&path).unwrap_or_default();
+            all.len() == 1 << 20 && all[..64 << 10].iter().chain(&all[512 << 10..576 << 10]).all(|b| *b == byte)
+        });
+    }
+}
+
+/// Commits since the mount.
+fn commits(v: &TestVault) -> u64 {
+    let metrics = v.storage("metrics");
+    let line = metrics.lines().find(|l| l.starts_with("strongroom_commits")).expect("commits are counted");
+    line.rsplit(' ').next().unwrap().parse().unwrap()
+}
+
+#[test]
+fn what_was_copied_is_durable_soon_after_sync() {
+    // Nobody waits for 50 s: what is durable before is so because nothing more came.
+    let v = TestVault::mounted_with(&["flush-interval=100"]);
+    let data = stream(1, 0, 3_000_000);
+    fs::write(v.path("f"), &data).unwrap();
+    // SAFETY: a descriptor that lives through the call.
+    assert_eq!(unsafe { libc::syncfs(File::open(&v.mnt).unwrap().as_raw_fd()) }, 0);
+    assert!(v.pending() > 0, "it was durable at once: nothing is shown");
+    eventually("a pause is followed by a commit", Duration::from_secs(35), || v.pending() == 0);
+    let before = commits(&v);
+    std::thread::sleep(Duration::from_secs(5));
+    assert_eq!(commits(&v), before, "one pause is one commit");
+    v.kill9();
+    v.mount();
+    assert!(fs::read(v.path("f")).unwrap() == data);
+}
+
+#[test]
+fn a_file_that_stays_open_is_handed_over() {
+    let v = TestVault::mounted_with(&["flush-interval=2"]);
+    let data = stream(1, 0, 3_000_000);
+    let mut f = File::create(v.path("f")).unwrap();
+    f.write_all(&data).unwrap();
+    // The kernel alone would keep it for 30 s and more. Half of the interval is over when it comes; then it is committed.
+    std::thread::sleep(Duration::from_secs(1));
+    let came = || v.pending() == 0 && v.storage("buffers").contains("pending_bytes") && handed_over(&v) >= 3_000_000;
+    eventually("it is handed over and durable", Duration::from_secs(20), came);
+    // A stopped daemon answers no write: whoever asked for it waits with it, and with nobody else.
+    f.write_all(b"and more").unwrap();
+    // SAFETY: signals to the daemon this test started.
+    unsafe { libc::kill(v.pid(), libc::SIGSTOP) };
+    std::thread::sleep(Duration::from_secs(2));
+    // SAFETY: as above.
+    unsafe { libc::kill(v.pid(), libc::SIGCONT) };
+    eventually("what came meanwhile, too", Duration::from_secs(20), || {
+        v.pending() == 0 && handed_over(&v) >= 3_000_008
+    });
+    v.kill9();
+    drop(f);
+    v.mount();
+    let back = fs::read(v.path("f")).unwrap();
+    assert!(back.len() == 3_000_008 && back[..3_000_000] == data && &back[3_000_000..] == b"and more");
+    v.umount();
+    v.check();
+}
+
+/// Bytes that the kernel has handed over since the mount.
+fn handed_over(v: &TestVault) -> u64 {
+    let metrics = v.storage("metrics");
+    let line = metrics.lines().find(|l| l.starts_with("strongroom_written_bytes")).expect("they are counted");
+    line.rsplit(' ').next().unwrap().parse().unwrap()
+}
+
+#[test]
+fn handing_over_does_not_keep_the_mount_busy() {
+    needs_root("unmount by itself");
+    // A round every tenth of a second.
+    let v = TestVault::mounted_with(&["flush-interval=0.2"]);
+    let path = CString::new(v.mnt.as_os_str().as_bytes()).unwrap();
+    let f = v.path("f");
+    let begun = Instant::now();
+    let (mut asked, mut busy) = (0, 0);
+    while begun.elapsed() < Duration::from_secs(3) {
+        fs::write(&f, [7; 100_000]).unwrap();
+        for _ in 0..50 {
+            // Marks an unused mount and says EAGAIN; one that is in use is EBUSY. Looking at it takes the mark away.
+            // SAFETY: a zero-terminated string that outlives the call.
+            assert_eq!(unsafe { libc::umount2(path.as_ptr(), libc::MNT_EXPIRE) }, -1);
+            match io::Error::last_os_error().raw_os_error() {
+                Some(libc::EAGAIN) => {}
+                // Whoever looks a path up in it uses it for some microseconds.
+                Some(libc::EBUSY) => busy += 1,
+                e => panic!("{e:?}"),
+            }
+            fs::metadata(&f).unwrap();
+            asked += 1;
+        }
+    }
+    assert!(asked > 100 && busy * 20 < asked, "the mount was in use at {busy} of {asked} questions");
+    v.umount();
 }

@@ -36,6 +36,7 @@ mod slots;
 mod status;
 mod taker;
 mod umount;
+mod write_back;
 
 use clap::{Parser, Subcommand};
 use exit::{Exit, Failure};

@@ -15,7 +15,7 @@ use super::{log as logging, size};
 use crate::backing::{Backing, DirBacking};
 use crate::base::choice::{Compression, Verify};
 use crate::base::id::Generation;
-use crate::base::limits::{BUDGET_BYTES_DEFAULT, BUDGET_BYTES_MIN, CLEAN_BYTES_MIN, FUSE_THREADS};
+use crate::base::limits::{BUDGET_BYTES_DEFAULT, BUDGET_BYTES_MIN, CLEAN_BYTES_MIN, FLUSH_INTERVAL, FUSE_THREADS};
 use crate::base::lock::Held;
 use crate::base::world::{RealWorld, World};
 use crate::confine::{Report, Wanted};
@@ -436,6 +436,8 @@ fn mount_options(plan: &Plan) -> MountOptions {
         read_only: said.read_only,
         acl: said.acl(),
         kernel: said.kernel.clone(),
+        // The kernel has bytes for half of the interval, the daemon for the other.
+        write_back_every: (!said.read_only).then(|| said.flush_interval.unwrap_or(FLUSH_INTERVAL) / 2),
         threads: FUSE_THREADS,
     }
 }

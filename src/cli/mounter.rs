@@ -1,7 +1,8 @@
 //! A process beside the daemon that mounts and unmounts for it, for the daemon itself may not: it is confined, and it has the keys.
 //!
 //! Promise: it never holds a passphrase or key, for it is split off before one is read; it mounts the one mountpoint that was
-//! planned, once, with the options that were planned, and takes nothing away but that very mount. It does nothing by itself, and ends
+//! planned, once, with the options that were planned, and takes nothing away but that very mount. By itself it only has the kernel
+//! hand over what is dirty (`write_back`), and it ends
 //! when the daemon has ended, however that came: a daemon that was killed leaves a dead mount, as ever, for
 //! `strongroom umount` to clear.
 //! Why a process: setting up and taking down mounts is what Landlock, dropped capabilities and seccomp forbid, and the set-uid
@@ -15,6 +16,7 @@ use super::daemon;
 use super::exit::{Exit, Failure};
 use super::last_word::{self, LastWord, Speaker};
 use super::mounts;
+use super::write_back;
 use crate::base::descriptor;
 use crate::base::lock::Held;
 use crate::fuse::{self, MountOptions};
@@ -216,6 +218,10 @@ impl Attendant<'_> {
             .and_then(|top| top.ok_or_else(|| io::Error::other("the mount cannot be seen")));
         let ready = seen.and_then(|mount| {
             self.relay = self.begin_relay(&mount.device)?;
+            if let Some(interval) = self.options.write_back_every {
+                // Without it, what files that stay open have got comes when the kernel sends it.
+                let _ = write_back::start(mount.device.clone(), interval);
+            }
             self.device = Some(mount.device);
             Ok(connection)
         });

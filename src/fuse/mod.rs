@@ -35,6 +35,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// What `df` and `mount` show as the type, after `fuse.`.
 const SUBTYPE: &str = "strongroom";
@@ -58,6 +59,8 @@ pub struct MountOptions {
     pub acl: bool,
     /// Options for the kernel as they are: `nodev`, `nosuid`, `noexec`, `noatime`, `dev`, `suid`, `sync`, `dirsync` …
     pub kernel: Vec<String>,
+    /// How often the kernel is made to hand over what programs have written to files that are still open, if at all.
+    pub write_back_every: Option<Duration>,
     /// Threads that serve requests; more than background requests, so that blocked writers never take all of them.
     pub threads: usize,
 }
@@ -72,6 +75,7 @@ impl Default for MountOptions {
             read_only: false,
             acl: true,
             kernel: Vec::new(),
+            write_back_every: None,
             threads: FUSE_THREADS,
         }
     }

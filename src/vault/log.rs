@@ -36,6 +36,10 @@ use std::time::Duration;
 /// Longest wait before looking whether something went wrong.
 pub(super) const LOOK: Duration = Duration::from_millis(50);
 
+/// The part of the flush interval for which no operation must have come for the batch to be ended: 0.2 s of 5 s. What a
+/// program wrote and then waits for is durable soon; one flush for each such pause is what it costs.
+const QUIET_PART: u32 = 25;
+
 /// What the log is connected to.
 pub struct Ends {
     pub sealed: Receiver<Sealed>,
@@ -233,7 +237,7 @@ impl Log {
         if leaving { LOOK } else { self.time_to_cut() }
     }
 
-    /// How long until a cut is due; zero when it is.
+    /// How long until the batch is to be ended; zero when it is now.
     fn time_to_cut(&self) -> Duration {
         let s = &self.shared;
         let long = Duration::from_secs(1);
@@ -245,7 +249,8 @@ impl Log {
         if s.cut_wanted.load(SeqCst) || s.pressed.load(Relaxed) || s.closing.load(SeqCst) {
             return Duration::ZERO;
         }
-        (began + s.flush_interval).saturating_sub(s.world.elapsed()).min(long)
+        let last = Duration::from_millis(s.last_op_ms.load(Relaxed));
+        due(began, last, s.flush_interval).saturating_sub(s.world.elapsed()).min(long)
     }
 
     /// Puts sealed frames in order and into the log.
@@ -442,8 +447,34 @@ impl Log {
     }
 }
 
+/// The last operation's time is kept in these units.
+const CLOCK: Duration = Duration::from_millis(1);
+
+/// When a batch is ended that nobody waits for: when its oldest change is half the interval old, for the kernel may have
+/// had it for the other half; and before that, once no operation has come for a while. `last`: when the last one came.
+fn due(began: Duration, last: Duration, flush_interval: Duration) -> Duration {
+    let oldest = began + flush_interval / 2;
+    // What only the cleaner has put into it is in no hurry.
+    if last + CLOCK <= began { oldest } else { oldest.min(last + flush_interval / QUIET_PART) }
+}
+
 impl Actor for Log {
     fn step(&mut self) -> bool {
         !self.ended && self.turn()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_is_ended_when_operations_pause_and_at_half_the_interval_at_the_latest() {
+        let (ms, interval) = (Duration::from_millis, Duration::from_secs(5));
+        assert_eq!(due(ms(1000), ms(1000), interval), ms(1200));
+        assert_eq!(due(ms(1000), ms(2000), interval), ms(2200));
+        assert_eq!(due(ms(1000), ms(3499), interval), ms(3500));
+        assert_eq!(due(ms(1000), ms(999), interval), ms(3500), "only the cleaner has written");
+        assert_eq!(due(ms(0), ms(0), Duration::from_secs(600)), ms(24_000));
     }
 }
