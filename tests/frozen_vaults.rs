@@ -277,7 +277,7 @@ fn assert_whole(name: &str, fs: &FileSystem) {
     if name.starts_with("v4") || is_cleaned(name) {
         assert_quotas(fs.vault());
     }
-    let usage = fs.vault().usage().unwrap();
+    let usage = fs.vault().usage();
     assert_eq!((usage.inodes, usage.bytes), (inodes, bytes_used));
     assert_eq!((usage.quota_bytes, usage.quota_inodes), (Some(1 << 40), Some(1_000_000)));
     assert!(fs.vault().stats().errors().is_empty());

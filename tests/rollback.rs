@@ -293,7 +293,7 @@ impl Backing for Below {
     fn sync_dir(&self, path: &str) -> std::io::Result<()> {
         self.0.sync_dir(&Below::path(path))
     }
-    fn space(&self) -> std::io::Result<strongroom::backing::Space> {
+    fn space(&self) -> std::io::Result<Option<strongroom::backing::Space>> {
         self.0.space()
     }
     fn lock(&self, path: &str) -> std::io::Result<Box<dyn Send + Sync>> {

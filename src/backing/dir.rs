@@ -105,13 +105,15 @@ impl Backing for DirBacking {
         beneath::directory(self.top(), path)?.sync_all()
     }
 
-    fn space(&self) -> io::Result<Space> {
+    fn space(&self) -> io::Result<Option<Space>> {
         let mut s = std::mem::MaybeUninit::<libc::statvfs>::uninit();
         // SAFETY: the descriptor is ours and the kernel fills `s`.
         check(unsafe { libc::fstatvfs(self.dir.as_raw_fd(), s.as_mut_ptr()) })?;
         // SAFETY: the call succeeded, so it is filled.
         let s = unsafe { s.assume_init() };
-        Ok(Space { total_bytes: s.f_blocks * s.f_frsize, free_bytes: s.f_bavail * s.f_frsize })
+        let space = Space { total_bytes: s.f_blocks * s.f_frsize, free_bytes: s.f_bavail * s.f_frsize };
+        // A filesystem without blocks is none that is full: FUSE filesystems without a `statfs` answer so.
+        Ok((space.total_bytes > 0).then_some(space))
     }
 
     fn lock(&self, path: &str) -> io::Result<Box<dyn Send + Sync>> {

@@ -60,8 +60,8 @@ pub trait Backing: Send + Sync {
     fn remove(&self, path: &str) -> io::Result<()>;
     /// Makes the names in a directory durable.
     fn sync_dir(&self, path: &str) -> io::Result<()>;
-    /// Room left.
-    fn space(&self) -> io::Result<Space>;
+    /// Room left; `None` where the filesystem does not say (its `statfs` is all zeros).
+    fn space(&self) -> io::Result<Option<Space>>;
     /// Takes the lock file for as long as the result lives; `WouldBlock` if another process has it.
     fn lock(&self, path: &str) -> io::Result<Box<dyn Send + Sync>>;
 }

@@ -152,7 +152,7 @@ impl Backing for ShadowBacking {
         Ok(())
     }
 
-    fn space(&self) -> io::Result<Space> {
+    fn space(&self) -> io::Result<Option<Space>> {
         self.under.space()
     }
 

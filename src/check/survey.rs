@@ -73,7 +73,7 @@ impl<'a> Survey<'a> {
 
     /// Looks at everything.
     pub fn run(&mut self) -> Result<(), VaultFault> {
-        let usage = self.vault.usage()?;
+        let usage = self.vault.usage();
         let share = self.chosen.share();
         self.total_bytes = (share != Share::Nothing).then_some(share.of_bytes(usage.bytes));
         self.strays()?;

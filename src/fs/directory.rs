@@ -210,14 +210,32 @@ impl FileSystem {
 
     /// How much there is and how much is left: the vault's quotas where it has them, else the backing filesystem's room.
     pub fn statfs(&self) -> Result<Space, FsFault> {
-        let usage = self.vault.usage()?;
-        let room = usage.backing_free_bytes;
+        let usage = self.vault.usage();
+        let block = BLOCK_BYTES as u64;
+        // Neither the backing filesystem nor a quota says how much there is: zeros, as that filesystem answers itself, which `df`
+        // shows as unknown.
+        if usage.backing.is_none() && usage.quota_bytes.is_none() {
+            let (inodes, inodes_free) =
+                usage.quota_inodes.map_or((0, 0), |quota| (quota, quota.saturating_sub(usage.inodes)));
+            return Ok(Space {
+                block_bytes: BLOCK_BYTES as u32,
+                blocks: 0,
+                blocks_free: 0,
+                inodes,
+                inodes_free,
+                name_bytes_max: NAME_BYTES_MAX as u32,
+            });
+        }
+        let room = usage.backing.map_or(u64::MAX, |space| space.free_bytes);
         let free = usage.quota_bytes.map_or(room, |quota| quota.saturating_sub(usage.bytes).min(room));
         let total = usage.quota_bytes.unwrap_or(usage.bytes + free).max(usage.bytes);
-        let block = BLOCK_BYTES as u64;
         let inodes_free = match usage.quota_inodes {
             Some(quota) => quota.saturating_sub(usage.inodes),
-            None => (room / BYTES_PER_INODE).min(INODES_SHOWN_MAX.saturating_sub(usage.inodes)),
+            // Where only the quota says how much there is, it stands for the room.
+            None => {
+                let room = usage.backing.map_or(free, |space| space.free_bytes);
+                (room / BYTES_PER_INODE).min(INODES_SHOWN_MAX.saturating_sub(usage.inodes))
+            }
         };
         Ok(Space {
             block_bytes: BLOCK_BYTES as u32,

@@ -39,8 +39,16 @@ fn gauges(g: &Gauges, usage: &Usage, pending_bytes: u64, nodes: usize) -> Vec<(&
         ("quota_bytes", "Quota of bytes; 0 for none.", usage.quota_bytes.unwrap_or(0)),
         ("used_inodes", "Inodes in being.", usage.inodes),
         ("quota_inodes", "Quota of inodes; 0 for none.", usage.quota_inodes.unwrap_or(0)),
-        ("backing_free_bytes", "Room left in the backing filesystem, the reserve taken off.", usage.backing_free_bytes),
-        ("backing_total_bytes", "Size of the backing filesystem.", usage.backing_total_bytes),
+        (
+            "backing_free_bytes",
+            "Room left in the backing filesystem, the reserve taken off; 0 if it does not say.",
+            usage.backing.map_or(0, |space| space.free_bytes),
+        ),
+        (
+            "backing_total_bytes",
+            "Size of the backing filesystem; 0 if it does not say.",
+            usage.backing.map_or(0, |space| space.total_bytes),
+        ),
         ("nodes", "Inodes held in memory.", nodes as u64),
         ("budget_bytes", "The byte budget.", g.budget_bytes),
         ("dirty_bytes", "Bytes in buffers.", g.dirty_bytes),
@@ -128,7 +136,7 @@ impl FileSystem {
 
     fn gauges(&self) -> Result<Vec<(&'static str, &'static str, u64)>, FsFault> {
         let vault = &*self.vault;
-        Ok(gauges(&vault.gauges(), &vault.usage()?, vault.pending_bytes(), self.nodes.count()))
+        Ok(gauges(&vault.gauges(), &vault.usage(), vault.pending_bytes(), self.nodes.count()))
     }
 
     fn gauge_table(&self, which: &[&str]) -> Result<String, FsFault> {
@@ -139,7 +147,7 @@ impl FileSystem {
 
     /// What `/.storage/quota` shows.
     pub fn quota_text(&self) -> Result<String, FsFault> {
-        let usage = self.vault.usage()?;
+        let usage = self.vault.usage();
         let quota = |q: Option<u64>| q.map_or("none".to_owned(), |q| q.to_string());
         let vault = table(&[
             ("used_bytes", usage.bytes.to_string()),
@@ -174,7 +182,7 @@ impl FileSystem {
 
     fn status(&self) -> Result<String, FsFault> {
         let vault = &*self.vault;
-        let (stats, usage) = (vault.stats(), vault.usage()?);
+        let (stats, usage) = (vault.stats(), vault.usage());
         let of = |used: String, quota: Option<String>| quota.map_or(used.clone(), |q| format!("{used} of {q}"));
         let (plain, sealed) = (stats.sealed_plain_bytes.get(), stats.sealed_bytes.get());
         let ratio = if sealed == 0 { "-".to_owned() } else { format!("{:.2}", plain as f64 / sealed as f64) };
@@ -190,7 +198,7 @@ impl FileSystem {
             ("not yet safe", bytes(vault.pending_bytes())),
             ("used", of(bytes(usage.bytes), usage.quota_bytes.map(bytes))),
             ("inodes", of(usage.inodes.to_string(), usage.quota_inodes.map(|q| q.to_string()))),
-            ("backing free", bytes(usage.backing_free_bytes)),
+            ("backing free", usage.backing.map_or("not known".to_owned(), |space| bytes(space.free_bytes))),
             ("written", bytes(stats.written_bytes.get())),
             ("read", bytes(stats.read_bytes.get())),
             ("verified", bytes(stats.verified_bytes.get())),
@@ -205,8 +213,13 @@ impl FileSystem {
             n => format!("of commit {}, {}; {n} kept", gauges.snapshot_commit, bytes(gauges.snapshot_bytes)),
         };
         rows.push(("snapshot", snapshot));
-        if let Some((segments, left)) = vault.left_to_rekey() {
-            let left = format!("unfinished: {} in {segments} segments are under an old key", bytes(left));
+        if vault.has_old_keys() {
+            let left = match vault.left_to_rekey() {
+                Some((segments, left)) => {
+                    format!("unfinished: {} in {segments} segments are under an old key", bytes(left))
+                }
+                None => "unfinished: what is under an old key is being counted".to_owned(),
+            };
             rows.push(("rekey", left));
         }
         let warnings: Vec<_> = self.quota_warnings().into_iter().map(|warning| ("quota       ", warning)).collect();
@@ -244,7 +257,12 @@ impl FileSystem {
             "counters": numbers(stats.counters()),
             "gauges": numbers(self.gauges()?),
             "errors": stats.errors().len(),
-            "rekey_left_bytes": vault.left_to_rekey().map_or(0, |(_, left)| left),
+            // Not 0 while nobody has counted.
+            "rekey_left_bytes": match vault.left_to_rekey() {
+                Some((_, left)) => Value::from(left),
+                None if vault.has_old_keys() => Value::Null,
+                None => Value::from(0),
+            },
             "latency_edges_us": EDGES_US,
             "latencies": latencies,
             "operations": operations,

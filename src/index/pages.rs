@@ -6,7 +6,8 @@
 //! one that was written whole.
 //! Why it holds: a header is only ever written to the slot that does not hold the newest header *known durable*, so a
 //! torn write costs the new one alone. Opening makes the header it chose durable before anything else is written.
-//! Called by: the database, through `StorageBackend`. Takes: the header's lock for page 0, none for other pages.
+//! Called by: the database, through `StorageBackend`. Takes: the header's lock for page 0 and for a change of the length, none for
+//! other pages.
 //! On failure: after a failed write or sync nothing more is written, so the file stays as the last durable header
 //! describes it and snapshots go on being readable; `failure` tells, and `RedbTable` begins again from the file.
 
@@ -18,7 +19,7 @@ use crate::seal::PageKey;
 use redb::StorageBackend;
 use std::fmt;
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 
 /// A page as the database sees it.
@@ -61,6 +62,8 @@ pub(super) struct Pages {
     world: Arc<dyn World>,
     file_id: [u8; 16],
     header: Mutex<Header>,
+    /// The header's length, for readers: they must not wait while the disk writes a header.
+    len: AtomicU64,
     /// Reading, changing and writing part of a page is one step.
     partial: Mutex<()>,
     forged: AtomicBool,
@@ -105,6 +108,7 @@ impl Pages {
             key,
             world,
             file_id,
+            len: AtomicU64::new(header.len),
             header: Mutex::new(header),
             partial: Mutex::new(()),
             forged: AtomicBool::new(false),
@@ -278,7 +282,7 @@ impl Pages {
     }
 
     fn try_read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        if offset.checked_add(out.len() as u64).is_none_or(|end| end > self.header.held().len) {
+        if offset.checked_add(out.len() as u64).is_none_or(|end| end > self.len.load(SeqCst)) {
             // Only a damaged database asks for this.
             self.distrust();
             return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "a read beyond the end of the index"));
@@ -315,6 +319,7 @@ impl Pages {
     fn try_set_len(&self, len: u64) -> io::Result<()> {
         let mut header = self.header.held();
         header.len = len;
+        self.len.store(len, SeqCst);
         self.write_header(&mut header)?;
         let pages = len.div_ceil(PAGE_BYTES as u64).max(1);
         self.file.set_len(place(pages))

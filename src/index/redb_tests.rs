@@ -120,7 +120,7 @@ impl Backing for Cutting {
         self.step();
         self.disk.sync_dir(path)
     }
-    fn space(&self) -> io::Result<Space> {
+    fn space(&self) -> io::Result<Option<Space>> {
         self.disk.space()
     }
     fn lock(&self, path: &str) -> io::Result<Box<dyn Send + Sync>> {

@@ -15,7 +15,7 @@ use super::step::Actor;
 use super::writer::is_full;
 use super::{VaultFault, home, reserve_bytes, root, totals};
 use crate::backing::{BackingFile, Cache, Open};
-use crate::base::id::{Generation, SegmentId};
+use crate::base::id::SegmentId;
 use crate::base::limits::{ALLOCATE_STEP_BYTES, BLOCK_BYTES};
 use crate::base::lock::Held;
 use crate::format::key;
@@ -178,8 +178,7 @@ impl Housekeeper {
         }
         // What lies away is to have room, too.
         let need = |total: u64| reserve_bytes(total) + shared.reserve.missing_bytes() + shared.places.away_bytes();
-        let room = shared.backing.space().is_ok_and(|s| s.free_bytes > need(s.total_bytes));
-        if room && shared.places.probe(Place::Primary).is_ok() {
+        if shared.space.look().fits(need) && shared.places.probe(Place::Primary).is_ok() {
             shared.home_wanted.store(true, SeqCst);
             shared.wake_log();
             return true;
@@ -246,15 +245,10 @@ pub fn store(
     }
     let mut header = shared.header.held();
     header.settle(shared)?;
-    let mut root = shared.root.held();
-    root.generation = Generation(root.generation.0 + 1);
-    (root.covered, root.clean) = (position, clean);
+    let next = shared.next_root(|root| (root.covered, root.clean) = (position, clean));
     let (keys, vault) = (shared.segments.keys(), shared.segments.vault);
-    root::write(&*shared.backing, &root, &keys, vault, &*shared.world)?;
-    // Not under this lock, which whoever looks at the numbers takes: pins lie on another filesystem, and it may be slow.
-    let written = root.clone();
-    drop(root);
-    shared.pins.remember(&written);
+    root::write(&*shared.backing, &next, &keys, vault, &*shared.world)?;
+    shared.pins.remember(&next);
     drop(header);
     Ok(())
 }

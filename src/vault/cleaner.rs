@@ -273,7 +273,7 @@ impl Cleaner {
             return Ok(false);
         }
         let id = task.occupants.segment();
-        if task.empties && shared.is_full(CLEAN_STEP_BYTES)? {
+        if task.empties && shared.is_full_now(CLEAN_STEP_BYTES) {
             // It was not its fault.
             self.emptied.remove(&id);
             self.victims.clear();
@@ -377,7 +377,7 @@ impl Cleaner {
         }
         if removed {
             shared.backing.sync_dir("segments")?;
-            *shared.space.held() = None;
+            shared.space.forget();
         }
         Ok(removed || !self.empty.is_empty())
     }
@@ -437,8 +437,8 @@ impl Cleaner {
         let live: u64 = all.iter().map(|t| t.live_bytes).sum();
         let gain = |t: &Taken| t.taken_bytes.saturating_sub(t.live_bytes);
         let all_gain: u64 = all.iter().map(gain).sum();
-        let space = shared.space()?;
-        let is_short = space.free_bytes < space.total_bytes / CLEAN_SHORT_ONE_IN;
+        let space = shared.space.look().space();
+        let is_short = space.is_some_and(|space| space.free_bytes < space.total_bytes / CLEAN_SHORT_ONE_IN);
         let least = if is_short { self.clean_bytes / 4 } else { self.clean_bytes.max(live / CLEAN_ONE_IN) };
         self.look_at = shared.stats.log_bytes.get() + least / 4;
         let ordered = std::mem::take(&mut self.ordered);

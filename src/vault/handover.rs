@@ -13,7 +13,6 @@ use super::shared::Shared;
 use super::writer::is_full;
 use super::{HEADER, HEADER_COPY, HeaderRefused, Vault, VaultFault, header_file, root};
 use crate::backing::read_file;
-use crate::base::id::Generation;
 use crate::base::lock::Held;
 use crate::format::header::HEADER_BYTES_MAX;
 use crate::seal::{Header, HeaderFault, MasterKey, Unlock, header_mark, open_header, read_header, write_header};
@@ -98,16 +97,12 @@ impl InForce {
         let mark = header_mark(&next, keys.current());
         log::info!("another header is in force: revision {}", mark.revision);
         self.header = next;
-        let mut root = shared.root.held();
-        root.generation = Generation(root.generation.0 + 1);
-        root.header = Some(mark);
+        let root = shared.next_root(|root| root.header = Some(mark));
         let written = root::write(&*shared.backing, &root, &keys, shared.segments.vault, &*shared.world);
-        let written = written.map(|()| root.clone());
-        drop(root);
         shared.pins.keep_header(text);
         match written {
-            Ok(written) => {
-                shared.pins.remember(&written);
+            Ok(()) => {
+                shared.pins.remember(&root);
                 Ok(())
             }
             Err(e) => {

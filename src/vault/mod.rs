@@ -58,6 +58,7 @@ mod sharing;
 mod slots;
 mod snapshot;
 mod snapshot_keeper;
+mod space;
 mod start;
 mod state;
 mod stats;
@@ -117,6 +118,8 @@ struct Running {
     verify: Option<JoinHandle<()>>,
     house: Option<JoinHandle<()>>,
     house_in: Sender<ToHousekeeper>,
+    /// Those that ask how much room there is.
+    space: Vec<JoinHandle<()>>,
     /// Ends when the first goes; `None` if nothing is cleaned.
     cleaner: Option<(Sender<()>, JoinHandle<()>)>,
 }
@@ -130,7 +133,7 @@ pub struct Vault {
     suite: SuiteId,
     index_lost: Option<String>,
     lost_records: u64,
-    left_to_rekey: Mutex<report::LeftToRekey>,
+    left_to_rekey: Arc<report::LeftToRekey>,
     scrub: Arc<scrub::Scrub>,
 }
 
@@ -500,6 +503,12 @@ impl Vault {
         }
         let _ = running.house_in.send(ToHousekeeper::Stop);
         join(running.house);
+        self.left_to_rekey.close();
+        // One that waits for a disk which does not answer is left behind.
+        let answered = [&s.space, &s.space_away].map(|watch| watch.close());
+        for (thread, answered) in running.space.into_iter().zip(answered) {
+            join(answered.then_some(thread));
+        }
         // While it failed, the log went on trying until the deadline, and may have found a place.
         if flushed.is_err() && !s.progress.is_stopped() && s.batch.held().is_empty() && s.in_flight.held().is_empty() {
             flushed = Ok(());

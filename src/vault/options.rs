@@ -5,6 +5,7 @@
 
 use super::place::EmergencyDir;
 use super::step::Choose;
+use crate::backing::Space;
 use crate::base::choice::{Compression, SuiteId, Verify};
 use crate::base::limits::{
     BUDGET_BYTES_DEFAULT, FLUSH_DEADLINE, FLUSH_INTERVAL, SCRUB_RATE_BYTES, VERIFY_OPEN_PERCENT,
@@ -114,10 +115,8 @@ pub struct Usage {
     pub inodes: u64,
     /// Most that there may be.
     pub quota_inodes: Option<u64>,
-    /// Room on the backing filesystem, the reserve taken off.
-    pub backing_free_bytes: u64,
-    /// Size of the backing filesystem.
-    pub backing_total_bytes: u64,
+    /// Room on the backing filesystem, the reserve taken off, and its size; `None` where it does not say.
+    pub backing: Option<Space>,
 }
 
 /// How full everything is at the moment.

@@ -111,14 +111,15 @@ impl Places {
     pub fn of(&self, place: Place) -> io::Result<Arc<dyn Backing>> {
         let Place::Emergency = place else { return Ok(Arc::clone(&self.primary)) };
         let Some(emergency) = &self.emergency else { return Err(io::ErrorKind::NotFound.into()) };
-        let mut reached = self.reached.held();
+        // The lock is free while the disk is asked: two who reach the directory at once reach the same one.
+        let known = self.reached.held().clone();
         // A handle to a directory that was taken away stays open for ever: look whether it still answers.
-        if let Some(known) = &*reached
+        if let Some(known) = known
             && known.space().is_ok()
         {
-            return Ok(Arc::clone(known));
+            return Ok(known);
         }
-        *reached = None;
+        *self.reached.held() = None;
         let new = (emergency.reach)(self.vault)?;
         match new.make_dir(SEGMENTS) {
             Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
@@ -130,7 +131,7 @@ impl Places {
             Ok(file) => file.sync_data()?,
         }
         new.sync_dir("")?;
-        *reached = Some(Arc::clone(&new));
+        *self.reached.held() = Some(Arc::clone(&new));
         Ok(new)
     }
 
@@ -181,7 +182,8 @@ impl Places {
 
     /// Whether a place has so many bytes free.
     pub fn has_room(&self, place: Place, bytes: u64) -> bool {
-        self.of(place).and_then(|backing| backing.space()).is_ok_and(|space| space.free_bytes >= bytes)
+        let space = self.of(place).and_then(|backing| backing.space());
+        space.is_ok_and(|space| space.is_none_or(|space| space.free_bytes >= bytes))
     }
 
     /// Makes one real test write in a place, flushes it, and reads it back from the device.
@@ -285,7 +287,7 @@ impl Backing for Everywhere {
     fn sync_dir(&self, path: &str) -> io::Result<()> {
         self.0.primary.sync_dir(path)
     }
-    fn space(&self) -> io::Result<Space> {
+    fn space(&self) -> io::Result<Option<Space>> {
         self.0.primary.space()
     }
     fn lock(&self, path: &str) -> io::Result<Box<dyn Send + Sync>> {

@@ -362,7 +362,7 @@ impl Rekey {
         report: &mut RekeyReport,
     ) -> Result<(), RekeyFault> {
         let need_bytes = len_bytes + ROOM_BESIDE_BYTES;
-        if self.backing.space()?.free_bytes < need_bytes {
+        if self.backing.space()?.is_some_and(|space| space.free_bytes < need_bytes) {
             return Err(RekeyFault::NoRoom { need_bytes });
         }
         let live_bytes = known_segment(&self.index, id)?.map_or(0, |info| info.live_bytes);

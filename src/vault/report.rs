@@ -1,26 +1,83 @@
 //! What an open vault answers about itself: how full, what is in force, what it did, what is not safe yet.
 //!
-//! Promise: each answer is made at once, from what is in memory (what is left to rekey, and a directory's path, are looked up on the
-//! disk); no content, no keys, and no names but in that path.
-//! Called by: `fs::render`, `cli`. On failure: the backing directory's error, where room is asked for.
+//! Promise: each answer is made at once, from what is in memory, and waits for no disk (a directory's path is looked up in the index);
+//! no content, no keys, and no names but in that path.
+//! Called by: `fs::render`, `cli`. On failure: an old number, or none.
 
 use super::paths;
 use super::place::Place;
 use super::rekey::under_old_keys;
+use super::shared::Shared;
 use super::state::{Held as HeldState, State};
 use super::totals::{self, Totals};
-use super::{Gauges, Usage, Vault, VaultFault, reserve_bytes};
+use super::{Gauges, Usage, Vault, reserve_bytes};
+use crate::backing::Space;
 use crate::base::choice::Verify;
 use crate::base::id::{Ino, KeyNumber};
 use crate::base::lock::Held;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
-/// How long what was seen of segments under old keys is believed.
-const LOOK_AGAIN: Duration = Duration::from_secs(30);
+/// How long a count of what lies under old keys is believed.
+const COUNT_AGAIN: Duration = Duration::from_secs(30);
+/// Longest wait at closing for a count under way, on a disk that does not answer.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
 
-/// The key in force when it was looked, when that was, and segments and bytes under old ones.
-pub type LeftToRekey = Option<(KeyNumber, Duration, (u64, u64))>;
+/// What lies under old keys, counted by a thread of its own: the count opens every segment.
+#[derive(Default)]
+pub struct LeftToRekey {
+    /// The key in force at the last count, when that began, and the segments and bytes that were under other keys.
+    counted: Mutex<Option<(KeyNumber, Duration, (u64, u64))>>,
+    counting: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl LeftToRekey {
+    /// What the last count under the key in force gave, however old; has it counted anew from time to time.
+    fn get(self: &Arc<Self>, shared: &Arc<Shared>) -> Option<(u64, u64)> {
+        let (key, now) = (shared.segments.keys().number(), shared.world.elapsed());
+        let counted = |this: &Self| this.counted.held().filter(|(of, ..)| *of == key);
+        let is_fresh = counted(self).is_some_and(|(_, at, _)| now.saturating_sub(at) < COUNT_AGAIN);
+        if !is_fresh && shared.stepper.is_some() {
+            self.count(shared);
+        } else if !is_fresh {
+            self.count_beside(shared);
+        }
+        counted(self).map(|(.., left)| left)
+    }
+
+    fn count_beside(self: &Arc<Self>, shared: &Arc<Shared>) {
+        let mut counting = self.counting.held();
+        if counting.as_ref().is_some_and(|thread| !thread.is_finished()) || shared.closing.load(SeqCst) {
+            return;
+        }
+        let (this, shared) = (Arc::clone(self), Arc::clone(shared));
+        let count = move || this.count(&shared);
+        // Without a thread there is no number, and the next who asks tries again.
+        *counting = std::thread::Builder::new().name("rekey-left".to_owned()).spawn(count).ok();
+    }
+
+    fn count(&self, shared: &Shared) {
+        let (key, now) = (shared.segments.keys().number(), shared.world.elapsed());
+        match under_old_keys(&*shared.backing, key) {
+            Ok(left) => *self.counted.held() = Some((key, now, left)),
+            Err(e) => log::warn!("counting what lies under old keys: {e}"),
+        }
+    }
+
+    /// Waits for a count under way, so that nothing of the backing directory is open when closing has ended.
+    pub fn close(&self) {
+        let Some(thread) = self.counting.held().take() else { return };
+        let until = Instant::now() + CLOSE_PATIENCE;
+        while !thread.is_finished() && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        if thread.is_finished() {
+            let _ = thread.join();
+        }
+    }
+}
 
 impl Vault {
     /// How often each state was entered since the mount, and how long it was held.
@@ -45,21 +102,13 @@ impl Vault {
         all
     }
 
-    /// Segments that are under an old key, and their bytes; nothing if no rekey is unfinished. Looked at from time to time, for
-    /// it takes a glance into each segment.
+    /// Segments that are under an old key, and their bytes; `None` if no rekey is unfinished, or nobody has counted yet. The count
+    /// is made in the background, for it opens each segment.
     pub fn left_to_rekey(&self) -> Option<(u64, u64)> {
-        let s = &self.shared;
-        let (keys, now) = (s.segments.keys(), s.world.elapsed());
-        keys.old().next()?;
-        let mut known = self.left_to_rekey.held();
-        match *known {
-            Some((of, at, left)) if of == keys.number() && now.saturating_sub(at) < LOOK_AGAIN => Some(left),
-            _ => {
-                let left = under_old_keys(&*s.backing, keys.number()).ok()?;
-                *known = Some((keys.number(), now, left));
-                Some(left)
-            }
+        if !self.has_old_keys() {
+            return None;
         }
+        self.left_to_rekey.get(&self.shared)
     }
 
     /// The path of a directory, without a `/` at its end; `None` if it has none, or its names do not read.
@@ -73,17 +122,20 @@ impl Vault {
     }
 
     /// What is used of what there is.
-    pub fn usage(&self) -> Result<Usage, VaultFault> {
+    #[must_use]
+    pub fn usage(&self) -> Usage {
         let s = &self.shared;
-        let space = s.space()?;
-        Ok(Usage {
+        let less_the_reserve = |space: Space| Space {
+            free_bytes: space.free_bytes.saturating_sub(reserve_bytes(space.total_bytes)),
+            ..space
+        };
+        Usage {
             bytes: s.allocated.load(Relaxed) + s.dirty.used_bytes(),
             quota_bytes: s.quota_bytes,
             inodes: s.inodes.load(Relaxed).max(0) as u64,
             quota_inodes: s.quota_inodes,
-            backing_free_bytes: space.free_bytes.saturating_sub(reserve_bytes(space.total_bytes)),
-            backing_total_bytes: space.total_bytes,
-        })
+            backing: s.space.room().space().map(less_the_reserve),
+        }
     }
 
     /// How full everything is.

@@ -9,7 +9,7 @@ use super::VaultFault;
 use super::place::remove_if_there;
 use super::rekey::RekeyFault;
 use super::snapshot::{self, Making};
-use crate::backing::{Backing, Cache, Open};
+use crate::backing::{Backing, Cache, Open, Space};
 use crate::base::id::{CommitSeq, Epoch};
 use crate::base::world::World;
 use crate::format::key;
@@ -93,7 +93,8 @@ impl Sealing<'_> {
             if key == self.keys.number() {
                 return Ok(None);
             }
-            if making.is_none() && self.backing.space()?.free_bytes < need_bytes {
+            let is_short = |space: Space| space.free_bytes < need_bytes;
+            if making.is_none() && self.backing.space()?.is_some_and(is_short) {
                 return Err(RekeyFault::NoRoom { need_bytes });
             }
             let mut going_on = match making.take() {

@@ -12,6 +12,7 @@ use crate::base::limits::{RESERVE_FILE_BYTES, RESERVE_FILE_SHARE};
 use crate::base::lock::Held;
 use std::io;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 /// Its name.
 pub const RESERVE: &str = "reserve";
@@ -20,8 +21,10 @@ pub const RESERVE: &str = "reserve";
 pub struct Reserve {
     /// Bytes it is meant to hold.
     wanted: u64,
-    /// Bytes it holds.
-    held: Mutex<u64>,
+    /// Bytes it holds. Admission reads it, so no lock is held over the disk that it would have to wait for.
+    held: AtomicU64,
+    /// Held while the file is grown or removed.
+    changing: Mutex<()>,
 }
 
 /// Left free when the rest is taken: for names, and for what the filesystem needs itself.
@@ -31,22 +34,24 @@ impl Reserve {
     /// Takes the room, if there is four times as much; what cannot be had is looked for again later. Whoever only reads
     /// needs none.
     pub fn take(backing: &dyn Backing, writes: bool) -> Reserve {
-        let total = backing.space().map_or(0, |s| s.total_bytes);
+        // A filesystem that does not say how large it is does not say when it has plenty either: nothing is taken.
+        let total = backing.space().ok().flatten().map_or(0, |space| space.total_bytes);
         let wanted = (total / RESERVE_FILE_SHARE).min(RESERVE_FILE_BYTES);
-        let reserve = Reserve { wanted, held: Mutex::new(if writes { 0 } else { wanted }) };
+        let reserve =
+            Reserve { wanted, held: AtomicU64::new(if writes { 0 } else { wanted }), changing: Mutex::new(()) };
         reserve.refill(backing);
         reserve
     }
 
     /// What it lacks.
     pub fn missing_bytes(&self) -> u64 {
-        self.wanted.saturating_sub(*self.held.held())
+        self.wanted.saturating_sub(self.held.load(SeqCst))
     }
 
     /// Gives the room to whoever needs it now; false if it has been given before.
     pub fn release(&self, backing: &dyn Backing) -> bool {
-        let mut held = self.held.held();
-        std::mem::take(&mut *held) > 0 && remove_if_there(backing, RESERVE).is_ok()
+        let _changing = self.changing.held();
+        self.held.swap(0, SeqCst) > 0 && remove_if_there(backing, RESERVE).is_ok()
     }
 
     /// Takes the room again, if there is plenty.
@@ -61,10 +66,10 @@ impl Reserve {
     }
 
     fn fill(&self, backing: &dyn Backing, all: bool) {
-        let mut held = self.held.held();
-        if *held < self.wanted {
+        let _changing = self.changing.held();
+        if self.held.load(SeqCst) < self.wanted {
             match fill(backing, self.wanted, all) {
-                Ok(now) => *held = now,
+                Ok(now) => self.held.store(now, SeqCst),
                 Err(e) => log::warn!("the reserve: {e}"),
             }
         }
@@ -81,7 +86,7 @@ fn fill(backing: &dyn Backing, wanted: u64, all: bool) -> io::Result<u64> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => (None, 0),
         Err(e) => return Err(e),
     };
-    let free = backing.space()?.free_bytes;
+    let free = backing.space()?.map_or(0, |space| space.free_bytes);
     let target = if known + free >= 4 * wanted {
         wanted
     } else if all {

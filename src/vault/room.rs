@@ -17,12 +17,12 @@ impl Vault {
     /// Refuses if there is no room for `bytes` more, after what was deleted has been given back.
     pub(super) fn make_room(&self, bytes: u64) -> Result<(), VaultFault> {
         let s = &self.shared;
-        if !s.is_full(bytes)? {
+        if !s.is_full_now(bytes) {
             return Ok(());
         }
         let _alone = s.near_quota.held();
         for _ in 0..CHECKPOINTS_MOST {
-            if !s.is_full(bytes)? {
+            if !s.is_full_now(bytes) {
                 return Ok(());
             }
             if !self.holds_deleted() || self.checkpoint().is_err() {
@@ -34,15 +34,15 @@ impl Vault {
                 progress = s.await_progress(progress, Duration::from_millis(50));
             }
             drop(progress);
-            *s.space.held() = None;
+            s.space.forget();
         }
-        if s.is_full(bytes)? { Err(VaultFault::BackingFull) } else { Ok(()) }
+        if s.is_full_now(bytes) { Err(VaultFault::BackingFull) } else { Ok(()) }
     }
 
     /// Refuses if there is no room at all; then what was deleted is asked for, for whoever tries again.
     pub(super) fn admit_room(&self) -> Result<(), VaultFault> {
         let s = &self.shared;
-        if !s.is_full(0)? {
+        if !s.is_full(0) {
             return Ok(());
         }
         if self.holds_deleted() {

@@ -17,6 +17,7 @@ use super::reserve::Reserve;
 use super::sealer::{Cursor, Job, Sealed};
 use super::segments::Segments;
 use super::snapshot::Kept;
+use super::space::{Room, SpaceWatch};
 use super::state::{Event, Machine, State};
 use super::stats::Stats;
 use super::step::Stepper;
@@ -24,9 +25,9 @@ use super::totals::Totals;
 use super::trouble::{Kind, Trouble};
 use super::window::Windows;
 use super::{VaultFault, reserve_bytes};
-use crate::backing::{AlignedBuf, Backing, Space};
+use crate::backing::{AlignedBuf, Backing};
 use crate::base::choice::{Compression, Verify};
-use crate::base::id::{Ino, SegmentId};
+use crate::base::id::{Generation, Ino, SegmentId};
 use crate::base::limits::{AWAY_RESERVE_BYTES, CHECKPOINT_IDLE};
 use crate::base::lock::Held;
 use crate::base::world::World;
@@ -86,6 +87,9 @@ impl Shares {
         self.dirty_bytes / 4
     }
 }
+
+/// Longest wait of a writer for a disk to say how much room it has.
+const SPACE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Fewest files among which those that have gone are looked for.
 pub const FILES_LOOK_MIN: usize = 1024;
@@ -189,11 +193,13 @@ pub struct Shared {
 
     /// Ranges that no extent names any more, not yet covered by a checkpoint.
     pub dead: Mutex<Vec<DeadRange>>,
-    /// Held, before `root`, by whoever writes a root, the header or the pins.
+    /// Held by whoever writes a root, the header or the pins; `root` only for a moment in memory.
     pub header: Mutex<InForce>,
     pub root: Mutex<Root>,
     pub pins: Pins,
-    pub space: Mutex<Option<(Duration, Space)>>,
+    /// The room of the backing directory, and of the emergency directory.
+    pub space: Arc<SpaceWatch>,
+    pub space_away: Arc<SpaceWatch>,
 
     /// The snapshots of the index that lie in the backing directory, the newest first.
     pub snapshots: Mutex<Vec<Kept>>,
@@ -356,8 +362,9 @@ impl Shared {
 
     /// Gives the reserve to a write that found the disk full; false if it was given before.
     pub fn release_reserve(&self) -> bool {
-        *self.space.held() = None;
-        self.reserve.release(&*self.backing)
+        let released = self.reserve.release(&*self.backing);
+        self.space.forget();
+        released
     }
 
     /// Takes the reserve again, if there is room.
@@ -397,30 +404,39 @@ impl Shared {
     }
 
     /// Whether neither place has room for `bytes` more, beside what each keeps back.
-    pub fn is_full(&self, bytes: u64) -> Result<bool, VaultFault> {
-        let need = bytes + self.dirty.used_bytes();
-        // While the log is away, it does not matter what the backing directory says.
-        let home = !self.away.load(SeqCst) && {
-            let space = self.space()?;
-            need + reserve_bytes(space.total_bytes) + self.reserve.missing_bytes() <= space.free_bytes
-        };
-        // What the backing directory cannot take, the emergency directory does.
-        let away = || self.places.has_room(Place::Emergency, need + AWAY_RESERVE_BYTES);
-        Ok(!(home || self.places.has(Place::Emergency) && away()))
+    pub fn is_full(&self, bytes: u64) -> bool {
+        self.is_full_by(bytes, SpaceWatch::room)
     }
 
-    /// Room on the backing filesystem, at most 50 ms old.
-    pub fn space(&self) -> Result<Space, VaultFault> {
-        let now = self.world.elapsed();
-        let mut cached = self.space.held();
-        match *cached {
-            Some((at, space)) if now.saturating_sub(at) < Duration::from_millis(50) => Ok(space),
-            _ => {
-                let space = self.backing.space()?;
-                *cached = Some((now, space));
-                Ok(space)
-            }
-        }
+    /// Answers `is_full` by what the disks say now: for a writer that would be refused otherwise, and may wait for them.
+    pub fn is_full_now(&self, bytes: u64) -> bool {
+        self.is_full(bytes) && self.is_full_by(bytes, |watch| watch.room_now(SPACE_PATIENCE))
+    }
+
+    fn is_full_by(&self, bytes: u64, room: impl Fn(&SpaceWatch) -> Room) -> bool {
+        // Read before the room: what leaves the buffers in between counts as written.
+        let need = bytes + self.dirty.used_bytes();
+        let at_home = |total: u64| need + reserve_bytes(total) + self.reserve.missing_bytes();
+        // While the log is away, it does not matter what the backing directory says.
+        let home = !self.away.load(SeqCst) && room(&self.space).fits(at_home);
+        // What the backing directory cannot take, the emergency directory does.
+        let away = || room(&self.space_away).fits(|_| need + AWAY_RESERVE_BYTES);
+        !(home || self.places.has(Place::Emergency) && away())
+    }
+
+    /// The log has written so many bytes, in whichever place.
+    pub fn wrote(&self, bytes: u64) {
+        self.space.wrote(bytes);
+        self.space_away.wrote(bytes);
+    }
+
+    /// The root to be written next, one generation further: for who holds the header's lock. The root's own lock is free while the
+    /// disk writes it, for whoever looks at the numbers takes that. A root whose writing fails has used its generation up.
+    pub fn next_root(&self, change: impl FnOnce(&mut Root)) -> Root {
+        let mut root = self.root.held();
+        root.generation = Generation(root.generation.0 + 1);
+        change(&mut root);
+        root.clone()
     }
 
     /// Answers everyone who waited for a batch up to `batch`.

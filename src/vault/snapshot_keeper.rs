@@ -246,9 +246,9 @@ fn may_work(shared: &Shared) -> bool {
 
 /// Whether there is room for so many bytes beside all that is kept for the vault's other writes.
 fn room_for(shared: &Shared, bytes: u64) -> Result<(), VaultFault> {
-    let space = shared.space()?;
-    let kept = reserve_bytes(space.total_bytes) + shared.reserve.missing_bytes() + shared.dirty.used_bytes();
-    if space.free_bytes < kept + bytes { Err(VaultFault::BackingFull) } else { Ok(()) }
+    let beside = bytes + shared.reserve.missing_bytes() + shared.dirty.used_bytes();
+    let fits = shared.space.room().fits(|total| beside + reserve_bytes(total));
+    if fits { Ok(()) } else { Err(VaultFault::BackingFull) }
 }
 
 /// Bytes of the log from a segment on.

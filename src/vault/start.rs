@@ -12,7 +12,7 @@ use super::handover::InForce;
 use super::log::{Ends, Log};
 use super::moves::Moves;
 use super::open::Parts;
-use super::place::Everywhere;
+use super::place::{Everywhere, Place};
 use super::progress::Progress;
 use super::quota::Quotas;
 use super::recover::Recovered;
@@ -21,6 +21,7 @@ use super::scrub::Scrub;
 use super::sealer::{Cursor, Worker};
 use super::segments::{Keyring, Segments};
 use super::shared::Shared;
+use super::space::SpaceWatch;
 use super::state::{Event, Machine};
 use super::step::{Actor, Stepper};
 use super::verifier::Verifier;
@@ -59,6 +60,7 @@ pub(super) fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sy
     };
     let first = SegmentId(found.newest_segment.0 + 1);
     let stepped = options.stepped.is_some();
+    let places_count = if places.has(Place::Emergency) { 2 } else { 1 };
     // A worker's job holds bytes of the budget, so this queue is bounded by it.
     let (jobs_in, jobs) = crossbeam_channel::unbounded();
     let (sealed_in, sealed) = queue(stepped, 32);
@@ -68,6 +70,13 @@ pub(super) fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sy
     let (prepare, to_prepare) = crossbeam_channel::bounded(1);
     let everywhere: Arc<dyn Backing> = Arc::new(Everywhere(Arc::clone(&places)));
     let stats = stats::Stats::default();
+    // One question at a time.
+    let (ask, asked) = queue(stepped, 1);
+    let (ask_away, asked_away) = queue(stepped, 1);
+    let watch = |place, ask| SpaceWatch::new(place, Arc::clone(&places), Arc::clone(&world), ask);
+    let space = watch(Place::Primary, (!stepped).then_some(ask));
+    let space_away = watch(Place::Emergency, (!stepped && places.has(Place::Emergency)).then_some(ask_away));
+    space.look();
     let snapshots = snapshot::found(&*backing).unwrap_or_else(|e| {
         log::warn!("the snapshots of the index: {e}");
         Vec::new()
@@ -141,7 +150,8 @@ pub(super) fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sy
         header: Mutex::new(InForce::new(header)),
         root: Mutex::new(root),
         pins,
-        space: Mutex::new(None),
+        space,
+        space_away,
         snapshots: Mutex::new(snapshots),
         snapshot_wanted: false.into(),
         totals_wanted: false.into(),
@@ -217,7 +227,15 @@ pub(super) fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sy
         if let Some(cleaner) = cleaner {
             stepper.add(Box::new(cleaner));
         }
-        Running { workers: Vec::new(), log: None, verify: None, house: None, house_in, cleaner: None }
+        Running {
+            workers: Vec::new(),
+            log: None,
+            verify: None,
+            house: None,
+            house_in,
+            space: Vec::new(),
+            cleaner: None,
+        }
     } else {
         let s = Arc::clone(&shared);
         let flushes = Flushes::spawned(Box::new(move |flushes| {
@@ -226,6 +244,14 @@ pub(super) fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sy
             let _ = spawn(&s, "flush", move || flusher.run());
         }));
         let log = log(flushes);
+        let mut space = Vec::new();
+        for (watch, asked, name) in [(&shared.space, asked, "space"), (&shared.space_away, asked_away, "space-away")]
+            .into_iter()
+            .take(places_count)
+        {
+            let watch = Arc::clone(watch);
+            space.push(spawn(&shared, name, move || watch.answer(&asked))?);
+        }
         let mut threads = Vec::new();
         for (i, worker) in sealers.into_iter().enumerate() {
             threads.push(spawn(&shared, &format!("seal-{i}"), move || worker.run())?);
@@ -239,6 +265,7 @@ pub(super) fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sy
             verify: Some(spawn(&shared, "verify", move || verifier.run())?),
             house: Some(spawn(&shared, "housekeeper", move || keeper.run())?),
             house_in,
+            space,
             cleaner: match cleaner {
                 None => None,
                 Some(cleaner) => {
@@ -250,8 +277,14 @@ pub(super) fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sy
     };
     let (running, lock) = (Mutex::new(Some(running)), Mutex::new(Some(lock)));
     let (lost_records, scrub) = (found.lost_records, Arc::new(Scrub::new(options.scrub_rate_bytes)));
-    let left_to_rekey = Mutex::default();
-    Ok(Arc::new(Vault { shared, running, lock, workers, suite, index_lost, lost_records, left_to_rekey, scrub }))
+    let left_to_rekey = Arc::default();
+    let vault = Vault { shared, running, lock, workers, suite, index_lost, lost_records, left_to_rekey, scrub };
+    // Their first answers take the disk: begun and waited for here, where everything waits for it.
+    vault.left_to_rekey();
+    if let Err(fault) = vault.scrub_report() {
+        log::warn!("how far the last scrub came cannot be read: {fault}");
+    }
+    Ok(Arc::new(vault))
 }
 
 fn spawn(shared: &Arc<Shared>, name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, OpenFault> {

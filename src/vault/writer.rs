@@ -94,6 +94,7 @@ impl Writer {
         self.segment.file.write_all_at(&image, position)?;
         shared.stats.log_write.record(began.elapsed());
         shared.stats.log_bytes.add(len);
+        shared.wrote(len);
         shared.log_since_checkpoint.fetch_add(len, Relaxed);
         shared.cursor.settle(self.segment.context.id, 0, len - frames);
         self.position += len;

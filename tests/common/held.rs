@@ -13,10 +13,43 @@ use strongroom::backing::{Backing, BackingFile, Cache, MemoryBacking, Open, Spac
 /// What is about to be done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Call {
+    Open,
+    Create,
     Read,
+    ReadDevice,
+    Write,
     Sync,
+    Len,
+    SetLen,
+    Preallocate,
+    Punch,
+    MakeDir,
+    List,
     Rename,
+    Remove,
+    SyncDir,
+    Space,
 }
+
+/// Every one of them.
+pub const CALLS: [Call; 16] = [
+    Call::Open,
+    Call::Create,
+    Call::Read,
+    Call::ReadDevice,
+    Call::Write,
+    Call::Sync,
+    Call::Len,
+    Call::SetLen,
+    Call::Preallocate,
+    Call::Punch,
+    Call::MakeDir,
+    Call::List,
+    Call::Rename,
+    Call::Remove,
+    Call::SyncDir,
+    Call::Space,
+];
 
 type Before = Arc<dyn Fn(Call, &str) + Send + Sync>;
 
@@ -72,6 +105,12 @@ impl Gate {
         Shut(self.clone())
     }
 
+    /// Waits until somebody waits for it to open; false if nobody comes for so long.
+    pub fn has_visitor(&self, most: Duration) -> bool {
+        let state = self.0.0.lock().unwrap();
+        !self.0.1.wait_timeout_while(state, most, |s| s.waiting == 0).unwrap().1.timed_out()
+    }
+
     /// Waits until so many wait for it to open.
     pub fn wait_for(&self, waiting: usize) {
         let (state, limit) = (self.0.0.lock().unwrap(), Duration::from_secs(30));
@@ -90,13 +129,16 @@ impl Drop for Shut {
 
 impl Backing for HeldDisk {
     fn open(&self, path: &str, how: Open, cache: Cache) -> io::Result<Arc<dyn BackingFile>> {
+        (self.before)(if how == Open::Create { Call::Create } else { Call::Open }, path);
         let file = self.disk.open(path, how, cache)?;
         Ok(Arc::new(HeldFile { file, path: path.to_owned(), before: Arc::clone(&self.before) }))
     }
     fn make_dir(&self, path: &str) -> io::Result<()> {
+        (self.before)(Call::MakeDir, path);
         self.disk.make_dir(path)
     }
     fn list(&self, path: &str) -> io::Result<Vec<String>> {
+        (self.before)(Call::List, path);
         self.disk.list(path)
     }
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
@@ -104,12 +146,15 @@ impl Backing for HeldDisk {
         self.disk.rename(from, to)
     }
     fn remove(&self, path: &str) -> io::Result<()> {
+        (self.before)(Call::Remove, path);
         self.disk.remove(path)
     }
     fn sync_dir(&self, path: &str) -> io::Result<()> {
+        (self.before)(Call::SyncDir, path);
         self.disk.sync_dir(path)
     }
-    fn space(&self) -> io::Result<Space> {
+    fn space(&self) -> io::Result<Option<Space>> {
+        (self.before)(Call::Space, "");
         self.disk.space()
     }
     fn lock(&self, path: &str) -> io::Result<Box<dyn Send + Sync>> {
@@ -123,9 +168,11 @@ impl BackingFile for HeldFile {
         self.file.read_at(buf, offset)
     }
     fn read_device(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        (self.before)(Call::ReadDevice, &self.path);
         self.file.read_device(buf, offset)
     }
     fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        (self.before)(Call::Write, &self.path);
         self.file.write_all_at(buf, offset)
     }
     fn sync_data(&self) -> io::Result<()> {
@@ -133,15 +180,19 @@ impl BackingFile for HeldFile {
         self.file.sync_data()
     }
     fn len(&self) -> io::Result<u64> {
+        (self.before)(Call::Len, &self.path);
         self.file.len()
     }
     fn set_len(&self, len: u64) -> io::Result<()> {
+        (self.before)(Call::SetLen, &self.path);
         self.file.set_len(len)
     }
     fn preallocate(&self, len: u64) -> io::Result<()> {
+        (self.before)(Call::Preallocate, &self.path);
         self.file.preallocate(len)
     }
     fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
+        (self.before)(Call::Punch, &self.path);
         self.file.punch(offset, len)
     }
     fn is_direct(&self) -> bool {

@@ -58,6 +58,8 @@ struct Disk {
     journal: Option<Journal>,
     faults: Faults,
     capacity_bytes: Option<u64>,
+    /// Whether it does not say how much room there is.
+    is_silent_about_room: bool,
 }
 
 /// The directory.
@@ -110,6 +112,11 @@ impl MemoryBacking {
         self.disk.held().capacity_bytes = capacity_bytes;
     }
 
+    /// Does not say from now on how much room there is, as a filesystem whose `statfs` is all zeros.
+    pub fn be_silent_about_room(&self) {
+        self.disk.held().is_silent_about_room = true;
+    }
+
     /// Flips one bit of a file at rest.
     pub fn flip_bit(&self, path: &str, bit: u64) {
         let mut disk = self.disk.held();
@@ -158,6 +165,7 @@ impl MemoryBacking {
             journal: disk.journal.as_ref().map(|j| Journal { before: j.before.clone(), calls: j.calls.clone() }),
             faults: disk.faults.clone(),
             capacity_bytes: disk.capacity_bytes,
+            is_silent_about_room: disk.is_silent_about_room,
         };
         MemoryBacking { disk: Arc::new(Mutex::new(disk)), locked: Arc::default() }
     }
@@ -392,10 +400,10 @@ impl Backing for MemoryBacking {
         disk.made(Kind::SyncDir, path, change);
         Ok(())
     }
-    fn space(&self) -> io::Result<Space> {
+    fn space(&self) -> io::Result<Option<Space>> {
         let mut disk = self.disk.held();
         disk.strike(Kind::Space, "")?;
-        Ok(disk.space())
+        Ok(if disk.is_silent_about_room { None } else { Some(disk.space()) })
     }
     fn lock(&self, path: &str) -> io::Result<Box<dyn Send + Sync>> {
         struct Unlock(Arc<AtomicBool>);
