@@ -21,7 +21,7 @@ use strongroom::check::{Share, check_locked};
 use strongroom::format::key;
 use strongroom::seal::Unlock;
 use strongroom::vault::{
-    Choose, CreateOptions, EmergencyDir, OpenFault, OpenOptions, State, Vault, VaultFault, create, lock, open,
+    Choose, CreateOptions, EmergencyDir, HomeDir, OpenFault, OpenOptions, State, Vault, VaultFault, create, lock, open,
 };
 
 /// A clock that moves when it is waited for, and scripted entropy.
@@ -460,4 +460,85 @@ fn an_empty_place_where_the_emergency_directory_should_be_is_not_taken_for_it() 
     let empty = Pair { away: MemoryBacking::default(), ..cut.cut() };
     assert!(matches!(empty.try_open(&empty.options()), Err(OpenFault::EmergencyNeeded { .. })));
     assert_eq!(read(&cut.open(), 10, 8), b"far away");
+}
+
+/// A vault without an emergency directory, whose path leads to whatever disk the slot holds.
+fn replaceable(pair: &Pair) -> (Arc<Vault>, Arc<Mutex<Option<MemoryBacking>>>) {
+    let there: Arc<Mutex<Option<MemoryBacking>>> = Arc::default();
+    let seen = Arc::clone(&there);
+    let reopen = move || match &*seen.lock().unwrap() {
+        Some(disk) => Ok(Arc::new(disk.clone()) as Arc<dyn Backing>),
+        None => Err(std::io::ErrorKind::NotFound.into()),
+    };
+    let home = Some(HomeDir { path: "/vault".to_owned(), reopen: Arc::new(reopen) });
+    (pair.try_open(&OpenOptions { home, emergency: None, ..pair.options() }).unwrap(), there)
+}
+
+/// The errors that say what lies where the vault should be.
+fn refusals(vault: &Vault) -> Vec<String> {
+    let all = vault.stats().errors().into_iter().map(|line| line.text);
+    all.filter(|text| text.starts_with("/vault: ")).collect()
+}
+
+#[test]
+fn a_disk_that_was_unplugged_and_comes_back_takes_the_log_again() {
+    let pair = Pair::new();
+    let (vault, there) = replaceable(&pair);
+    let data = noise(21, 900_000);
+    write(&vault, 10, 0, &data).unwrap();
+    vault.sync_wait().unwrap();
+    let older = pair.home.crash(|_, _| false);
+    vault.checkpoint().unwrap();
+    write(&vault, 11, 0, &data).unwrap();
+    vault.sync_wait().unwrap();
+    write(&vault, 12, 0, &data).unwrap();
+    // Unplugged: what was synced is on it, the rest in memory, and what is open is dead.
+    let unplugged = pair.home.crash(|_, _| false);
+    pair.home.plant(Fault::of(&[], Effect::Error(libc::EIO)));
+    assert!(vault.sync_wait().is_err());
+    assert_eq!((vault.state(), read(&vault, 12, 900_000)), (State::Error, data.clone()));
+    // Something else lies there first: none of it is touched.
+    let other = Pair::new().home;
+    let elsewhere = unplugged.copy();
+    open(Arc::new(elsewhere.clone()), &unlock(), &OpenOptions::default(), Arc::clone(&pair.world))
+        .unwrap()
+        .close()
+        .unwrap();
+    let busy = unplugged.copy();
+    let _lock = busy.lock("lock").unwrap();
+    for (what, disk, why) in [
+        ("another vault", &other, "another vault lies there"),
+        ("an older copy", &older, "an older copy of the vault lies there"),
+        ("one that was used elsewhere", &elsewhere, "used elsewhere meanwhile"),
+        ("one that is open", &busy, "another process has it open"),
+    ] {
+        let (before, calls) = (refusals(&vault).len(), disk.calls());
+        *there.lock().unwrap() = Some(disk.clone());
+        pair.wait(&vault, what, || refusals(&vault).len() > before);
+        let said = refusals(&vault).pop().unwrap();
+        assert!(said.contains(why), "{what}: {said}");
+        assert_eq!((disk.calls(), vault.state()), (calls, State::Error), "{what} was changed");
+        *there.lock().unwrap() = None;
+    }
+    // And then it.
+    *there.lock().unwrap() = Some(unplugged.clone());
+    pair.wait(&vault, "going on", || vault.state() != State::Error);
+    vault.sync_wait().expect("it takes the log again");
+    write(&vault, 13, 0, &data).unwrap();
+    vault.checkpoint().expect("and the index");
+    for ino in 10..14 {
+        assert_eq!(read(&vault, ino, 900_000), data, "{ino}");
+    }
+    assert!(unplugged.lock("lock").is_err(), "and is locked again");
+    let cut = Pair { home: unplugged.crash(|_, _| false), ..pair.cut() };
+    let again = cut.try_open(&OpenOptions { emergency: None, ..cut.options() }).unwrap();
+    for ino in 10..14 {
+        assert_eq!(read(&again, ino, 900_000), data, "{ino}, after a power cut");
+    }
+    vault.close().unwrap();
+    let again = open(Arc::new(unplugged), &unlock(), &OpenOptions::default(), Arc::clone(&pair.world)).unwrap();
+    for ino in 10..14 {
+        assert_eq!(read(&again, ino, 900_000), data, "{ino}, after it was closed");
+    }
+    again.close().unwrap();
 }

@@ -346,3 +346,68 @@ fn a_signal_while_nothing_takes_the_log_ends_in_time_and_names_what_is_lost() {
     assert_eq!(fs::read(v.path("saved")).unwrap(), b"this is safe");
     run(Command::new("ls").arg(&v.mnt));
 }
+
+/// The vault's disk is pulled under writers and comes back as another device; what was synced and what was only written is there.
+fn unplugged_and_plugged_in_again(emergency: Option<&Path>) {
+    let disk = Disk::ext4(400);
+    let mut v = TestVault::init_on(&disk);
+    if let Some(place) = emergency {
+        v.options = vec![format!("emergency-dir={}", place.display())];
+    }
+    v.mount();
+    assert!(
+        fs::read_to_string(v.path(".storage/config")).unwrap().contains("sandbox_landlock"),
+        "the sandbox is to be on"
+    );
+    let data: Vec<u8> =
+        (0..3_000_000u32).flat_map(|i| i.wrapping_mul(2_654_435_761).to_le_bytes()).take(3 << 20).collect();
+    write_synced(&v.path("synced"), &data).unwrap();
+    v.order("checkpoint").unwrap();
+    write_synced(&v.path("synced in the log"), &data).unwrap();
+    disk.pull();
+    let while_away = write_synced(&v.path("while it was away"), &data);
+    await_state(&v, if emergency.is_some() { "backup" } else { "error" });
+    assert_eq!(while_away.is_ok(), emergency.is_some(), "{while_away:?}");
+    // Another vault there: refused by name, and left as it is.
+    let elsewhere = TestVault::init();
+    fs::create_dir_all(&v.vault).unwrap();
+    run(Command::new("mount").arg("--bind").arg(&elsewhere.vault).arg(&v.vault));
+    let before = fs::read_dir(&elsewhere.vault).unwrap().count();
+    eventually("naming the other vault", HEALING, || {
+        fs::read_to_string(v.path(".storage/errors")).unwrap().contains("another vault lies there now")
+    });
+    assert_eq!(fs::read_dir(&elsewhere.vault).unwrap().count(), before);
+    // It may just be looked at.
+    eventually("taking it away", HEALING, || Command::new("umount").arg(&v.vault).status().unwrap().success());
+    fs::remove_dir(&v.vault).unwrap();
+    disk.give_back();
+    eventually("going on", HEALING, || is_work(&v.state()));
+    let names = ["synced", "synced in the log", "while it was away", "after"];
+    write_synced(&v.path("after"), &data).unwrap();
+    v.order("checkpoint").unwrap();
+    let all_there = |when: &str| {
+        for name in names {
+            assert!(fs::read(v.path(name)).unwrap() == data, "{name}, {when}");
+        }
+    };
+    all_there("live");
+    if let Some(place) = emergency {
+        eventually("coming home", HEALING, || segments_away(place) == 0);
+    }
+    v.kill9();
+    v.mount();
+    all_there("after a kill");
+    v.umount();
+    v.check();
+}
+
+#[test]
+fn a_disk_that_was_unplugged_heals_when_it_is_back() {
+    unplugged_and_plugged_in_again(None);
+}
+
+#[test]
+fn a_disk_that_was_unplugged_heals_when_it_is_back_beside_an_emergency_directory() {
+    let away = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    unplugged_and_plugged_in_again(Some(away.path()));
+}

@@ -636,3 +636,38 @@ fn room_that_could_not_be_given_back_is_given_back_later() {
     let given = vault.stats().punched_bytes.get();
     assert!(given > 1_000_000, "{given} bytes were given back of a hole of a mebibyte");
 }
+
+#[test]
+fn a_disk_that_refuses_direct_reads_is_read_through_the_cache() {
+    let disk = MemoryBacking::default();
+    fresh(&disk);
+    disk.refuse_direct_reads();
+    let data = noise(3 << 20);
+    {
+        let vault = opened(&disk, &OpenOptions::default());
+        write(&vault, 10, 0, &data);
+        vault.sync_wait().expect("what is written is read back through the cache");
+        assert!(!vault.verify_source().contains("by direct"), "{}", vault.verify_source());
+        let cut = disk.crash(|_, _| false);
+        cut.refuse_direct_reads();
+        let again = opened(&cut, &OpenOptions::default());
+        assert_eq!(read(&again, 10, 0, data.len()), data, "after a crash, for which the log is read");
+        assert!(again.stats().errors().is_empty());
+        again.close().expect("all is written");
+    }
+}
+
+#[test]
+fn a_disk_that_does_not_say_how_much_room_it_has_is_not_full() {
+    let disk = MemoryBacking::default();
+    disk.be_silent_about_room();
+    fresh(&disk);
+    let vault = opened(&disk, &OpenOptions::default());
+    let data = noise(3 << 20);
+    write(&vault, 10, 0, &data);
+    vault.sync_wait().expect("there is room");
+    vault.admit(1).expect("for a name as well");
+    assert_eq!(vault.usage().backing, None);
+    assert_eq!(read(&vault, 10, 0, data.len()), data);
+    vault.close().expect("all is written");
+}

@@ -5,6 +5,7 @@
 //! trait, `cli` to begin with. On failure: the `io::Error` as it came.
 
 use super::beneath::{self, Use};
+use super::direct::Directness;
 use super::{Backing, BackingFile, Cache, Open, Space};
 use crate::base::limits::BLOCK_BYTES;
 use std::ffi::CString;
@@ -14,31 +15,32 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 /// A directory, held open.
 pub struct DirBacking {
     dir: OwnedFd,
+    /// Whether a file here was opened for direct I/O and then refused it.
+    refuses_direct: Arc<AtomicBool>,
 }
 
 impl DirBacking {
     /// Opens an existing directory, by a path that a person chose: its links are followed.
     pub fn open(path: &Path) -> io::Result<Self> {
         let dir = OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY).open(path)?;
-        Ok(DirBacking { dir: dir.into() })
+        Ok(DirBacking::of(dir.into()))
     }
 
     /// Opens a directory in this one; a link in its place is refused.
     pub fn inside(&self, name: &str) -> io::Result<Self> {
-        Ok(DirBacking { dir: beneath::directory(self.top(), name)?.into() })
+        Ok(DirBacking::of(beneath::directory(self.top(), name)?.into()))
     }
 
-    /// What tells this directory from every other: its device and inode.
-    pub fn identity(&self) -> io::Result<(u64, u64)> {
-        let meta = beneath::directory(self.top(), "")?.metadata()?;
-        Ok((meta.dev(), meta.ino()))
+    fn of(dir: OwnedFd) -> DirBacking {
+        DirBacking { dir, refuses_direct: Arc::default() }
     }
 
-    fn top(&self) -> BorrowedFd<'_> {
+    pub(super) fn top(&self) -> BorrowedFd<'_> {
         self.dir.as_fd()
     }
 
@@ -53,16 +55,17 @@ fn check(result: i32) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-impl Backing for DirBacking {
-    fn open(&self, path: &str, how: Open, cache: Cache) -> io::Result<Arc<dyn BackingFile>> {
+impl DirBacking {
+    /// Opens a file, and says whether for direct I/O.
+    pub(super) fn open_file(&self, path: &str, how: Open, cache: Cache) -> io::Result<(File, bool)> {
         let (flags, use_of) = match how {
             Open::Read => (libc::O_RDONLY, Use::Read),
             Open::Write => (libc::O_RDWR, Use::Write),
             Open::Create => (libc::O_RDWR | libc::O_CREAT | libc::O_EXCL, Use::Write),
         };
-        if cache == Cache::Direct {
+        if cache == Cache::Direct && !self.refuses_direct.load(SeqCst) {
             match beneath::file(self.top(), path, flags | libc::O_DIRECT, use_of) {
-                Ok(file) => return Ok(Arc::new(DirFile { file, direct: true })),
+                Ok(file) => return Ok((file, true)),
                 Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {}
                 Err(e) => return Err(e),
             }
@@ -74,8 +77,52 @@ impl Backing for DirBacking {
                 }
             }
         }
-        let file = beneath::file(self.top(), path, flags, use_of)?;
-        Ok(Arc::new(DirFile { file, direct: false }))
+        Ok((beneath::file(self.top(), path, flags, use_of)?, false))
+    }
+
+    /// Takes the lock file in the name of a process; the lock lives as long as the file is open.
+    pub(super) fn lock_file(&self, path: &str, process: u32) -> io::Result<File> {
+        let (file, writable) = match beneath::file(self.top(), path, libc::O_RDWR | libc::O_CREAT, Use::Write) {
+            // On a medium that nobody can write to, the lock keeps out whoever reads it as we do; it cannot name us.
+            Err(e) if e.raw_os_error() == Some(libc::EROFS) => {
+                (beneath::file(self.top(), path, libc::O_RDONLY, Use::Read)?, false)
+            }
+            file => (file?, true),
+        };
+        // SAFETY: the descriptor is ours.
+        check(unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) })?;
+        if writable {
+            let holder = format!("{process}\n");
+            // Written over before it is cut, so that a full disk has the block that it needs.
+            file.write_all_at(holder.as_bytes(), 0)?;
+            file.set_len(holder.len() as u64)?;
+        }
+        Ok(file)
+    }
+}
+
+/// Room on the filesystem of a directory.
+pub(super) fn space_of(dir: BorrowedFd<'_>) -> io::Result<Option<Space>> {
+    let mut s = std::mem::MaybeUninit::<libc::statvfs>::uninit();
+    // SAFETY: the descriptor is open and the kernel fills `s`.
+    check(unsafe { libc::fstatvfs(dir.as_raw_fd(), s.as_mut_ptr()) })?;
+    // SAFETY: the call succeeded, so it is filled.
+    let s = unsafe { s.assume_init() };
+    let space = Space { total_bytes: s.f_blocks * s.f_frsize, free_bytes: s.f_bavail * s.f_frsize };
+    // A filesystem without blocks is none that is full: FUSE filesystems without a `statfs` answer so.
+    Ok((space.total_bytes > 0).then_some(space))
+}
+
+/// The device and inode of a directory.
+pub(super) fn identity_of(dir: BorrowedFd<'_>) -> io::Result<(u64, u64)> {
+    let meta = File::from(dir.try_clone_to_owned()?).metadata()?;
+    Ok((meta.dev(), meta.ino()))
+}
+
+impl Backing for DirBacking {
+    fn open(&self, path: &str, how: Open, cache: Cache) -> io::Result<Arc<dyn BackingFile>> {
+        let (file, direct) = self.open_file(path, how, cache)?;
+        Ok(Arc::new(DirFile::new(file, direct, &self.refuses_direct)))
     }
 
     fn make_dir(&self, path: &str) -> io::Result<()> {
@@ -106,44 +153,36 @@ impl Backing for DirBacking {
     }
 
     fn space(&self) -> io::Result<Option<Space>> {
-        let mut s = std::mem::MaybeUninit::<libc::statvfs>::uninit();
-        // SAFETY: the descriptor is ours and the kernel fills `s`.
-        check(unsafe { libc::fstatvfs(self.dir.as_raw_fd(), s.as_mut_ptr()) })?;
-        // SAFETY: the call succeeded, so it is filled.
-        let s = unsafe { s.assume_init() };
-        let space = Space { total_bytes: s.f_blocks * s.f_frsize, free_bytes: s.f_bavail * s.f_frsize };
-        // A filesystem without blocks is none that is full: FUSE filesystems without a `statfs` answer so.
-        Ok((space.total_bytes > 0).then_some(space))
+        space_of(self.top())
     }
 
     fn lock(&self, path: &str) -> io::Result<Box<dyn Send + Sync>> {
-        let (file, writable) = match beneath::file(self.top(), path, libc::O_RDWR | libc::O_CREAT, Use::Write) {
-            // On a medium that nobody can write to, the lock keeps out whoever reads it as we do; it cannot name us.
-            Err(e) if e.raw_os_error() == Some(libc::EROFS) => {
-                (beneath::file(self.top(), path, libc::O_RDONLY, Use::Read)?, false)
-            }
-            file => (file?, true),
-        };
-        // SAFETY: the descriptor is ours.
-        check(unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) })?;
-        if !writable {
-            return Ok(Box::new(file));
-        }
-        let holder = format!("{}\n", std::process::id());
-        // Written over before it is cut, so that a full disk has the block that it needs.
-        file.write_all_at(holder.as_bytes(), 0)?;
-        file.set_len(holder.len() as u64)?;
-        Ok(Box::new(file))
+        Ok(Box::new(self.lock_file(path, std::process::id())?))
+    }
+
+    fn identity(&self) -> io::Result<Option<(u64, u64)>> {
+        identity_of(self.top()).map(Some)
     }
 }
 
-struct DirFile {
+/// An open file of a directory.
+pub(super) struct DirFile {
     file: File,
-    direct: bool,
+    directness: Directness,
 }
 
-impl BackingFile for DirFile {
-    fn read_at(&self, mut buf: &mut [u8], mut offset: u64) -> io::Result<usize> {
+impl DirFile {
+    pub(super) fn new(file: File, direct: bool, refused: &Arc<AtomicBool>) -> DirFile {
+        DirFile { file, directness: Directness::new(direct, refused) }
+    }
+
+    /// Makes a read or write, through the page cache if the filesystem refuses to do it directly.
+    fn attempt<T>(&self, call: impl FnMut(bool) -> io::Result<T>) -> io::Result<T> {
+        // SAFETY: the descriptor is ours, and the flag may be cleared at any time.
+        self.directness.attempt(call, || check(unsafe { libc::fcntl(self.file.as_raw_fd(), libc::F_SETFL, 0) }))
+    }
+
+    fn read_all(&self, mut buf: &mut [u8], mut offset: u64, direct: bool) -> io::Result<usize> {
         let mut done = 0;
         while !buf.is_empty() {
             match self.file.read_at(buf, offset) {
@@ -153,7 +192,7 @@ impl BackingFile for DirFile {
                     offset += n as u64;
                     buf = &mut buf[n..];
                     // Direct I/O cannot go on from the middle of a block: only the end of the file stops there.
-                    if self.direct && n % BLOCK_BYTES != 0 {
+                    if direct && n % BLOCK_BYTES != 0 {
                         break;
                     }
                 }
@@ -163,22 +202,30 @@ impl BackingFile for DirFile {
         }
         Ok(done)
     }
+}
+
+impl BackingFile for DirFile {
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.attempt(|direct| self.read_all(buf, offset, direct))
+    }
 
     fn read_device(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        if !self.direct {
-            self.file.sync_data()?;
-            let (from, len) = (offset as libc::off_t, buf.len() as libc::off_t);
-            // SAFETY: the descriptor is ours.
-            let e = unsafe { libc::posix_fadvise(self.file.as_raw_fd(), from, len, libc::POSIX_FADV_DONTNEED) };
-            if e != 0 {
-                return Err(io::Error::from_raw_os_error(e));
+        self.attempt(|direct| {
+            if !direct {
+                self.file.sync_data()?;
+                let (from, len) = (offset as libc::off_t, buf.len() as libc::off_t);
+                // SAFETY: the descriptor is ours.
+                let e = unsafe { libc::posix_fadvise(self.file.as_raw_fd(), from, len, libc::POSIX_FADV_DONTNEED) };
+                if e != 0 {
+                    return Err(io::Error::from_raw_os_error(e));
+                }
             }
-        }
-        self.read_at(buf, offset)
+            self.read_all(buf, offset, direct)
+        })
     }
 
     fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
-        self.file.write_all_at(buf, offset)
+        self.attempt(|_| self.file.write_all_at(buf, offset))
     }
 
     fn sync_data(&self) -> io::Result<()> {
@@ -213,7 +260,7 @@ impl BackingFile for DirFile {
     }
 
     fn is_direct(&self) -> bool {
-        self.direct
+        self.directness.is_direct()
     }
 }
 

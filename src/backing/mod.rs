@@ -5,13 +5,18 @@
 
 mod aligned;
 mod beneath;
+mod brokered;
 mod dir;
+mod direct;
 mod memory;
+mod replaceable;
 mod shadow;
 
 pub use aligned::AlignedBuf;
+pub use brokered::{Broker, BrokeredDir, serve};
 pub use dir::DirBacking;
 pub use memory::{Call, Cuts, Effect, Fate, Fault, Kind, MUTATING, MemoryBacking, SYNCS, Unsynced, mix};
+pub use replaceable::Replaceable;
 pub use shadow::ShadowBacking;
 
 use std::io;
@@ -64,6 +69,10 @@ pub trait Backing: Send + Sync {
     fn space(&self) -> io::Result<Option<Space>>;
     /// Takes the lock file for as long as the result lives; `WouldBlock` if another process has it.
     fn lock(&self, path: &str) -> io::Result<Box<dyn Send + Sync>>;
+    /// What tells this directory from every other that is open; `None` where there is nothing of the kind.
+    fn identity(&self) -> io::Result<Option<(u64, u64)>> {
+        Ok(None)
+    }
 }
 
 /// An open file.

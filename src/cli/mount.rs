@@ -22,7 +22,7 @@ use crate::confine::{Report, Wanted};
 use crate::fs::{FileSystem, FsOptions};
 use crate::fuse::{self, Admitted, MountOptions, Mounted};
 use crate::seal::Unlock;
-use crate::vault::{self, OpenFault, OpenOptions, Vault};
+use crate::vault::{self, HomeDir, OpenFault, OpenOptions, Vault};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::fs::File;
@@ -164,7 +164,7 @@ fn be_the_daemon(log: Option<&Path>, plan: &Plan, key: File) -> Result<Option<(A
 
 /// Before the key: the process must never have had it.
 fn mounter(plan: &Plan) -> Result<Arc<Mounter>, Failure> {
-    Mounter::start(&plan.mountpoint, &mount_options(plan)).map(Arc::new)
+    Mounter::start(&plan.mountpoint, &plan.vault, &mount_options(plan)).map(Arc::new)
 }
 
 fn plan(args: &Args) -> Result<Plan, Failure> {
@@ -320,7 +320,7 @@ fn bring_up(plan: &Plan, mounter: Arc<Mounter>, unlock: Unlock) -> Result<Live, 
     // Before the mount is live: a signal that comes early must not kill us with the vault open.
     let signals = Signals::new([SIGTERM, SIGINT, SIGHUP])
         .map_err(|e| Failure::new(Exit::Unexpected, format!("cannot listen for signals: {e}")))?;
-    let (vault, report) = open(plan, unlock)?;
+    let (vault, report) = open(plan, &mounter, unlock)?;
     let mounted = match mount(plan, &mounter, Arc::clone(&vault), report) {
         Ok(mounted) => mounted,
         Err(failure) => {
@@ -336,7 +336,7 @@ fn bring_up(plan: &Plan, mounter: Arc<Mounter>, unlock: Unlock) -> Result<Live, 
 }
 
 /// Opens the vault, confined from the moment that the key is known.
-fn open(plan: &Plan, unlock: Unlock) -> Result<(Arc<Vault>, Report), Failure> {
+fn open(plan: &Plan, mounter: &Arc<Mounter>, unlock: Unlock) -> Result<(Arc<Vault>, Report), Failure> {
     let world: Arc<dyn World> = Arc::new(RealWorld::default());
     let backing: Arc<dyn Backing> = Arc::new(DirBacking::open(&plan.vault).map_err(|e| Failure::io(&plan.vault, &e))?);
     let said = &plan.options;
@@ -352,6 +352,10 @@ fn open(plan: &Plan, unlock: Unlock) -> Result<(Arc<Vault>, Report), Failure> {
     options.verify_open_percent = said.verify_open_percent.unwrap_or(options.verify_open_percent);
     options.flush_deadline = said.flush_deadline.unwrap_or(options.flush_deadline);
     emergency::choose(said.emergency.as_ref(), &plan.vault, &mut options)?;
+    // By the mounter: a rule of the sandbox is tied to an inode, and a disk that comes back has others.
+    let by = Arc::clone(mounter);
+    let reopen = move || by.reopen().map(|dir| Arc::new(dir) as Arc<dyn Backing>);
+    options.home = Some(HomeDir { path: plan.vault.to_string_lossy().into_owned(), reopen: Arc::new(reopen) });
     options.clean_bytes = said.clean_bytes.unwrap_or(Some(CLEAN_BYTES_MIN));
     options.scrub_rate_bytes = said.scrub_rate_bytes.unwrap_or(options.scrub_rate_bytes);
     let begun = world.elapsed();

@@ -1,7 +1,8 @@
 //! A process beside the daemon that mounts and unmounts for it, for the daemon itself may not: it is confined, and it has the keys.
 //!
 //! Promise: it never holds a passphrase or key, for it is split off before one is read; it mounts the one mountpoint that was
-//! planned, once, with the options that were planned, and takes nothing away but that very mount. By itself it only has the kernel
+//! planned, once, with the options that were planned, and takes nothing away but that very mount. Beside that it opens the vault's
+//! directory anew, by its path, and files below it (`backing::serve`). By itself it only has the kernel
 //! hand over what is dirty (`write_back`), and it ends
 //! when the daemon has ended, however that came: a daemon that was killed leaves a dead mount, as ever, for
 //! `strongroom umount` to clear.
@@ -17,6 +18,7 @@ use super::exit::{Exit, Failure};
 use super::last_word::{self, LastWord, Speaker};
 use super::mounts;
 use super::write_back;
+use crate::backing::{self, Broker, BrokeredDir};
 use crate::base::descriptor;
 use crate::base::lock::Held;
 use crate::fuse::{self, MountOptions};
@@ -26,7 +28,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
 /// Read-ahead of the mount in KiB: one request of the largest size.
@@ -49,22 +51,29 @@ const REFUSED: u8 = b'!';
 pub struct Mounter {
     socket: Mutex<UnixStream>,
     speaker: Speaker,
+    /// Opens the vault's directory anew, where the daemon may not.
+    broker: Arc<Broker>,
 }
 
 impl Mounter {
     /// Splits the process off; there must be one thread, and no key in memory.
-    pub fn start(mountpoint: &Path, options: &MountOptions) -> Result<Mounter, Failure> {
+    pub fn start(mountpoint: &Path, vault: &Path, options: &MountOptions) -> Result<Mounter, Failure> {
         let failed = |what: &str, e: io::Error| {
             Failure::new(Exit::Unexpected, format!("no process to mount with could be had: {what}: {e}"))
         };
         let (ours, theirs) = UnixStream::pair().map_err(|e| failed("socketpair", e))?;
         let (word, say) = daemon::pipe().map_err(|e| failed("pipe", e))?;
+        let (disk, disk_theirs) = UnixStream::pair().map_err(|e| failed("socketpair", e))?;
         let null = daemon::open_null().map_err(|e| failed("/dev/null", e))?;
         // SAFETY: there is one thread, so no lock is held for ever in the child, which may do anything.
         match unsafe { libc::fork() } {
             -1 => Err(failed("fork", io::Error::last_os_error())),
             0 => {
-                settle_in(&[theirs.as_raw_fd(), word.as_raw_fd()], &null);
+                settle_in(&[theirs.as_raw_fd(), word.as_raw_fd(), disk_theirs.as_raw_fd()], &null);
+                let vault = vault.to_owned();
+                // Beside the orders, for a disk may not answer. Without it, a disk that comes back is not found.
+                let serve = move || backing::serve(&disk_theirs, &vault);
+                drop(thread::Builder::new().name("disk".to_owned()).spawn(serve));
                 let attendant = Attendant {
                     mountpoint: mountpoint.to_owned(),
                     options,
@@ -77,8 +86,13 @@ impl Mounter {
                 let _ = catch_unwind(AssertUnwindSafe(work));
                 daemon::leave(Exit::Ok)
             }
-            _ => Ok(Mounter { socket: Mutex::new(ours), speaker: Speaker::new(say) }),
+            _ => Ok(Mounter { socket: Mutex::new(ours), speaker: Speaker::new(say), broker: Broker::new(disk) }),
         }
+    }
+
+    /// Opens the vault's directory by its path, as that leads now.
+    pub fn reopen(&self) -> io::Result<BrokeredDir> {
+        self.broker.reopen()
     }
 
     /// Mounts, and gives the connection.
@@ -283,7 +297,9 @@ mod tests {
 
     /// One that has nobody to say a last word to.
     fn with_socket(socket: UnixStream) -> Mounter {
-        Mounter { socket: Mutex::new(socket), speaker: Speaker::new(daemon::open_null().unwrap()) }
+        let (nobody, _) = UnixStream::pair().unwrap();
+        let speaker = Speaker::new(daemon::open_null().unwrap());
+        Mounter { socket: Mutex::new(socket), speaker, broker: Broker::new(nobody) }
     }
 
     #[test]

@@ -323,6 +323,11 @@ impl Index {
         self.table().put_away();
     }
 
+    /// Goes on with the table's file as its path leads to it now: the directory was opened anew.
+    pub fn reopen(&self) -> Result<(), IndexFault> {
+        self.table().reopen()
+    }
+
     /// Changes that the table does not have yet.
     #[must_use]
     pub fn overlay_entries(&self) -> usize {

@@ -51,8 +51,17 @@ struct Header {
     sequence: u64,
     /// The slot whose header is known to be on the device; the other one is written next.
     durable_slot: u64,
+    /// The sequence number of that header.
+    durable_sequence: u64,
     /// Whether the other slot has been written since the last sync.
     unsynced: bool,
+}
+
+/// A header that is known to be on the device, and is not written over before another one is.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Durable {
+    slot: u64,
+    sequence: u64,
 }
 
 /// The encrypted file.
@@ -129,7 +138,14 @@ impl Pages {
         let mut preamble = vec![0; SLOTS_AT as usize];
         preamble[..PREAMBLE_BYTES].copy_from_slice(&encode_preamble(&file_id));
         file.write_all_at(&preamble, 0)?;
-        let header = Header { page: Box::new([0; PAGE_BYTES]), len: 0, sequence: 0, durable_slot: 1, unsynced: false };
+        let header = Header {
+            page: Box::new([0; PAGE_BYTES]),
+            len: 0,
+            sequence: 0,
+            durable_slot: 1,
+            durable_sequence: 0,
+            unsynced: false,
+        };
         let pages = Pages::new(file, key, world, file_id, header);
         pages.write_header(&mut pages.header.held())?;
         Ok(pages)
@@ -141,7 +157,7 @@ impl Pages {
         file: Arc<dyn BackingFile>,
         key: Arc<PageKey>,
         world: Arc<dyn World>,
-        durable_slot: Option<u64>,
+        durable: Option<Durable>,
     ) -> Result<Self, IndexFault> {
         let mut preamble = [0; PREAMBLE_BYTES];
         if file.read_at(&mut preamble, 0)? < PREAMBLE_BYTES {
@@ -150,13 +166,16 @@ impl Pages {
         let file_id = decode_preamble(&preamble)?;
         let newest = [0, 1]
             .into_iter()
-            .filter(|slot| durable_slot.is_none_or(|durable| durable == *slot))
+            .filter(|slot| durable.is_none_or(|durable| durable.slot == *slot))
             .map(|slot| read_slot(&*file, &key, &file_id, slot))
             .collect::<Result<Vec<_>, _>>()?
             .into_iter()
             .flatten()
             .max_by_key(|header| header.sequence);
         let Some(header) = newest else { return damaged("neither header slot opens under this key") };
+        if durable.is_some_and(|durable| durable.sequence != header.sequence) {
+            return damaged("it is not as it was left: what lies in its place is older or newer");
+        }
         if header.len == 0 || !header.len.is_multiple_of(PAGE_BYTES as u64) {
             return damaged("the header gives an impossible length");
         }
@@ -168,9 +187,10 @@ impl Pages {
         Ok(pages)
     }
 
-    /// The slot whose header is known to be durable.
-    pub(super) fn durable_slot(&self) -> u64 {
-        self.header.held().durable_slot
+    /// The header that is known to be durable.
+    pub(super) fn durable(&self) -> Durable {
+        let header = self.header.held();
+        Durable { slot: header.durable_slot, sequence: header.durable_sequence }
     }
 
     /// Whether something that was read is not what was written.
@@ -229,6 +249,7 @@ impl Pages {
     fn header_is_durable(&self, header: &mut Header) {
         if std::mem::take(&mut header.unsynced) {
             header.durable_slot = 1 - header.durable_slot;
+            header.durable_sequence = header.sequence;
         }
     }
 
@@ -373,7 +394,7 @@ fn read_slot(file: &dyn BackingFile, key: &PageKey, file_id: &[u8; 16], slot: u6
     let mut page = Box::new([0; PAGE_BYTES]);
     page.copy_from_slice(&sealed[SEALED_AT + 16..]);
     let (sequence, len) = (field(SEALED_AT), field(SEALED_AT + 8));
-    Ok(Some(Header { page, len, sequence, durable_slot: slot, unsynced: false }))
+    Ok(Some(Header { page, len, sequence, durable_slot: slot, durable_sequence: sequence, unsynced: false }))
 }
 
 fn encode_preamble(file_id: &[u8; 16]) -> [u8; PREAMBLE_BYTES] {

@@ -8,7 +8,7 @@
 //! apply, and hold no lock of ours while they read.
 //! On failure: a failed write leaves the snapshot readable and the file as it was; the next apply opens the file anew.
 
-use super::pages::{Pages, Storage};
+use super::pages::{Durable, Pages, Storage};
 use super::table::{Changes, Entry, Frozen, IndexFault, Table, not_beyond};
 use crate::backing::{Backing, BackingFile, Cache, Open};
 use crate::base::lock::{Held, Shared};
@@ -46,7 +46,9 @@ impl Drop for Live {
 
 /// The table.
 pub struct RedbTable {
-    file: Arc<dyn BackingFile>,
+    backing: Arc<dyn Backing>,
+    path: String,
+    file: Mutex<Arc<dyn BackingFile>>,
     key: Arc<PageKey>,
     world: Arc<dyn World>,
     cache_bytes: usize,
@@ -77,7 +79,7 @@ impl RedbTable {
         file.sync_data()?;
         backing.rename(&temporary, path)?;
         backing.sync_dir(path.rsplit_once('/').map_or("", |(dir, _)| dir))?;
-        Ok(RedbTable { file, key, world, cache_bytes, live: Mutex::new(live), view: RwLock::new(view) })
+        Ok(RedbTable::of(backing, path, file, key, world, cache_bytes, live, view))
     }
 
     /// Opens a table; `Damaged` if it is missing or anything about it cannot be trusted.
@@ -96,7 +98,22 @@ impl RedbTable {
         };
         let key = Arc::new(key);
         let (live, view) = load(&file, &key, &world, cache_bytes, None)?;
-        Ok(RedbTable { file, key, world, cache_bytes, live: Mutex::new(live), view: RwLock::new(view) })
+        Ok(RedbTable::of(backing, path, file, key, world, cache_bytes, live, view))
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "its fields, each once")]
+    fn of(
+        backing: &Arc<dyn Backing>,
+        path: &str,
+        file: Arc<dyn BackingFile>,
+        key: Arc<PageKey>,
+        world: Arc<dyn World>,
+        cache_bytes: usize,
+        live: Live,
+        view: Arc<View>,
+    ) -> RedbTable {
+        let (backing, path, file) = (Arc::clone(backing), path.to_owned(), Mutex::new(file));
+        RedbTable { backing, path, file, key, world, cache_bytes, live: Mutex::new(live), view: RwLock::new(view) }
     }
 
     /// Runs one look at the newest snapshot.
@@ -124,8 +141,9 @@ impl RedbTable {
     fn begin_again(&self, live: &mut Live) -> Result<(), IndexFault> {
         // Two databases on one file: the old one must never write again.
         live.pages.leave_alone();
-        let durable_slot = Some(live.pages.durable_slot());
-        let (new, view) = load(&self.file, &self.key, &self.world, self.cache_bytes, durable_slot)?;
+        let durable = Some(live.pages.durable());
+        let file = Arc::clone(&self.file.held());
+        let (new, view) = load(&file, &self.key, &self.world, self.cache_bytes, durable)?;
         *self.view.alone() = view;
         *live = new;
         Ok(())
@@ -180,6 +198,13 @@ impl Table for RedbTable {
         Ok(())
     }
 
+    fn reopen(&self) -> Result<(), IndexFault> {
+        let file = self.backing.open(&self.path, Open::Write, Cache::Buffered)?;
+        let mut live = self.live.held();
+        *self.file.held() = file;
+        self.begin_again(&mut live)
+    }
+
     fn put_away(&self) {
         let mut live = self.live.held();
         let database = live.database.take();
@@ -223,9 +248,9 @@ fn load(
     key: &Arc<PageKey>,
     world: &Arc<dyn World>,
     cache_bytes: usize,
-    durable_slot: Option<u64>,
+    durable: Option<Durable>,
 ) -> Result<(Live, Arc<View>), IndexFault> {
-    let pages = Arc::new(Pages::open(Arc::clone(file), Arc::clone(key), Arc::clone(world), durable_slot)?);
+    let pages = Arc::new(Pages::open(Arc::clone(file), Arc::clone(key), Arc::clone(world), durable)?);
     let live = begin(&pages, cache_bytes, false)?;
     let view = snapshot(&live)?;
     Ok((live, view))

@@ -62,6 +62,12 @@ pub trait Table: Send + Sync {
     /// Makes all changes durable at once; they come in ascending order, each key once.
     fn apply(&self, changes: &mut Changes<'_>) -> Result<(), IndexFault>;
 
+    /// Goes on with the file that its path leads to now: the directory was opened anew. It must be as it was left by the newest
+    /// `apply` that was acknowledged.
+    fn reopen(&self) -> Result<(), IndexFault> {
+        Ok(())
+    }
+
     /// Writes nothing any more, not even when it is dropped: the file may be another's from now on.
     fn put_away(&self) {}
 }

@@ -178,7 +178,7 @@ impl Housekeeper {
         }
         // What lies away is to have room, too.
         let need = |total: u64| reserve_bytes(total) + shared.reserve.missing_bytes() + shared.places.away_bytes();
-        if shared.space.look().fits(need) && shared.places.probe(Place::Primary).is_ok() {
+        if shared.space.look().fits(need) && shared.probe(Place::Primary).is_ok() {
             shared.home_wanted.store(true, SeqCst);
             shared.wake_log();
             return true;

@@ -181,7 +181,7 @@ impl Log {
                 if place == Place::Emergency && trouble.place == Place::Primary {
                     s.happened(Event::Away, &trouble.why);
                 }
-                match s.places.probe(place) {
+                match s.probe(place) {
                     Ok(()) => return Some(self.chosen(place)),
                     Err(e) => s.stats.error(s.world.now(), format!("{}: a test write failed: {e}", place.name())),
                 }
@@ -189,7 +189,7 @@ impl Log {
         }
         // The last room there is.
         let reserve = full_at_home && s.places.has(Place::Emergency) && s.release_reserve();
-        (reserve && s.places.probe(Place::Primary).is_ok()).then(|| self.chosen(Place::Primary))
+        (reserve && s.probe(Place::Primary).is_ok()).then(|| self.chosen(Place::Primary))
     }
 
     fn chosen(&mut self, place: Place) -> Place {
@@ -221,7 +221,7 @@ impl Log {
             // What is waiting, and as much again for what it takes beside.
             let need = if waiting.full { 2 * s.pending_bytes() + ALLOCATE_STEP_BYTES } else { 0 };
             for place in [Place::Primary, Place::Emergency] {
-                if s.places.has(place) && s.places.has_room(place, need) && s.places.probe(place).is_ok() {
+                if s.places.has(place) && s.places.has_room(place, need) && s.probe(place).is_ok() {
                     self.tried = Tried::default();
                     let place = self.chosen(place);
                     s.away_for_room.store(waiting.full, SeqCst);

@@ -44,6 +44,7 @@ mod read;
 mod rebuild;
 mod recover;
 mod rekey;
+mod reopen;
 mod report;
 mod reseal;
 mod reseal_snapshots;
@@ -82,6 +83,7 @@ pub use pin::PinStore;
 pub use place::{EmergencyDir, Reach};
 pub use quota::{AccountReport, Admit, OverQuota};
 pub use rekey::{Plan, Rekey, RekeyFault, RekeyReport, under_old_keys};
+pub use reopen::{HomeDir, Reopen};
 pub use root::NAMES as ROOTS;
 pub use scrub::{Hurt, ScrubReport, ScrubState};
 pub use shared::SyncReply;
@@ -128,7 +130,6 @@ struct Running {
 pub struct Vault {
     shared: Arc<Shared>,
     running: Mutex<Option<Running>>,
-    lock: Mutex<Option<Box<dyn Send + Sync>>>,
     workers: usize,
     suite: SuiteId,
     index_lost: Option<String>,
@@ -528,7 +529,7 @@ impl Vault {
         drop(s.header.held());
         // The database writes when it is dropped, and this value may outlive the lock.
         s.index.put_away();
-        self.lock.held().take();
+        s.lock.held().take();
         closed
     }
 

@@ -9,12 +9,13 @@ use super::pin::{PinStore, Pins, Remembered};
 use super::place::{EmergencyDir, Everywhere, Place, Places, open_if_there, remove_if_there};
 use super::rebuild::{Anew, Sources, make_anew};
 use super::recover::{From, Recovered, recover};
+use super::reopen::Home;
 use super::reserve::RESERVE;
 use super::shared::Shares;
 use super::start::start;
 use super::writer::is_full;
 use super::{HeaderTexts, OpenFault, OpenOptions, Vault, apply, header_file, root, snapshot};
-use crate::backing::{Backing, ShadowBacking, read_file};
+use crate::backing::{Backing, Replaceable, ShadowBacking, read_file};
 use crate::base::id::{CommitSeq, Epoch, Generation, SegmentId, VaultId};
 use crate::base::limits::{BUDGET_BYTES_MIN, SEGMENT_NUMBER_MAX};
 use crate::base::world::World;
@@ -174,6 +175,15 @@ fn bring_up(
     world: Arc<dyn World>,
 ) -> Result<Arc<Vault>, OpenFault> {
     let vault = header.vault;
+    // Whoever leaves it as it is has nothing to go on with.
+    let home = options.home.clone().filter(|_| !options.read_only && !options.leave_away);
+    let (backing, home): (Arc<dyn Backing>, _) = match home {
+        None => (backing, None),
+        Some(dir) => {
+            let replaceable = Replaceable::new(backing);
+            (Arc::clone(&replaceable) as _, Some(Home::new(dir, replaceable)))
+        }
+    };
     let held = root::read_or_say(&*backing, &keys, vault)?;
     let anew = held.is_none();
     let mut root = match held {
@@ -261,6 +271,7 @@ fn bring_up(
     let allocated = apply::read_u64(&index, &key::total("bytes"))?;
     let parts = Parts {
         backing,
+        home,
         places,
         world,
         header,
@@ -304,6 +315,7 @@ pub(super) fn judge_header(root: &Root, header: &Header, master: &MasterKey) -> 
 /// What opening has found and made, before anything runs.
 pub(super) struct Parts {
     pub backing: Arc<dyn Backing>,
+    pub home: Option<Home>,
     pub places: Arc<Places>,
     pub world: Arc<dyn World>,
     pub header: Header,

@@ -4,6 +4,7 @@
 //! `open` (read them). Cannot fail.
 
 use super::place::EmergencyDir;
+use super::reopen::HomeDir;
 use super::step::Choose;
 use crate::backing::Space;
 use crate::base::choice::{Compression, SuiteId, Verify};
@@ -54,6 +55,8 @@ pub struct OpenOptions {
     pub workers: usize,
     /// Where the log goes on when the backing directory fails.
     pub emergency: Option<EmergencyDir>,
+    /// How to open the backing directory anew, when it fails: a disk may be unplugged and come back.
+    pub home: Option<HomeDir>,
     /// Go without an emergency directory that may hold acknowledged data.
     pub without_emergency: bool,
     /// A flush that takes longer counts as a failure, if there is an emergency directory.
@@ -88,6 +91,7 @@ impl Default for OpenOptions {
             flush_interval: FLUSH_INTERVAL,
             verify_open_percent: VERIFY_OPEN_PERCENT,
             emergency: None,
+            home: None,
             without_emergency: false,
             flush_deadline: FLUSH_DEADLINE,
             stepped: None,

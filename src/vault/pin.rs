@@ -18,7 +18,7 @@ use crate::format::root::Root;
 use crate::seal::{VaultKeys, moved_lines, open_pin, says_moved, write_pins};
 use std::fmt;
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 
 /// A place for a vault's pin: a directory that is none of the vault's.
@@ -101,6 +101,8 @@ pub struct Pins {
     moved_on: bool,
     /// What they held when the vault was opened.
     held: Vec<Pin>,
+    /// The generation of the newest root that is durable.
+    newest: AtomicU64,
 }
 
 impl Pins {
@@ -138,7 +140,7 @@ impl Pins {
             held.extend(pin);
             stores.push(Kept { store, failed: AtomicBool::new(false), moved: Mutex::new(moved) });
         }
-        Pins { stores, keys: Mutex::new(keys.clone()), vault, accepted, moved_on, held }
+        Pins { stores, keys: Mutex::new(keys.clone()), vault, accepted, moved_on, held, newest: AtomicU64::new(0) }
     }
 
     /// From now on what is remembered is written under these keys.
@@ -194,6 +196,7 @@ impl Pins {
 
     /// Remembers a root that is durable now. A pin that cannot be written stays behind, which is said once and harms nobody.
     pub fn remember(&self, root: &Root) {
+        self.newest.fetch_max(root.generation.0, SeqCst);
         let pin = Pin { vault: self.vault, generation: root.generation, epoch: root.epoch, commit: root.covered.seq };
         let keys = self.keys.held();
         for Kept { store, failed, moved } in self.stores.iter().filter(|kept| !kept.store.sealed) {
@@ -207,6 +210,11 @@ impl Pins {
                 }
             }
         }
+    }
+
+    /// The generation of the newest root that this mount knows to be durable.
+    pub fn newest(&self) -> Generation {
+        Generation(self.newest.load(SeqCst))
     }
 
     /// Keeps the header that is in force beside the pins, where the place is this vault's alone: whoever loses both of its files

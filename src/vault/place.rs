@@ -180,10 +180,13 @@ impl Places {
         self.lying_away.held().remove(&id);
     }
 
-    /// Whether a place has so many bytes free.
+    /// Whether a place has so many bytes free, as far as its filesystem says. A backing directory that does not answer may be one that was
+    /// unplugged: a test write tells more.
     pub fn has_room(&self, place: Place, bytes: u64) -> bool {
-        let space = self.of(place).and_then(|backing| backing.space());
-        space.is_ok_and(|space| space.is_none_or(|space| space.free_bytes >= bytes))
+        match self.of(place).and_then(|backing| backing.space()) {
+            Ok(space) => space.is_none_or(|space| space.free_bytes >= bytes),
+            Err(_) => place == Place::Primary,
+        }
     }
 
     /// Makes one real test write in a place, flushes it, and reads it back from the device.

@@ -54,6 +54,11 @@ impl Reserve {
         self.held.swap(0, SeqCst) > 0 && remove_if_there(backing, RESERVE).is_ok()
     }
 
+    /// The directory was opened anew: what the file holds there is for the next `refill` to find.
+    pub fn look_again(&self) {
+        self.held.store(0, SeqCst);
+    }
+
     /// Takes the room again, if there is plenty.
     pub fn refill(&self, backing: &dyn Backing) {
         self.fill(backing, false);

@@ -122,6 +122,11 @@ impl Segments {
         self.open.held().remove(&id);
     }
 
+    /// Forgets every open segment: their directory was opened anew.
+    pub fn forget_all(&self) {
+        self.open.held().clear();
+    }
+
     /// Adds a segment; if there are too many, forgets some that no one is using at the moment.
     fn add(&self, segment: &Arc<OpenSegment>) {
         let mut open = self.open.held();

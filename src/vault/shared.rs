@@ -13,6 +13,7 @@ use super::pin::Pins;
 use super::place::{Place, Places};
 use super::progress::{Progress, Reached};
 use super::quota::Quotas;
+use super::reopen::Home;
 use super::reserve::Reserve;
 use super::sealer::{Cursor, Job, Sealed};
 use super::segments::Segments;
@@ -112,6 +113,10 @@ pub struct Shared {
     pub world: Arc<dyn World>,
     /// The backing directory.
     pub backing: Arc<dyn Backing>,
+    /// Where it can be opened anew, if it fails.
+    pub home: Option<Home>,
+    /// Keeps others out of the vault.
+    pub lock: Mutex<Option<Box<dyn Send + Sync>>>,
     /// It and the emergency directory.
     pub places: Arc<Places>,
     /// The actors, where there are no threads.

@@ -13,7 +13,7 @@ use crate::base::world::World;
 use crossbeam_channel::{Receiver, Sender};
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Age from which on an answer is asked for anew.
 const FRESH: Duration = Duration::from_millis(50);
@@ -139,14 +139,14 @@ impl SpaceWatch {
 
     /// The room as of now, waited for, but no longer than `most`: for whoever would be refused otherwise.
     pub fn room_now(&self, most: Duration) -> Room {
-        let (now, began) = (self.world.elapsed(), Instant::now());
+        let now = self.world.elapsed();
         let mut known = self.known.held();
         while known.asked_at.is_none_or(|at| at < now) {
             known = match self.ask(known, self.world.elapsed()) {
                 Some(known) => known,
                 None => return self.look(),
             };
-            let left = most.saturating_sub(began.elapsed());
+            let left = most.saturating_sub(self.world.elapsed().saturating_sub(now));
             if left.is_zero() {
                 break;
             }

@@ -45,7 +45,7 @@ fn queue<T>(stepped: bool, most: usize) -> (Sender<T>, Receiver<T>) {
 
 /// Starts it.
 pub(super) fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sync>) -> Result<Arc<Vault>, OpenFault> {
-    let Parts { backing, places, world, header, keys, root, pins, index, index_lost, .. } = parts;
+    let Parts { backing, home, places, world, header, keys, root, pins, index, index_lost, .. } = parts;
     let Parts { shares, found, allocated, was_clean, made, .. } = parts;
     let (suite, vault, epoch) = (header.suite, header.vault, root.epoch);
     let keyring = Arc::new(Keyring::new(keys));
@@ -94,6 +94,8 @@ pub(super) fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sy
         stats,
         world,
         backing,
+        home,
+        lock: Mutex::new(Some(lock)),
         places,
         index,
         compression: options.compression.unwrap_or(header.compression),
@@ -275,10 +277,10 @@ pub(super) fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sy
             },
         }
     };
-    let (running, lock) = (Mutex::new(Some(running)), Mutex::new(Some(lock)));
+    let running = Mutex::new(Some(running));
     let (lost_records, scrub) = (found.lost_records, Arc::new(Scrub::new(options.scrub_rate_bytes)));
     let left_to_rekey = Arc::default();
-    let vault = Vault { shared, running, lock, workers, suite, index_lost, lost_records, left_to_rekey, scrub };
+    let vault = Vault { shared, running, workers, suite, index_lost, lost_records, left_to_rekey, scrub };
     // Their first answers take the disk: begun and waited for here, where everything waits for it.
     vault.left_to_rekey();
     if let Err(fault) = vault.scrub_report() {

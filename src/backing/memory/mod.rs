@@ -18,6 +18,7 @@ pub use cuts::{Call, Cuts};
 pub use faults::{Effect, Fault, Kind, MUTATING, SYNCS};
 pub use media::{Fate, Unsynced, mix};
 
+use super::direct::Directness;
 use super::{Backing, BackingFile, Cache, Open, Space};
 use crate::base::limits::BLOCK_BYTES;
 use crate::base::lock::Held;
@@ -58,6 +59,8 @@ struct Disk {
     journal: Option<Journal>,
     faults: Faults,
     capacity_bytes: Option<u64>,
+    /// Whether reads of files that were opened for direct I/O are refused.
+    refuses_direct_reads: bool,
     /// Whether it does not say how much room there is.
     is_silent_about_room: bool,
 }
@@ -67,6 +70,8 @@ struct Disk {
 pub struct MemoryBacking {
     disk: Arc<Mutex<Disk>>,
     locked: Arc<AtomicBool>,
+    /// Whether direct I/O was refused.
+    refused: Arc<AtomicBool>,
 }
 
 impl MemoryBacking {
@@ -110,6 +115,11 @@ impl MemoryBacking {
     /// Limits the room to so many bytes in all; `None` for no limit.
     pub fn limit(&self, capacity_bytes: Option<u64>) {
         self.disk.held().capacity_bytes = capacity_bytes;
+    }
+
+    /// Refuses from now on to read a file that was opened for direct I/O, with EINVAL; opening one goes on to succeed.
+    pub fn refuse_direct_reads(&self) {
+        self.disk.held().refuses_direct_reads = true;
     }
 
     /// Does not say from now on how much room there is, as a filesystem whose `statfs` is all zeros.
@@ -165,9 +175,10 @@ impl MemoryBacking {
             journal: disk.journal.as_ref().map(|j| Journal { before: j.before.clone(), calls: j.calls.clone() }),
             faults: disk.faults.clone(),
             capacity_bytes: disk.capacity_bytes,
+            refuses_direct_reads: disk.refuses_direct_reads,
             is_silent_about_room: disk.is_silent_about_room,
         };
-        MemoryBacking { disk: Arc::new(Mutex::new(disk)), locked: Arc::default() }
+        MemoryBacking { disk: Arc::new(Mutex::new(disk)), locked: Arc::default(), refused: Arc::default() }
     }
 
     /// Begins to write every change down, from now on.
@@ -220,11 +231,15 @@ impl MemoryBacking {
             .collect();
         let media = Media::at_rest(names.clone(), blocks);
         let disk = Disk { names, files, media, next_file, ..Disk::default() };
-        MemoryBacking { disk: Arc::new(Mutex::new(disk)), locked: Arc::default() }
+        MemoryBacking { disk: Arc::new(Mutex::new(disk)), locked: Arc::default(), refused: Arc::default() }
     }
 
     fn file(&self, id: FileId, cache: Cache) -> Arc<dyn BackingFile> {
-        Arc::new(MemoryFile { disk: Arc::clone(&self.disk), id, direct: cache == Cache::Direct })
+        Arc::new(MemoryFile {
+            disk: Arc::clone(&self.disk),
+            id,
+            directness: Directness::new(cache == Cache::Direct, &self.refused),
+        })
     }
 }
 
@@ -442,7 +457,7 @@ impl Disk {
 struct MemoryFile {
     disk: Arc<Mutex<Disk>>,
     id: FileId,
-    direct: bool,
+    directness: Directness,
 }
 
 impl MemoryFile {
@@ -463,20 +478,29 @@ impl MemoryFile {
     }
 }
 
+impl MemoryFile {
+    /// Reads what the page cache shows, or what is on the device.
+    fn read(&self, buf: &mut [u8], offset: u64, of_device: impl Fn(bool) -> bool) -> io::Result<usize> {
+        let read = |direct| -> io::Result<usize> {
+            let (disk, ..) = self.call(Kind::Read)?;
+            if direct && disk.refuses_direct_reads {
+                return Err(io::Error::from_raw_os_error(libc::EINVAL));
+            }
+            Ok(disk.files.get(&self.id).map_or(0, |f| match f.doubtful && of_device(direct) {
+                true => disk.media.on_device(self.id).read(buf, offset),
+                false => f.bytes.read(buf, offset),
+            }))
+        };
+        self.directness.attempt(read, || Ok(()))
+    }
+}
+
 impl BackingFile for MemoryFile {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        if self.direct {
-            return self.read_device(buf, offset);
-        }
-        let (disk, ..) = self.call(Kind::Read)?;
-        Ok(disk.files.get(&self.id).map_or(0, |f| f.bytes.read(buf, offset)))
+        self.read(buf, offset, |direct| direct)
     }
     fn read_device(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        let (disk, ..) = self.call(Kind::Read)?;
-        Ok(disk.files.get(&self.id).map_or(0, |f| match f.doubtful {
-            true => disk.media.on_device(self.id).read(buf, offset),
-            false => f.bytes.read(buf, offset),
-        }))
+        self.read(buf, offset, |_| true)
     }
     fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
         let (mut disk, _, effect) = self.call(Kind::Write)?;
@@ -540,6 +564,6 @@ impl BackingFile for MemoryFile {
         Ok(self.disk.held().files.get(&self.id).map_or(0, |f| f.bytes.held_bytes()))
     }
     fn is_direct(&self) -> bool {
-        true
+        !self.directness.has_refused()
     }
 }
