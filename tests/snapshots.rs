@@ -338,7 +338,7 @@ fn what_does_not_read_back_gets_no_name() {
     small::write(&vault, 400);
     disk.plant(Fault::of(&[Kind::Write], Effect::Spoil).on(SNAPSHOTS).times(1));
     let fault = vault.snapshot().unwrap_err().to_string();
-    assert!(fault.contains("no snapshot of it could be taken"), "{fault}");
+    assert!(fault.contains("no snapshot of the index could be taken"), "{fault}");
     assert_eq!((vault.stats().snapshots.get(), vault.stats().snapshot_failures.get()), (0, 1));
     assert!(vault.stats().errors().iter().any(|line| line.text.starts_with("snapshot of the index: ")));
     assert_eq!(numbers(&disk), before);
