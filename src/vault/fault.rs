@@ -106,7 +106,7 @@ impl fmt::Display for VaultFault {
             VaultFault::Index(why) => write!(f, "index: {why}"),
             VaultFault::Log(why) => write!(f, "log: {why}"),
             VaultFault::KeyMissing { segment, key } => {
-                write!(f, "segment {segment} is under key {key}, which vault.toml does not have")
+                write!(f, "segment {segment} is under key {key}, which the header does not have")
             }
             VaultFault::Unfinished(why) => f.write_str(why),
             VaultFault::Panicked => f.write_str("the operation panicked; this is a fault of strongroom"),
