@@ -16,10 +16,11 @@ use common::stream::stream;
 use common::{TestVault, eventually, setting};
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::fd::IntoRawFd;
+use std::os::fd::{AsRawFd, IntoRawFd};
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
-use std::time::Duration;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
 
 const WRITERS: u64 = 8;
 const MIB: u64 = 1 << 20;
@@ -109,7 +110,9 @@ fn room_comes(dir: &Path, id: u64, len: u64) {
 #[test]
 fn eight_writers_fill_it_and_deleting_makes_room() {
     let disk = Disk::ext4(setting("STRONGROOM_FULL_MIB", 200, 200));
-    let v = TestVault::init_on(&disk);
+    let mut v = TestVault::init_on(&disk);
+    // Each writer is refused a few times, and nobody makes room meanwhile.
+    v.options = vec!["full-deadline=0.2".into()];
     v.mount();
     let all = disk.free_bytes();
     let mut taken = fill_from_inside(&v.mnt, 0);
@@ -279,4 +282,217 @@ fn with_both_disks_full_deleting_makes_room_and_everything_comes_home() {
     room_comes(&v.mnt, 1 << 50, MIB);
     taken.push((1 << 50, MIB));
     comes_home(&v, &away, &taken);
+}
+
+/// A number of `/.storage/metrics`.
+fn metric(v: &TestVault, name: &str) -> u64 {
+    let text = v.storage("metrics");
+    let line = text.lines().find(|l| l.strip_prefix(name).is_some_and(|rest| rest.starts_with(' ')));
+    line.and_then(|l| l.rsplit(' ').next()?.parse::<f64>().ok()).unwrap_or_else(|| panic!("no metric {name}")) as u64
+}
+
+fn available(path: &Path) -> u64 {
+    let path = std::ffi::CString::new(path.to_str().unwrap()).unwrap();
+    let mut s = std::mem::MaybeUninit::<libc::statvfs>::uninit();
+    // SAFETY: a terminated string, and room for the answer.
+    assert_eq!(unsafe { libc::statvfs(path.as_ptr(), s.as_mut_ptr()) }, 0);
+    // SAFETY: the call succeeded, so it is filled.
+    let s = unsafe { s.assume_init() };
+    s.f_bavail * s.f_frsize
+}
+
+/// Bytes that no codec makes smaller.
+fn noise(id: u64, from: u64, len: u64) -> Vec<u8> {
+    let (first, last) = (from / 4096, (from + len).div_ceil(4096));
+    let all: Vec<u8> = (first..last).flat_map(|page| Rng((id + 1) << 32 | (page + 1)).bytes(4096)).collect();
+    let skip = (from % 4096) as usize;
+    all[skip..skip + len as usize].to_vec()
+}
+
+/// Only calls `write`, on file after file in turn, until one is refused; gives what each took, and the refusal.
+fn write_only(files: &mut [File], most_bytes: u64) -> (Vec<u64>, Option<io::Error>) {
+    let mut taken = vec![0; files.len()];
+    while taken.iter().sum::<u64>() < most_bytes {
+        for (id, file) in files.iter_mut().enumerate() {
+            let piece = noise(id as u64, taken[id], MIB);
+            match file.write(&piece) {
+                Ok(n) => taken[id] += n as u64,
+                Err(e) => return (taken, Some(e)),
+            }
+        }
+    }
+    (taken, None)
+}
+
+fn holds(path: &Path, id: u64, len: u64) {
+    let bytes = fs::read(path).unwrap();
+    assert_eq!(bytes.len() as u64, len, "{}", path.display());
+    assert!(bytes == noise(id, 0, len), "{}: not what was written", path.display());
+}
+
+#[test]
+fn a_program_that_only_writes_is_told_and_nothing_that_was_taken_is_dropped() {
+    let disk = Disk::ext4(1200);
+    let v = TestVault::init_on(&disk);
+    disk.take_all_but(360 * MIB);
+    v.mount();
+    let fits = available(&v.mnt);
+    assert!(fits > 64 * MIB, "the test has {} MiB", fits / MIB);
+    for name in ["a", "b"] {
+        fs::write(v.path(name), "").unwrap();
+    }
+    let mut files: Vec<File> = ["a", "b"].map(|n| File::options().write(true).open(v.path(n)).unwrap()).into();
+    let (taken, refused) = write_only(&mut files, fits + 64 * MIB);
+    let refused = refused.unwrap_or_else(|| panic!("{taken:?} bytes were taken, {fits} fit, and no write was refused"));
+    assert_eq!(refused.raw_os_error(), Some(libc::ENOSPC), "{refused}");
+    // Neither closed nor synced: it says so all the same.
+    eventually("full", Duration::from_secs(3), || v.state() == "full");
+    assert!(v.storage("errors").contains("no room for new data"), "{}", v.storage("errors"));
+    assert!(metric(&v, "strongroom_refused_for_room_total") > 0);
+    assert_eq!(v.storage("errors").lines().count(), 1, "{}", v.storage("errors"));
+    // What takes no room goes on, and nothing runs in circles.
+    fs::metadata(v.path("a")).unwrap();
+    assert_eq!(fs::read_dir(&v.mnt).unwrap().count(), 2);
+    let work = || metric(&v, "strongroom_commits_total") + metric(&v, "strongroom_snapshot_failures_total");
+    std::thread::sleep(Duration::from_secs(2));
+    let before = work();
+    let mut taken = taken;
+    for n in 0..20 {
+        // What is buffered may take less room in the log than it was counted for.
+        let id = n % 2;
+        if let Ok(len) = files[id].write(&noise(id as u64, taken[id], 4096)) {
+            taken[id] += len as u64;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert!(work() - before < 8, "{} commits and failed snapshots in two seconds with nothing to do", work() - before);
+    // Room was kept for what the kernel had taken.
+    for (id, file) in files.iter().enumerate() {
+        file.sync_all().unwrap_or_else(|e| panic!("file {id}: {e}"));
+    }
+    assert_eq!(metric(&v, "strongroom_refused_cached_bytes_total"), 0);
+    holds(&v.path("a"), 0, taken[0]);
+    holds(&v.path("b"), 1, taken[1]);
+    // Deleting helps at once: `df` says so within two seconds, without anybody writing, and a small write works.
+    drop(files);
+    fs::remove_file(v.path("a")).unwrap();
+    let begun = Instant::now();
+    eventually("df is true", Duration::from_secs(2), || available(&v.mnt) > taken[0] / 2);
+    while let Err(e) = put(&v.mnt, 7, 4096) {
+        assert!(begun.elapsed() < Duration::from_secs(3), "a small write after deleting: {e}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    eventually("no longer full", Duration::from_secs(3), || v.state() != "full");
+    v.umount();
+    v.check();
+    v.mount();
+    holds(&v.path("b"), 1, taken[1]);
+    assert!(!v.states().iter().any(|s| s == "error"), "{:?}", v.states());
+}
+
+#[test]
+fn what_the_kernel_hands_over_to_a_full_disk_is_held_until_there_is_room() {
+    let disk = Disk::ext4(100);
+    let mut v = TestVault::init_on(&disk);
+    v.options = vec!["full-deadline=60".into()];
+    v.mount();
+    put(&v.mnt, 0, MIB).unwrap();
+    let write = |path: PathBuf, id: u64| {
+        let mut file = File::create(path).unwrap();
+        file.write_all(&noise(id, 0, 6 * MIB)).unwrap();
+        file
+    };
+    let file = write(v.path("held"), 1);
+    let filler = disk.fill(0);
+    let syncing = std::thread::spawn(move || file.sync_all());
+    eventually("full", Duration::from_secs(5), || v.state() == "full");
+    std::thread::sleep(Duration::from_secs(2));
+    assert!(!syncing.is_finished(), "there is no room, and somebody may make some");
+    // Everybody else is served meanwhile.
+    let begun = Instant::now();
+    fs::metadata(v.path("held")).unwrap();
+    assert!(v.storage("status").contains("full"));
+    fs::create_dir(v.path("dir")).expect_err("a new directory takes room");
+    fs::remove_file(v.path("file-0")).unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    fs::remove_file(filler).unwrap();
+    syncing.join().unwrap().expect("there is room again");
+    holds(&v.path("held"), 1, 6 * MIB);
+
+    // Nobody makes room: after the deadline it is refused, and whoever syncs is told.
+    v.umount();
+    v.options = vec!["full-deadline=1".into()];
+    v.mount();
+    let file = write(v.path("refused"), 2);
+    let filler = disk.fill(0);
+    let begun = Instant::now();
+    let refused = file.sync_all().expect_err("there is no room for it");
+    assert_eq!(refused.raw_os_error(), Some(libc::ENOSPC), "{refused}");
+    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+    assert!(metric(&v, "strongroom_refused_cached_bytes_total") > 0);
+    eventually("the loss is named", Duration::from_secs(2), || v.storage("errors").contains("the file lacks them"));
+    drop(file);
+    fs::remove_file(v.path("refused")).unwrap();
+    fs::remove_file(filler).unwrap();
+    room_comes(&v.mnt, 3, MIB);
+    holds(&v.path("held"), 1, 6 * MIB);
+    assert!(!v.states().iter().any(|s| s == "error"), "{:?}", v.states());
+    v.umount();
+    v.check();
+}
+
+#[test]
+fn a_hard_quota_set_on_a_live_mount_is_told_by_write() {
+    let v = TestVault::mounted();
+    fs::create_dir(v.path("dir")).unwrap();
+    let quota = 16 * MIB;
+    let mut set = Command::new(common::strongroom());
+    common::run(set.args(["quota", "set"]).arg(&v.mnt).arg("--tree").arg(v.path("dir")).args(["--bytes", "16M"]));
+    let mut files = vec![File::create(v.path("dir/file")).unwrap()];
+    let (taken, refused) = write_only(&mut files, quota + 64 * MIB);
+    let refused = refused.unwrap_or_else(|| panic!("{taken:?} bytes were taken and no write was refused"));
+    assert_eq!(refused.raw_os_error(), Some(libc::EDQUOT), "{refused}");
+    // Outside nobody notices.
+    put(&v.mnt, 2, 4 * MIB).unwrap();
+    assert_ne!(v.state(), "full");
+}
+
+fn fallocate(file: &File, mode: i32, len: u64) -> Option<i32> {
+    // SAFETY: the descriptor is the file's.
+    let done = unsafe { libc::fallocate(file.as_raw_fd(), mode, 0, i64::try_from(len).unwrap()) };
+    (done != 0).then(|| io::Error::last_os_error().raw_os_error().unwrap())
+}
+
+#[test]
+fn fallocate_refuses_what_cannot_fit() {
+    let disk = Disk::ext4(100);
+    let v = TestVault::init_on(&disk);
+    v.mount();
+    let free = available(&v.mnt);
+    let file = File::create(v.path("file")).unwrap();
+    for mode in [0, libc::FALLOC_FL_KEEP_SIZE] {
+        assert_eq!(fallocate(&file, mode, 2 * free), Some(libc::ENOSPC), "mode {mode}: twice what is free");
+        assert_eq!(file.metadata().unwrap().len(), 0, "what is refused changes nothing");
+    }
+    assert_eq!(fallocate(&file, 0, free / 2), None);
+    // What is there already needs no room.
+    put(&v.mnt, 1, free / 2).unwrap();
+    let written = File::options().write(true).open(v.path("file-1")).unwrap();
+    assert_eq!(fallocate(&written, 0, free / 2 + 4096), None);
+    assert_ne!(v.state(), "full", "there is room, though not for everything");
+    drop((file, written));
+    v.umount();
+
+    let v = TestVault::init_with(&["--quota", "16M"]);
+    v.mount();
+    let file = File::create(v.path("file")).unwrap();
+    assert_eq!(fallocate(&file, 0, 17 * MIB), Some(libc::ENOSPC), "beyond the vault's quota");
+    fs::create_dir(v.path("dir")).unwrap();
+    let mut set = Command::new(common::strongroom());
+    common::run(set.args(["quota", "set"]).arg(&v.mnt).arg("--tree").arg(v.path("dir")).args(["--bytes", "1M"]));
+    let file = File::create(v.path("dir/file")).unwrap();
+    for mode in [0, libc::FALLOC_FL_KEEP_SIZE] {
+        assert_eq!(fallocate(&file, mode, 2 * MIB), Some(libc::EDQUOT), "mode {mode}: beyond the tree's quota");
+    }
+    assert_eq!(fallocate(&file, 0, MIB / 2), None);
 }

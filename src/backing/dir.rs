@@ -108,7 +108,11 @@ pub(super) fn space_of(dir: BorrowedFd<'_>) -> io::Result<Option<Space>> {
     check(unsafe { libc::fstatvfs(dir.as_raw_fd(), s.as_mut_ptr()) })?;
     // SAFETY: the call succeeded, so it is filled.
     let s = unsafe { s.assume_init() };
-    let space = Space { total_bytes: s.f_blocks * s.f_frsize, free_bytes: s.f_bavail * s.f_frsize };
+    let space = Space {
+        total_bytes: s.f_blocks * s.f_frsize,
+        free_bytes: s.f_bavail * s.f_frsize,
+        free_inodes: if s.f_files > 0 { s.f_favail } else { u64::MAX },
+    };
     // A filesystem without blocks is none that is full: FUSE filesystems without a `statfs` answer so.
     Ok((space.total_bytes > 0).then_some(space))
 }

@@ -49,6 +49,8 @@ pub struct Space {
     pub total_bytes: u64,
     /// Bytes that we may still take.
     pub free_bytes: u64,
+    /// Files that can still be made; `u64::MAX` where the filesystem does not say.
+    pub free_inodes: u64,
 }
 
 /// A directory of files; paths are relative, with `/` between parts.

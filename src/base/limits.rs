@@ -125,6 +125,22 @@ pub const SNAPSHOT_LOG_TIMES: u64 = 4;
 pub const SNAPSHOT_RATE_BYTES: u64 = 32 << 20;
 /// Generations of them that are kept.
 pub const SNAPSHOTS_KEPT: usize = 2;
+/// Room kept for what the kernel's write-back cache accepts before we see it, so that a program is refused by `write`
+/// and what it wrote before still fits; where we may, the kernel's dirty limit for the mount is set to this, …
+pub const KERNEL_ROOM_BYTES: u64 = 64 << 20;
+/// … and the part of a small backing filesystem that it may be at most: one in so many.
+pub const KERNEL_ROOM_SHARE: u64 = 16;
+/// With fewer inodes left on the backing filesystem it is tried out whether it makes new files.
+pub const SPARE_INODES: u64 = 8;
+/// How long a write that the kernel's cache hands over is held while there is no room, before it is refused, …
+pub const FULL_DEADLINE: Duration = Duration::from_secs(5);
+/// … and how long at most while a quota refuses it: whoever could make room is the one who is told, …
+pub const QUOTA_DEADLINE: Duration = Duration::from_secs(1);
+/// … and after so many deadlines in a row in which nothing held found room, nothing is held any more: an fsync, and a
+/// read that misses the kernel's cache, wait for what the kernel queued before them.
+pub const FULL_DEADLINES_MOST: u32 = 2;
+/// Shortest time between two lines of the error list about a full backing filesystem.
+pub const FULL_REPORT_PAUSE: Duration = Duration::from_secs(60);
 /// Bytes of the backing filesystem that ordinary writes may not take, so that deletes and checkpoints always work.
 pub const RESERVE_BYTES: u64 = 192 << 20;
 /// Most bytes that a scrub of a mount reads in a second unless told otherwise: it must not be felt.

@@ -15,7 +15,9 @@ use super::{log as logging, size};
 use crate::backing::{Backing, DirBacking};
 use crate::base::choice::{Compression, Verify};
 use crate::base::id::Generation;
-use crate::base::limits::{BUDGET_BYTES_DEFAULT, BUDGET_BYTES_MIN, CLEAN_BYTES_MIN, FLUSH_INTERVAL, FUSE_THREADS};
+use crate::base::limits::{
+    BUDGET_BYTES_DEFAULT, BUDGET_BYTES_MIN, CLEAN_BYTES_MIN, FLUSH_INTERVAL, FULL_DEADLINE, FUSE_THREADS,
+};
 use crate::base::lock::Held;
 use crate::base::world::{RealWorld, World};
 use crate::confine::{Report, Wanted};
@@ -413,9 +415,11 @@ fn mount(plan: &Plan, mounter: &Arc<Mounter>, vault: Arc<Vault>, report: Report)
         shown: said.shown,
         ..FsOptions::default()
     };
+    let mut rows = report.rows;
+    rows.push(("full_deadline_seconds", full_deadline(said).as_secs_f64().to_string()));
     let fs = FileSystem::new(vault, fs_options)
         .map_err(|fault| Failure::new(Exit::Damaged, format!("{}: {fault}", plan.vault.display())))?
-        .telling(report.rows);
+        .telling(rows);
     let failed = |e| Failure::new(Exit::Fuse, format!("cannot mount on {}: {e}", plan.mountpoint.display()));
     let device = mounter.mount().map_err(failed)?;
     let unmount = {
@@ -427,6 +431,10 @@ fn mount(plan: &Plan, mounter: &Arc<Mounter>, vault: Arc<Vault>, report: Report)
         log::info!("the read-ahead stays as it is: {e}");
     }
     Ok(mounted)
+}
+
+fn full_deadline(said: &Options) -> Duration {
+    said.full_deadline.unwrap_or(FULL_DEADLINE)
 }
 
 fn mount_options(plan: &Plan) -> MountOptions {
@@ -443,6 +451,7 @@ fn mount_options(plan: &Plan) -> MountOptions {
         // The kernel has bytes for half of the interval, the daemon for the other.
         write_back_every: (!said.read_only).then(|| said.flush_interval.unwrap_or(FLUSH_INTERVAL) / 2),
         threads: FUSE_THREADS,
+        full_deadline: full_deadline(said),
     }
 }
 

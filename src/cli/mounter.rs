@@ -20,6 +20,7 @@ use super::mounts;
 use super::write_back;
 use crate::backing::{self, Broker, BrokeredDir};
 use crate::base::descriptor;
+use crate::base::limits::KERNEL_ROOM_BYTES;
 use crate::base::lock::Held;
 use crate::fuse::{self, MountOptions};
 use std::fs::File;
@@ -211,6 +212,18 @@ fn refusal(e: &io::Error) -> Vec<u8> {
     [&[REFUSED][..], &code.to_le_bytes(), &len.to_le_bytes(), &sentence].concat()
 }
 
+/// Bounds what the kernel accepts for this mount before it hands it over, however much memory the machine has: so much
+/// room is kept for it on the backing filesystem. What cannot be set stays as the kernel has it, a share of the memory.
+fn bound_dirty(bdi: &Path) {
+    let most = std::fs::read_to_string(bdi.join("max_bytes")).ok().and_then(|text| text.trim().parse::<u64>().ok());
+    // 0 stands for a share that is not bounded.
+    if most.is_some_and(|most| most == 0 || most > KERNEL_ROOM_BYTES) {
+        let _ = std::fs::write(bdi.join("max_bytes"), KERNEL_ROOM_BYTES.to_string());
+    }
+    // Without it the bound counts only once the whole machine has much to write back.
+    let _ = std::fs::write(bdi.join("strict_limit"), "1");
+}
+
 impl Attendant<'_> {
     fn follow(&mut self, order: u8) -> io::Result<Option<OwnedFd>> {
         match order {
@@ -218,7 +231,9 @@ impl Attendant<'_> {
             MOUNT => self.mount().map(Some),
             READ_AHEAD => {
                 let device = self.device.as_deref().ok_or(io::ErrorKind::NotFound)?;
-                std::fs::write(format!("/sys/class/bdi/{device}/read_ahead_kb"), READ_AHEAD_KIB)?;
+                let bdi = PathBuf::from(format!("/sys/class/bdi/{device}"));
+                bound_dirty(&bdi);
+                std::fs::write(bdi.join("read_ahead_kb"), READ_AHEAD_KIB)?;
                 Ok(None)
             }
             UNMOUNT | DETACH => self.unmount(order == DETACH).map(|()| None),

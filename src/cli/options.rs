@@ -52,6 +52,8 @@ pub struct Options {
     pub emergency: Option<Emergency>,
     /// Longest that a flush may take, where there is an emergency directory.
     pub flush_deadline: Option<Duration>,
+    /// How long a write of the kernel's cache is held while there is no room for it.
+    pub full_deadline: Option<Duration>,
     /// The share of what is read back that is opened, too.
     pub verify_open_percent: Option<u32>,
     /// Sealing threads.
@@ -189,6 +191,7 @@ impl Options {
             "verify" => self.verify = Some(Verify::from_str(value).map_err(Refused::Wrong)?),
             "flush-interval" => self.flush_interval = Some(seconds(value).map_err(Refused::Wrong)?),
             "flush-deadline" => self.flush_deadline = Some(seconds(value).map_err(Refused::Wrong)?),
+            "full-deadline" => self.full_deadline = Some(seconds(value).map_err(Refused::Wrong)?),
             "emergency-dir" => self.emergency = Some(emergency(value).map_err(Refused::Wrong)?),
             "verify-open" => self.verify_open_percent = Some(percent(value).map_err(Refused::Wrong)?),
             "workers" => self.workers = Some(workers(value).map_err(Refused::Wrong)?),
@@ -345,7 +348,7 @@ mod tests {
         let o = read(&[
             "allow_other,fsname=X,ro,nodev,nosuid,noexec,noatime,nodiratime,sync,dirsync,default_permissions",
             "show-storage,budget=64M,compression=zstd,verify=cache,flush-interval=2.5,workers=3",
-            "password-file=/p,key-file=/k,accept-rollback=17,emergency-dir=/e,flush-deadline=7,verify-open=5%",
+            "password-file=/p,key-file=/k,accept-rollback=17,emergency-dir=/e,flush-deadline=7,full-deadline=2.5,verify-open=5%",
         ])
         .unwrap();
         assert!(o.allow_other && o.read_only && o.default_permissions && o.show_storage);
@@ -357,6 +360,7 @@ mod tests {
         assert_eq!((o.password_file, o.key_file), (Some("/p".into()), Some("/k".into())));
         assert_eq!(o.emergency, Some(Emergency::Dir("/e".into())));
         assert_eq!((o.flush_deadline, o.verify_open_percent), (Some(Duration::from_secs(7)), Some(5)));
+        assert_eq!(o.full_deadline, Some(Duration::from_millis(2500)));
         assert_eq!(read(&["emergency-dir=/e,emergency-dir=none"]).unwrap().emergency, Some(Emergency::None));
         assert_eq!(read(&["sandbox=caps,sandbox=off"]).unwrap().sandbox, Some(Wanted::OFF));
     }

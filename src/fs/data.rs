@@ -13,6 +13,17 @@ use crate::base::limits::FILE_BYTES_MAX;
 use crate::format::inode::Inode;
 use crate::vault::Admit;
 
+/// Where the bytes of a write come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WriteFrom {
+    /// A program, which waits for the answer.
+    Program,
+    /// The kernel's cache, which accepted them from a program before: they may use the room that is kept for it.
+    Cache,
+    /// The kernel's cache, and they were held for want of room: deleted room is waited for.
+    HeldCache,
+}
+
 /// How a write is meant.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct WriteHow {
@@ -82,6 +93,18 @@ impl FileSystem {
 
     /// Writes all of `data`; waits while the byte budget is used up.
     pub fn write(&self, ino: Ino, offset: u64, data: &[u8], how: WriteHow) -> Result<(), FsFault> {
+        self.write_from(WriteFrom::Program, ino, offset, data, how)
+    }
+
+    /// Writes all of `data`, which comes from `from`; waits while the byte budget is used up.
+    pub fn write_from(
+        &self,
+        from: WriteFrom,
+        ino: Ino,
+        offset: u64,
+        data: &[u8],
+        how: WriteHow,
+    ) -> Result<(), FsFault> {
         if let Some(written) = self.storage_write(ino, offset, data) {
             return written;
         }
@@ -94,7 +117,12 @@ impl FileSystem {
         let end = end.ok_or(FsFault::FileTooLarge)?;
         self.decide_compression(&pin);
         let file = pin.file(&self.vault);
-        let room = self.vault.reserve(file, offset, data.len() as u64)?;
+        let len = data.len() as u64;
+        let room = match from {
+            WriteFrom::Program => self.vault.reserve(file, offset, len),
+            WriteFrom::Cache => self.vault.reserve_from_kernel(file, offset, len, false),
+            WriteFrom::HeldCache => self.vault.reserve_from_kernel(file, offset, len, true),
+        }?;
         let mut state = pin.state();
         let now = how.stamp.then(|| self.now());
         let mut op = self.vault.begin();
@@ -120,8 +148,13 @@ impl FileSystem {
         Ok(())
     }
 
-    /// Room, holes or zeros in a range. Room is a word only: what is written is compressed and lies elsewhere each
-    /// time, so nothing can be kept for it.
+    /// Refuses if a program may not add data now; waits until deleted room is given back.
+    pub fn admit_write(&self) -> Result<(), FsFault> {
+        Ok(self.vault.make_room(0)?)
+    }
+
+    /// Room, holes or zeros in a range. Nothing is kept for the room: what is written is compressed and lies elsewhere
+    /// each time. More than there is room for, or than a quota allows, is refused.
     pub fn fallocate(&self, ino: Ino, offset: u64, len: u64, what: Fallocate) -> Result<(), FsFault> {
         self.fallocate_by(ino, offset, len, what, false)
     }
@@ -147,6 +180,7 @@ impl FileSystem {
         let end = offset.checked_add(len).filter(|&end| end <= FILE_BYTES_MAX).ok_or(FsFault::FileTooLarge)?;
         if matches!(what, Fallocate::Extend | Fallocate::KeepSize) {
             self.vault.admit(0)?;
+            self.vault.admit_range(pin.file(&self.vault), offset, end)?;
         }
         let file = pin.file(&self.vault);
         let mut state = pin.state();
@@ -157,6 +191,12 @@ impl FileSystem {
         let mut after = before;
         if matches!(what, Fallocate::Extend | Fallocate::ZeroRange) {
             after.size = after.size.max(end);
+        }
+        if what == Fallocate::KeepSize && end > after.size {
+            // Charged by the size that a write to the end would give it, and given back: nothing is kept.
+            let written = Inode { size: end, ..before };
+            op.charge(ino, Some(&before), Some(&written), Admit::WithinLimits)?;
+            op.charge(ino, Some(&written), Some(&before), Admit::Always)?;
         }
         op.charge(ino, Some(&before), Some(&after), Admit::WithinLimits)?;
         if matches!(what, Fallocate::PunchHole | Fallocate::ZeroRange | Fallocate::ZeroKeepSize) {

@@ -126,6 +126,21 @@ impl FsFault {
         }
     }
 
+    /// Whether there is no room, or none within a quota, for data: it may fit once something was deleted.
+    #[must_use]
+    pub fn is_no_room(&self) -> bool {
+        matches!(self, FsFault::Vault(VaultFault::BackingFull | VaultFault::QuotaBytes) | FsFault::QuotaReached(_))
+    }
+
+    /// Keeps a fault that is no more than a lack of room, for whoever holds what the kernel's cache handed over.
+    pub fn hold(self, cached: bool, refused: &mut Option<FsFault>) -> Result<(), FsFault> {
+        if !cached || !self.is_no_room() {
+            return Err(self);
+        }
+        *refused = Some(self);
+        Ok(())
+    }
+
     /// Whether something is broken, as opposed to refused.
     fn is_harm(&self) -> bool {
         matches!(

@@ -30,7 +30,7 @@ mod xattr;
 
 pub use attr::{Attr, SetAttr, SetTime, Shown};
 pub use attribute_cache::AttributeCache;
-pub use data::{Fallocate, WriteHow};
+pub use data::{Fallocate, WriteFrom, WriteHow};
 pub use directory::{DirEntry, Space};
 pub use errno::FsFault;
 pub use paths::{paths_of, printable};
@@ -222,6 +222,9 @@ impl FileSystem {
     /// Says whether the kernel keeps writes back.
     pub fn kernel_keeps_writes(&self, keeps: bool) {
         self.keeps_writes.store(keeps, SeqCst);
+        if keeps {
+            self.vault.keep_room_for_kernel();
+        }
     }
 
     /// The vault underneath.

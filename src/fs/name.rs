@@ -148,6 +148,10 @@ impl FileSystem {
         self.load_xattrs(&dir)?;
         let before = self.changes.load(SeqCst);
         let taken = self.find(parent, name)?.is_some();
+        if !taken {
+            // With no lock held, for it may wait: with one, room is only asked for.
+            self.vault.make_room(0)?;
+        }
 
         let namespace = self.namespace.held();
         let taken = if self.changes.load(SeqCst) == before { taken } else { self.find(parent, name)?.is_some() };

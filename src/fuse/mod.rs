@@ -8,11 +8,13 @@
 mod attr;
 mod door;
 mod groups;
+mod held;
 mod helper;
 mod negotiate;
 mod operation;
 mod page_cache;
 mod privileges;
+mod reply;
 mod requests;
 mod seek;
 mod set_id;
@@ -21,7 +23,7 @@ mod synchronous;
 pub use door::Admitted;
 
 use crate::base::id::Ino;
-use crate::base::limits::FUSE_THREADS;
+use crate::base::limits::{FULL_DEADLINE, FUSE_THREADS};
 use crate::fs::{AttributeCache, FileSystem};
 use door::Door;
 use fuser::{Config, INodeNo, Session, SessionACL};
@@ -63,6 +65,8 @@ pub struct MountOptions {
     pub write_back_every: Option<Duration>,
     /// Threads that serve requests; more than background requests, so that blocked writers never take all of them.
     pub threads: usize,
+    /// How long a write of the kernel's cache is held while there is no room for it.
+    pub full_deadline: Duration,
 }
 
 impl Default for MountOptions {
@@ -77,6 +81,7 @@ impl Default for MountOptions {
             kernel: Vec::new(),
             write_back_every: None,
             threads: FUSE_THREADS,
+            full_deadline: FULL_DEADLINE,
         }
     }
 }

@@ -7,16 +7,18 @@
 
 use super::attr::{KEEP, file_attr, file_type, no_entry, sent, set_time, ttl};
 use super::door::Door;
+use super::held::{HeldWrite, Holder};
 use super::negotiate::negotiate;
 use super::operation::{Answer, Asker, run};
 use super::page_cache::PageCache;
+use super::reply::{empty, statfs, xattr};
 use super::seek::{self, Kernel, Seeker};
 use super::set_id::{self, SetIds};
 use super::synchronous::{Synchronous, when_durable};
 use super::{MountOptions, groups, privileges};
 use crate::base::id::{Ino, ROOT_INO};
 use crate::fs::{
-    Attr, Caller, Fallocate, FileSystem, FsFault, OpKind, RenameHow, Seek, SetAttr, WriteHow, XattrHow, XattrReply,
+    Attr, Caller, Fallocate, FileSystem, FsFault, OpKind, RenameHow, Seek, SetAttr, WriteFrom, WriteHow, XattrHow,
 };
 use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, Generation, INodeNo, KernelConfig,
@@ -51,6 +53,8 @@ pub(super) struct Requests {
     seeker: Seeker,
     page_cache: PageCache,
     synchronous: Synchronous,
+    /// Writes of the kernel's cache that wait for room.
+    holder: Holder,
     /// Who is let in, where the kernel lets everybody.
     door: Option<Door>,
     /// Whether the mount may be shown elsewhere with other owners. The kernel then names the user only where a request makes
@@ -71,11 +75,13 @@ impl Requests {
         door: Option<Door>,
     ) -> io::Result<Requests> {
         let page_cache = PageCache::start(kernel.clone())?;
-        let seeker = Seeker::start(Asker(Arc::clone(&fs)), kernel, options.threads)?;
+        let asker = Asker(Arc::clone(&fs));
+        let seeker = Seeker::start(asker.clone(), kernel.clone(), options.threads)?;
+        let holder = Holder::start(asker, kernel, options.full_deadline)?;
         let (acl, synchronous) = (options.has_lists(), Synchronous::of(&options.kernel));
         let idmap = options.kernel_checks() && door.is_none();
         let (writeback, set_ids) = (AtomicBool::new(false), SetIds::default());
-        Ok(Requests { fs, writeback, acl, seeker, page_cache, synchronous, door, idmap, set_ids })
+        Ok(Requests { fs, writeback, acl, seeker, holder, page_cache, synchronous, door, idmap, set_ids })
     }
 
     /// Runs an operation for whoever the door lets in.
@@ -162,21 +168,6 @@ impl Requests {
     }
 }
 
-fn empty(reply: ReplyEmpty, done: Answer<()>) {
-    match done {
-        Ok(()) => reply.ok(),
-        Err(e) => reply.error(e),
-    }
-}
-
-fn xattr(reply: ReplyXattr, found: Answer<XattrReply>) {
-    match found {
-        Ok(XattrReply::Length(n)) => reply.size(n),
-        Ok(XattrReply::Bytes(bytes)) => reply.data(&bytes),
-        Err(e) => reply.error(e),
-    }
-}
-
 impl Filesystem for Requests {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
         let writeback = negotiate(config, &self.fs, self.acl, self.idmap);
@@ -206,10 +197,19 @@ impl Filesystem for Requests {
         });
     }
 
-    fn getattr(&self, request: &Request, ino: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
-        match self.run(request, OpKind::Getattr, ino, |fs, ino| fs.getattr(ino)) {
+    fn getattr(&self, request: &Request, ino: INodeNo, handle: Option<FileHandle>, reply: ReplyAttr) {
+        let is_marked = self.holder.is_marked(Ino(ino.0));
+        let found = self.run(request, OpKind::Getattr, ino, |fs, ino| fs.getattr(ino));
+        match found {
+            // A program is about to write, and its file is marked.
+            Ok(a) if is_marked && handle.is_some() => {
+                self.holder.ask(a, self.ttl(&a), reply);
+            }
             Ok(a) => reply.attr(&self.ttl(&a), &file_attr(&a)),
             Err(e) => reply.error(e),
+        }
+        if is_marked && handle.is_none() {
+            self.holder.mark(Ino(ino.0));
         }
     }
 
@@ -247,6 +247,9 @@ impl Filesystem for Requests {
                 });
             }
             Err(e) => reply.error(e),
+        }
+        if self.holder.is_marked(Ino(ino.0)) {
+            self.holder.mark(Ino(ino.0));
         }
     }
 
@@ -373,11 +376,23 @@ impl Filesystem for Requests {
             self.page_cache.filled(Ino(ino.0), offset, data.len());
         }
         let drop_set_id = flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        let cached = flags.contains(WriteFlags::FUSE_WRITE_CACHE);
+        let from = if cached { WriteFrom::Cache } else { WriteFrom::Program };
         let how = WriteHow { drop_set_id, stamp: !self.writeback.load(Relaxed) };
-        if let Err(e) = self.run(request, OpKind::Write, ino, |fs, ino| fs.write(ino, offset, data, how)) {
+        let mut refused = None;
+        let call = |fs: &FileSystem, ino| {
+            fs.write_from(from, ino, offset, data, how).or_else(|e| e.hold(cached, &mut refused))
+        };
+        if let Err(e) = self.run(request, OpKind::Write, ino, call) {
             return reply.error(e);
         }
         let (len, ino) = (data.len(), Ino(ino.0));
+        if let Some(fault) = refused {
+            return self.holder.hold(HeldWrite { ino, offset, data: data.to_vec(), how, fault, reply });
+        }
+        if cached && self.fs.vault().is_nearly_full() && !self.holder.is_marked(ino) {
+            self.holder.mark(ino);
+        }
         if !direct {
             return reply.written(len as u32);
         }
@@ -451,19 +466,7 @@ impl Filesystem for Requests {
     }
 
     fn statfs(&self, request: &Request, ino: INodeNo, reply: ReplyStatfs) {
-        match self.run(request, OpKind::Statfs, ino, |fs, ino| fs.statfs_at(ino)) {
-            Ok(s) => reply.statfs(
-                s.blocks,
-                s.blocks_free,
-                s.blocks_free,
-                s.inodes,
-                s.inodes_free,
-                s.block_bytes,
-                s.name_bytes_max,
-                s.block_bytes,
-            ),
-            Err(e) => reply.error(e),
-        }
+        statfs(reply, self.run(request, OpKind::Statfs, ino, |fs, ino| fs.statfs_at(ino)));
     }
 
     fn setxattr(

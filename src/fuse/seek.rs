@@ -10,7 +10,7 @@ use super::operation::Asker;
 use crate::base::id::Ino;
 use crate::base::limits::FILE_BYTES_MAX;
 use crate::base::lock::Held;
-use crate::fs::{FsFault, Seek, Sought};
+use crate::fs::{FsFault, OpKind, Seek, Sought};
 use crossbeam_channel::Sender;
 use fuser::{Errno, INodeNo, Notifier, ReplyLseek};
 use std::io;
@@ -125,7 +125,7 @@ impl Work {
             self.kernel.invalidate(ino, range);
         };
         let sure = settle(first, invalidate, again);
-        match sure.and_then(|sought| sought.found().map_err(|fault| self.asker.errno(ino, &fault))) {
+        match sure.and_then(|sought| sought.found().map_err(|fault| self.asker.errno(OpKind::Lseek, ino, &fault))) {
             Ok(at) => reply.offset(at as i64),
             Err(e) => reply.error(e),
         }

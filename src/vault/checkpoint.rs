@@ -10,13 +10,13 @@ use super::place::{Place, remove_if_there};
 use super::pressure::Pressure;
 use super::shared::{DeadRange, Shared};
 use super::snapshot_keeper::Keeper;
-use super::state::Event;
+use super::state::{Event, State};
 use super::step::Actor;
 use super::writer::is_full;
 use super::{VaultFault, home, reserve_bytes, root, totals};
 use crate::backing::{BackingFile, Cache, Open};
 use crate::base::id::SegmentId;
-use crate::base::limits::{ALLOCATE_STEP_BYTES, BLOCK_BYTES};
+use crate::base::limits::{ALLOCATE_STEP_BYTES, BLOCK_BYTES, SEGMENT_BYTES, SPARE_INODES};
 use crate::base::lock::Held;
 use crate::format::key;
 use crate::format::record::Counters;
@@ -50,6 +50,7 @@ pub struct Housekeeper {
     probe_at: Duration,
     probe_wait: Duration,
     ticked: Duration,
+    looked_for_room: Duration,
     pressure: Pressure,
     snapshots: Keeper,
     ended: bool,
@@ -57,6 +58,8 @@ pub struct Housekeeper {
 
 /// Time between two looks at what nobody tells of.
 const TICK: Duration = Duration::from_secs(1);
+/// The same while there is no room: whoever deletes something waits for what it gives back.
+const FULL_TICK: Duration = Duration::from_millis(250);
 /// Longest wait between two probes of a backing directory that has failed.
 const PROBE_MOST: Duration = Duration::from_secs(30);
 /// Segments in which giving back may fail before the rest waits for the next checkpoint.
@@ -69,8 +72,21 @@ impl Housekeeper {
     pub fn new(shared: Arc<Shared>, told: Receiver<ToHousekeeper>, prepare: Receiver<SegmentId>) -> Housekeeper {
         let (home_at, probe_at, probe_wait, ticked) = (Duration::ZERO, Duration::ZERO, TICK, shared.world.elapsed());
         let (dead, pressure, snapshots) = (Vec::new(), Pressure::none(), Keeper::new());
-        let ended = false;
-        Housekeeper { shared, told, prepare, dead, home_at, probe_at, probe_wait, ticked, pressure, snapshots, ended }
+        let (looked_for_room, ended) = (ticked, false);
+        Housekeeper {
+            shared,
+            told,
+            prepare,
+            dead,
+            home_at,
+            probe_at,
+            probe_wait,
+            ticked,
+            looked_for_room,
+            pressure,
+            snapshots,
+            ended,
+        }
     }
 
     /// Its life.
@@ -78,7 +94,8 @@ impl Housekeeper {
         let told = self.told.clone();
         let (mut prepare, no_more) = (self.prepare.clone(), crossbeam_channel::never());
         while !self.ended {
-            let next = self.snapshots.due_in(&self.shared).map_or(TICK, |due| due.min(TICK));
+            let most = if self.shared.state() == State::Full { FULL_TICK } else { TICK };
+            let next = self.snapshots.due_in(&self.shared).map_or(most, |due| due.min(most));
             select! {
                 recv(prepare) -> id => match id {
                     Ok(id) => self.prepare(id),
@@ -93,9 +110,12 @@ impl Housekeeper {
     }
 
     fn prepare(&self, id: SegmentId) {
-        // The log will try by itself, and fail with more reason.
-        if let Err(e) = prepare_segment(&self.shared, id) {
-            log::warn!("preparing a segment: {e}");
+        match prepare_segment(&self.shared, id) {
+            Ok(()) => {}
+            // While there is one segment left: from now on programs are refused, and what is on its way fits.
+            Err(e) if is_full(&e) => self.shared.note_refusal(),
+            // The log will try by itself, and fail with more reason.
+            Err(e) => log::warn!("preparing a segment: {e}"),
         }
     }
 
@@ -143,6 +163,7 @@ impl Housekeeper {
             // Wherever the log lies.
             self.pressure.mind(&shared);
         }
+        self.mind_room(now);
         if shared.away.load(SeqCst) {
             self.snapshots.step(&shared);
             return self.probe();
@@ -154,9 +175,24 @@ impl Housekeeper {
         }
         if due {
             shared.refill_reserve();
+            look_for_refused_room(&shared);
             ask_when_idle(&shared);
         }
         self.snapshots.step(&shared)
+    }
+
+    /// Gives back what was deleted while there is no room, and looks whether there is some again.
+    fn mind_room(&mut self, now: Duration) {
+        let shared = &self.shared;
+        let is_full = shared.state() == State::Full;
+        if shared.read_only || now.saturating_sub(self.looked_for_room) < if is_full { FULL_TICK } else { TICK } {
+            return;
+        }
+        self.looked_for_room = now;
+        if is_full {
+            shared.give_back_deleted();
+        }
+        shared.watch_room();
     }
 
     /// Looks whether the backing directory is well again; less often each time it is not.
@@ -269,14 +305,48 @@ pub fn close(shared: &Shared, position: LogPosition, counters: Counters, next: S
     Ok(())
 }
 
+/// Finds out whether the backing filesystem takes new files and data again that it refused although `statfs` showed
+/// room, and whether one with hardly any inode refuses them.
+fn look_for_refused_room(shared: &Shared) {
+    if shared.read_only || shared.progress.is_stopped() {
+        return;
+    }
+    let takes_files = || match shared.places.probe(Place::Primary) {
+        Ok(()) => true,
+        Err(e) => !is_full(&e),
+    };
+    if !shared.room.is_refused() {
+        let has_few_inodes = shared.space.room().space().is_some_and(|space| space.free_inodes < SPARE_INODES);
+        if has_few_inodes && !takes_files() {
+            shared.note_refusal();
+        }
+        return;
+    }
+    // The reserve is whole only if it was taken anew, and so as much room is really there.
+    if shared.reserve.missing_bytes() == 0
+        && takes_files()
+        && prepare_segment(shared, SegmentId(shared.newest_begun.load(SeqCst) + 1)).is_ok()
+    {
+        shared.room.clear_refused();
+    }
+}
+
 fn prepare_segment(shared: &Shared, id: SegmentId) -> std::io::Result<()> {
     let _making = shared.making_segment.held();
     if id.0 <= shared.newest_begun.load(SeqCst) {
         return Ok(());
     }
     shared.prepared.fetch_max(id.0, SeqCst);
-    let file = shared.backing.open(&path(id), Open::Create, Cache::Direct)?;
-    file.preallocate(ALLOCATE_STEP_BYTES)?;
+    let file = match shared.backing.open(&path(id), Open::Create, Cache::Direct) {
+        // One that was made and got no room.
+        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
+            shared.backing.open(&path(id), Open::Write, Cache::Direct)?
+        }
+        made => made?,
+    };
+    // More, if more is on its way than the segment before it can take.
+    let beyond = shared.dirty.used_bytes().saturating_sub(SEGMENT_BYTES);
+    file.preallocate(ALLOCATE_STEP_BYTES.max(beyond.min(SEGMENT_BYTES)))?;
     file.sync_data()?;
     shared.backing.sync_dir("segments")
 }

@@ -66,6 +66,9 @@ impl Log {
         if trouble.kind == Kind::Stalled {
             self.ends.flushes.begin_anew();
         }
+        if trouble.kind == Kind::Full && trouble.place == Place::Primary {
+            s.note_refusal();
+        }
         self.forget_durable();
         self.abandon();
         for cut in &mut self.cuts {
@@ -79,7 +82,7 @@ impl Log {
                 self.restart(place);
             }
             None => {
-                s.nowhere(&trouble.why);
+                s.nowhere(&trouble.why, trouble.kind == Kind::Full);
                 // Longer each time that a place took a test write and then not the rest.
                 self.probe_pause = (self.probe_pause * 2).clamp(PROBE_FIRST, PROBE_MOST);
                 let until = s.world.elapsed() + self.probe_pause;

@@ -260,6 +260,28 @@ impl Vault {
     pub fn reserve(&self, file: &FileBuffer, offset: u64, bytes: u64) -> Result<Reservation<'_>, VaultFault> {
         self.admit_change()?;
         self.make_room(bytes)?;
+        self.reserve_within_quota(file, offset, bytes)
+    }
+
+    /// Room for a write that the kernel's cache hands over, for which room was kept when a program made it. Waits for
+    /// deleted room to be given back only if `patient`.
+    pub fn reserve_from_kernel(
+        &self,
+        file: &FileBuffer,
+        offset: u64,
+        bytes: u64,
+        patient: bool,
+    ) -> Result<Reservation<'_>, VaultFault> {
+        self.admit_change()?;
+        if patient {
+            self.make_room_for_kernel(bytes)?;
+        } else {
+            self.admit_from_kernel(bytes)?;
+        }
+        self.reserve_within_quota(file, offset, bytes)
+    }
+
+    fn reserve_within_quota(&self, file: &FileBuffer, offset: u64, bytes: u64) -> Result<Reservation<'_>, VaultFault> {
         let s = &self.shared;
         let room = self.take_room(bytes)?;
         let Some(quota) = s.quota_bytes.filter(|&quota| self.used_bytes() > quota) else {

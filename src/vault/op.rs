@@ -90,6 +90,7 @@ impl<'a> Op<'a> {
         if from < to {
             self.begin_change();
             let done = file.punch(*self.batch, from, to);
+            self.shared.room.note_freed();
             self.shared.dirty.add(done.grown_bytes);
             if done.first {
                 self.first_touch.push(Arc::clone(file));

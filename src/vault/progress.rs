@@ -32,10 +32,33 @@ pub struct Reached {
     /// Why nothing is acknowledged, while that is so.
     stopped: Option<Arc<str>>,
     for_good: bool,
+    /// Whether it is only for want of room.
+    no_room: bool,
     /// No writer is taken in any more.
     closing: bool,
     /// The log has ended.
     ended: bool,
+}
+
+/// How acknowledging stops.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stop {
+    /// Until a place takes the log again.
+    ForNow,
+    /// The same, and all that was wanting is room.
+    NoRoom,
+    /// Until the vault is opened anew.
+    ForGood,
+}
+
+impl Reached {
+    /// What whoever waits is told while nothing is acknowledged.
+    fn fault(&self) -> VaultFault {
+        match &self.stopped {
+            Some(why) if !self.no_room => VaultFault::Failed(Arc::clone(why)),
+            _ => VaultFault::BackingFull,
+        }
+    }
 }
 
 /// The progress of the log.
@@ -74,7 +97,7 @@ impl Progress {
     pub fn enlist(&self, waiter: Waiter) -> Option<(Waiter, Result<(), VaultFault>)> {
         let mut reached = self.reached.held();
         let answer = match &reached.stopped {
-            Some(why) => Err(VaultFault::Failed(Arc::clone(why))),
+            Some(_) => Err(reached.fault()),
             None if reached.durable >= waiter.batch => Ok(()),
             None if reached.ended => Err(VaultFault::Closed),
             None => {
@@ -104,11 +127,12 @@ impl Progress {
 
     /// Stops acknowledging. Says whether it went on until now, and who is to be told.
     #[must_use]
-    pub fn stop(&self, why: &str, for_good: bool, budget: &Budget) -> (bool, Vec<Waiter>) {
+    pub fn stop(&self, why: &str, how: Stop, budget: &Budget) -> (bool, Vec<Waiter>) {
         let mut reached = self.reached.held();
-        let first = reached.stopped.is_none();
+        let (first, for_good) = (reached.stopped.is_none(), how == Stop::ForGood);
         if first || for_good || !reached.for_good {
             reached.stopped = Some(why.into());
+            reached.no_room = how == Stop::NoRoom;
         }
         reached.for_good |= for_good;
         self.has_given_up.store(reached.for_good, SeqCst);
@@ -167,8 +191,9 @@ impl Progress {
         if !self.is_stopped() {
             return Ok(());
         }
-        match &self.reached.held().stopped {
-            Some(why) => Err(VaultFault::Failed(Arc::clone(why))),
+        let reached = self.reached.held();
+        match &reached.stopped {
+            Some(_) => Err(reached.fault()),
             None => Ok(()),
         }
     }

@@ -10,7 +10,7 @@ use super::rekey::under_old_keys;
 use super::shared::Shared;
 use super::state::{Held as HeldState, State};
 use super::totals::{self, Totals};
-use super::{Gauges, Usage, Vault, reserve_bytes};
+use super::{Gauges, Usage, Vault};
 use crate::backing::Space;
 use crate::base::choice::Verify;
 use crate::base::id::{Ino, KeyNumber};
@@ -125,10 +125,7 @@ impl Vault {
     #[must_use]
     pub fn usage(&self) -> Usage {
         let s = &self.shared;
-        let less_the_reserve = |space: Space| Space {
-            free_bytes: space.free_bytes.saturating_sub(reserve_bytes(space.total_bytes)),
-            ..space
-        };
+        let less_the_reserve = |space: Space| Space { free_bytes: self.room_bytes(space), ..space };
         Usage {
             bytes: s.allocated.load(Relaxed) + s.dirty.used_bytes(),
             quota_bytes: s.quota_bytes,

@@ -5,7 +5,6 @@
 //! admitted. Called by: `failover` and `checkpoint` (release), `checkpoint` (refill), `Vault` (asks). Takes: its own lock.
 //! On failure: what cannot be reserved is not there: writes are then refused earlier.
 
-use super::place::remove_if_there;
 use super::writer::is_full;
 use crate::backing::{AlignedBuf, Backing, BackingFile, Cache, Open};
 use crate::base::limits::{RESERVE_FILE_BYTES, RESERVE_FILE_SHARE};
@@ -48,10 +47,12 @@ impl Reserve {
         self.wanted.saturating_sub(self.held.load(SeqCst))
     }
 
-    /// Gives the room to whoever needs it now; false if it has been given before.
+    /// Gives the room, and the inode, to whoever needs it now; false if it has been given before.
     pub fn release(&self, backing: &dyn Backing) -> bool {
         let _changing = self.changing.held();
-        self.held.swap(0, SeqCst) > 0 && remove_if_there(backing, RESERVE).is_ok()
+        self.held.store(0, SeqCst);
+        // An empty one still has an inode to give.
+        backing.remove(RESERVE).is_ok()
     }
 
     /// The directory was opened anew: what the file holds there is for the next `refill` to find.
@@ -75,6 +76,8 @@ impl Reserve {
         if self.held.load(SeqCst) < self.wanted {
             match fill(backing, self.wanted, all) {
                 Ok(now) => self.held.store(now, SeqCst),
+                // It is looked for again every second.
+                Err(e) if is_full(&e) => log::debug!("the reserve: {e}"),
                 Err(e) => log::warn!("the reserve: {e}"),
             }
         }

@@ -11,10 +11,11 @@ use super::handover::InForce;
 use super::moves::Moves;
 use super::pin::Pins;
 use super::place::{Place, Places};
-use super::progress::{Progress, Reached};
+use super::progress::{Progress, Reached, Stop};
 use super::quota::Quotas;
 use super::reopen::Home;
 use super::reserve::Reserve;
+use super::room::RoomWatch;
 use super::sealer::{Cursor, Job, Sealed};
 use super::segments::Segments;
 use super::snapshot::Kept;
@@ -213,6 +214,8 @@ pub struct Shared {
 
     /// Room kept for when there is none.
     pub reserve: Reserve,
+    /// What is known about room beside the free bytes.
+    pub room: RoomWatch,
     pub machine: Mutex<Machine>,
     /// Whether statistics and history are to go into the next batch.
     pub totals_wanted: AtomicBool,
@@ -333,23 +336,25 @@ impl Shared {
     }
 
     /// Stops acknowledging until a place takes the log again: what is buffered stays readable, every waiter is told.
-    pub fn nowhere(&self, why: &str) {
-        self.stop(why, false);
+    /// `for_room`: only room is wanting.
+    pub fn nowhere(&self, why: &str, for_room: bool) {
+        self.stop(why, if for_room { Stop::NoRoom } else { Stop::ForNow });
     }
 
     /// The same until the vault is opened anew.
     pub fn give_up(&self, why: &str) {
-        self.stop(why, true);
+        self.stop(why, Stop::ForGood);
     }
 
-    fn stop(&self, why: &str, for_good: bool) {
-        let (first, waiters) = self.progress.stop(why, for_good, &self.dirty);
+    fn stop(&self, why: &str, how: Stop) {
+        let (first, waiters) = self.progress.stop(why, how, &self.dirty);
         if first {
             self.stats.error(self.world.now(), format!("writing stopped: {why}"));
         }
         self.happened(Event::Nowhere, why);
         for w in waiters {
-            (w.reply)(Err(VaultFault::Failed(why.into())));
+            let fault = self.progress.check().err();
+            (w.reply)(Err(fault.unwrap_or_else(|| VaultFault::Failed(why.into()))));
         }
     }
 
@@ -420,12 +425,13 @@ impl Shared {
 
     fn is_full_by(&self, bytes: u64, room: impl Fn(&SpaceWatch) -> Room) -> bool {
         // Read before the room: what leaves the buffers in between counts as written.
-        let need = bytes + self.dirty.used_bytes();
-        let at_home = |total: u64| need + reserve_bytes(total) + self.reserve.missing_bytes();
+        let need = bytes.saturating_add(self.dirty.used_bytes());
+        let kept = |total: u64| reserve_bytes(total) + self.reserve.missing_bytes();
+        let at_home = |total: u64| need.saturating_add(kept(total));
         // While the log is away, it does not matter what the backing directory says.
-        let home = !self.away.load(SeqCst) && room(&self.space).fits(at_home);
+        let home = !self.away.load(SeqCst) && !self.room.is_refused() && room(&self.space).fits(at_home);
         // What the backing directory cannot take, the emergency directory does.
-        let away = || room(&self.space_away).fits(|_| need + AWAY_RESERVE_BYTES);
+        let away = || room(&self.space_away).fits(|_| need.saturating_add(AWAY_RESERVE_BYTES));
         !(home || self.places.has(Place::Emergency) && away())
     }
 

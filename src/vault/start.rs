@@ -17,6 +17,7 @@ use super::progress::Progress;
 use super::quota::Quotas;
 use super::recover::Recovered;
 use super::reserve::Reserve;
+use super::room::RoomWatch;
 use super::scrub::Scrub;
 use super::sealer::{Cursor, Worker};
 use super::segments::{Keyring, Segments};
@@ -87,6 +88,7 @@ pub(super) fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sy
     let shared = Arc::new(Shared {
         segments: Segments::new(everywhere, keyring, suite, vault),
         reserve: Reserve::take(&*backing, !options.read_only),
+        room: RoomWatch::default(),
         machine: Mutex::new(Machine::new(world.elapsed())),
         stepper: options.stepped.clone().map(Stepper::new),
         earlier: totals::load(&index, &stats)?,

@@ -113,6 +113,8 @@ pub enum State {
     Error = 7,
     /// At an end.
     Closed = 8,
+    /// There is no room for new data: it is refused with ENOSPC. Reads, deletes, fsyncs and commits work.
+    Full = 9,
 }
 
 /// What happens to the vault.
@@ -140,15 +142,19 @@ pub enum Event {
     Back,
     /// Everything is home.
     Home,
+    /// New data finds no room.
+    NoRoom,
+    /// New data finds room again.
+    Room,
     /// The end.
     Close,
 }
 
 impl State {
     /// Every state, in order of its number.
-    pub const ALL: [State; 9] = {
+    pub const ALL: [State; 10] = {
         use State::*;
-        [Init, Ready, Writing, Flushing, Verifying, Backup, Recovering, Error, Closed]
+        [Init, Ready, Writing, Flushing, Verifying, Backup, Recovering, Error, Closed, Full]
     };
 
     /// The word shown to people.
@@ -164,6 +170,7 @@ impl State {
             State::Recovering => "recovering",
             State::Error => "error",
             State::Closed => "closed",
+            State::Full => "full",
         }
     }
 
@@ -176,39 +183,42 @@ impl State {
 
     /// ```text
     /// Init --> Ready --Changed--> Writing --Cut--> Flushing --Flushed--> Verifying --Idle--> Ready
-    ///   |        \________________________ Away | Nowhere ________________/
-    ///   +--> Recovering <--Back-- Backup <--Away-- (work, Recovering, Error)
-    ///            |  ^--Back-- Error <--Nowhere-- (work, Backup, Recovering)
-    ///            +--Home--> Ready                             Close leads from every state to Closed
+    ///   |        \________________________ Away | Nowhere | NoRoom _______/
+    ///   +--> Recovering <--Back-- Backup <--Away-- (work, Full, Recovering, Error)
+    ///            |  ^--Back-- Error <--Nowhere-- (work, Full, Backup, Recovering)
+    ///            +--Home--> Ready         Full --Room--> Ready           Close leads from every state to Closed
     /// ```
-    /// Under way elsewhere (Backup, Recovering, Error) the words of ordinary work change nothing.
+    /// Under way elsewhere (Backup, Recovering, Error) and while Full the words of ordinary work change nothing.
     pub fn after(self, event: Event) -> Result<State, Refused<State, Event>> {
         use Event::*;
         use State::*;
         match (self, event) {
-            (Init, Opened) | (Recovering, Home) => Ok(Ready),
+            (Init, Opened) | (Recovering, Home) | (Full, Room) => Ok(Ready),
             (Init, OpenedAway) => Ok(Recovering),
             (Ready, Changed) | (Verifying | Flushing, Settled) => Ok(Writing),
             (Ready | Writing | Verifying, Cut) => Ok(Flushing),
             (Flushing, Flushed) => Ok(Verifying),
             (Writing | Flushing | Verifying, Idle) => Ok(Ready),
+            (Ready | Writing | Flushing | Verifying, NoRoom) => Ok(Full),
             (Writing | Flushing | Verifying, Changed)
             | (Flushing, Cut)
             | (Verifying | Writing | Ready, Flushed)
             | (Writing, Settled)
             | (Ready, Settled | Idle) => Ok(self),
-            (Backup | Recovering | Error, Changed | Cut | Flushed | Settled | Idle) => Ok(self),
-            (Ready | Writing | Flushing | Verifying | Recovering | Error, Away) => Ok(Backup),
-            (Ready | Writing | Flushing | Verifying | Recovering | Backup, Nowhere) => Ok(Error),
+            (Backup | Recovering | Error | Full, Changed | Cut | Flushed | Settled | Idle | NoRoom)
+            | (Ready | Writing | Flushing | Verifying | Backup | Recovering | Error, Room) => Ok(self),
+            (Ready | Writing | Flushing | Verifying | Recovering | Error | Full, Away) => Ok(Backup),
+            (Ready | Writing | Flushing | Verifying | Recovering | Backup | Full, Nowhere) => Ok(Error),
             (Backup, Away) | (Error, Nowhere) => Ok(self),
-            (Ready | Writing | Flushing | Verifying | Backup | Error | Recovering, Back) => Ok(Recovering),
-            (Init | Ready | Writing | Flushing | Verifying | Backup | Recovering | Error, Close) => Ok(Closed),
-            (Init, Changed | Cut | Flushed | Settled | Idle | Away | Nowhere | Back | Home)
-            | (Ready | Writing | Flushing | Verifying | Backup | Error, Home)
-            | (Ready | Writing | Flushing | Verifying | Backup | Recovering | Error, Opened | OpenedAway)
+            (Ready | Writing | Flushing | Verifying | Backup | Error | Recovering | Full, Back) => Ok(Recovering),
+            (Init | Ready | Writing | Flushing | Verifying | Backup | Recovering | Error | Full, Close) => Ok(Closed),
+            (Init, Changed | Cut | Flushed | Settled | Idle | Away | Nowhere | Back | Home | NoRoom | Room)
+            | (Ready | Writing | Flushing | Verifying | Backup | Error | Full, Home)
+            | (Ready | Writing | Flushing | Verifying | Backup | Recovering | Error | Full, Opened | OpenedAway)
             | (
                 Closed,
-                Opened | OpenedAway | Changed | Cut | Flushed | Settled | Idle | Away | Nowhere | Back | Home | Close,
+                Opened | OpenedAway | Changed | Cut | Flushed | Settled | Idle | Away | Nowhere | Back | Home | NoRoom
+                | Room | Close,
             ) => Err(Refused { state: self, event }),
         }
     }
@@ -277,9 +287,9 @@ impl Machine {
 mod tests {
     use super::*;
 
-    const EVENTS: [Event; 12] = {
+    const EVENTS: [Event; 14] = {
         use Event::*;
-        [Opened, OpenedAway, Changed, Cut, Flushed, Settled, Idle, Away, Nowhere, Back, Home, Close]
+        [Opened, OpenedAway, Changed, Cut, Flushed, Settled, Idle, Away, Nowhere, Back, Home, NoRoom, Room, Close]
     };
 
     #[test]

@@ -67,6 +67,10 @@ pub struct Stats {
     pub prefetched: Counter,
     /// Chunks compressed with zstd, with lz4, stored raw.
     pub codec_chunks: [Counter; 3],
+    /// Writes, new files and other requests refused for want of room on the backing filesystem.
+    pub refused_for_room: Counter,
+    /// Bytes that the kernel's cache held and that were refused for want of room after the deadline.
+    pub refused_cached_bytes: Counter,
     /// Times a writer had to wait for the byte budget.
     pub writer_waits: Counter,
     /// How long they waited.
@@ -149,6 +153,12 @@ impl Stats {
             ("chunks_raw", "Chunks stored as they are.", n(&self.codec_chunks[2])),
             ("snapshots", "Snapshots of the index taken.", n(&self.snapshots)),
             ("snapshot_failures", "Snapshots of the index that could not be taken.", n(&self.snapshot_failures)),
+            ("refused_for_room", "Requests refused for want of room.", n(&self.refused_for_room)),
+            (
+                "refused_cached_bytes",
+                "Bytes of the kernel's cache refused for want of room after the deadline.",
+                n(&self.refused_cached_bytes),
+            ),
             ("writer_waits", "Times a writer waited for the byte budget.", n(&self.writer_waits)),
         ]
     }

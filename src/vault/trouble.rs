@@ -37,10 +37,11 @@ pub struct Trouble {
     pub why: Arc<str>,
 }
 
-/// How an I/O error is to be taken.
+/// How an I/O error is to be taken. A quota of the backing filesystem, or a file that it lets grow no further, is a lack
+/// of room: deleting something may help.
 pub fn kind_of(e: &io::Error) -> Kind {
     match e.raw_os_error() {
-        Some(libc::ENOSPC | libc::EDQUOT) => Kind::Full,
+        Some(libc::ENOSPC | libc::EDQUOT | libc::EFBIG) => Kind::Full,
         Some(libc::EROFS | libc::ENODEV | libc::ENXIO | libc::ESTALE | libc::ENOTCONN | libc::ENOENT) => Kind::Gone,
         _ if e.kind() == io::ErrorKind::NotFound => Kind::Gone,
         _ if e.kind() == io::ErrorKind::StorageFull => Kind::Full,

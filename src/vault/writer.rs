@@ -11,7 +11,9 @@ use super::segments::OpenSegment;
 use super::shared::Shared;
 use super::verifier::{Sample, ToVerify};
 use crate::backing::{AlignedBuf, BackingFile, Cache, Open};
-use crate::base::limits::{ALLOCATE_STEP_BYTES, BLOCK_BYTES, GROUP_BYTES_MAX, ZERO_STEP_BYTES, ZERO_STEP_COMMITS};
+use crate::base::limits::{
+    ALLOCATE_STEP_BYTES, BLOCK_BYTES, GROUP_BYTES_MAX, SEGMENT_BYTES, ZERO_STEP_BYTES, ZERO_STEP_COMMITS,
+};
 use crate::base::lock::Held;
 use crate::segment::{GroupBuilder, SealedFrames, SegmentContext, path};
 use std::io;
@@ -56,7 +58,17 @@ impl Writer {
         if place == Place::Emergency {
             shared.places.goes_away(context.id);
         }
-        let (file, allocated) = open_file(&shared.places, place, &path(context.id))?;
+        let (file, allocated) = match open_file(&shared.places, place, &path(context.id)) {
+            // There may be no inode left: the reserve's is for this. Where there is another place, the log goes there.
+            Err(e) if is_full(&e) && place == Place::Primary && !shared.places.has(Place::Emergency) => {
+                if !shared.release_reserve() {
+                    return Err(e.into());
+                }
+                shared.note_refusal();
+                open_file(&shared.places, place, &path(context.id))?
+            }
+            opened => opened?,
+        };
         drop(making);
         let segment = Arc::new(OpenSegment { context: Arc::clone(context), file });
         let builder = GroupBuilder::new(context, spare_buffer(shared));
@@ -90,7 +102,7 @@ impl Writer {
         let image = std::mem::replace(&mut self.builder, next).finish(context, self.next_group);
         let (position, len) = (self.position, image.len() as u64);
         let began = Instant::now();
-        self.make_room(len)?;
+        self.make_room(shared, len)?;
         self.segment.file.write_all_at(&image, position)?;
         shared.stats.log_write.record(began.elapsed());
         shared.stats.log_bytes.add(len);
@@ -104,9 +116,9 @@ impl Writer {
     }
 
     /// Takes room for a group of `len` bytes; where commits are small, fills it with zeros.
-    fn make_room(&mut self, len: u64) -> Result<(), VaultFault> {
+    fn make_room(&mut self, shared: &Shared, len: u64) -> Result<(), VaultFault> {
         let end = self.position + len;
-        let file = &self.segment.file;
+        let file = Arc::clone(&self.segment.file);
         if end <= self.step_end {
             return Ok(());
         }
@@ -123,6 +135,7 @@ impl Writer {
                 Err(e) => return Err(e.into()),
             }
         }
+        self.take_room_ahead(shared);
         if self.step_commits >= ZERO_STEP_COMMITS {
             let mut zeros = AlignedBuf::with_capacity((self.step_end - self.position) as usize);
             zeros.set_len(zeros.capacity());
@@ -131,6 +144,24 @@ impl Writer {
         }
         self.step_commits = 0;
         Ok(())
+    }
+
+    /// Takes room for what is buffered, as far as it will lie in this segment: a quota of the backing filesystem is met
+    /// while little is on its way, so that the reserve is enough for that.
+    fn take_room_ahead(&mut self, shared: &Shared) {
+        let ahead = (self.position + shared.dirty.used_bytes()).min(SEGMENT_BYTES);
+        while self.allocated + ALLOCATE_STEP_BYTES <= ahead {
+            match self.segment.file.preallocate(self.allocated + ALLOCATE_STEP_BYTES) {
+                Ok(()) => self.allocated += ALLOCATE_STEP_BYTES,
+                // Writing what must be written will tell of all other faults.
+                Err(e) => {
+                    if is_full(&e) {
+                        shared.note_refusal();
+                    }
+                    return;
+                }
+            }
+        }
     }
 
     /// The group as the verifier wants it.

@@ -99,6 +99,18 @@ impl Disk {
         path
     }
 
+    /// Takes all but `leave_bytes` at once, without writing it.
+    pub fn take_all_but(&self, leave_bytes: u64) -> PathBuf {
+        let path = self.at.join("taken");
+        let file = File::create(&path).unwrap();
+        let len = i64::try_from(self.free_bytes() - leave_bytes).unwrap();
+        // SAFETY: the descriptor is ours.
+        let done = unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, len) };
+        assert_eq!(done, 0, "taking {len} bytes: {}", io::Error::last_os_error());
+        file.sync_all().unwrap();
+        path
+    }
+
     /// Takes it away, also while somebody holds on to it.
     pub fn detach(&self) {
         let at = CString::new(self.at.as_os_str().as_bytes()).unwrap();

@@ -7,7 +7,7 @@
 use crate::buffer::Budget;
 use crate::explore::{Fault, Harness, planted};
 use crate::vault::VaultFault;
-use crate::vault::progress::{Progress, Waiter};
+use crate::vault::progress::{Progress, Stop, Waiter};
 use shuttle::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use shuttle::thread;
 use std::sync::Arc;
@@ -42,7 +42,8 @@ fn answer_all(waiters: Vec<Waiter>, answer: &Result<(), VaultFault>) {
 }
 
 fn stop(progress: &Progress, for_good: bool, budget: &Budget) {
-    let (_, waiters) = progress.stop("no place", for_good, budget);
+    let how = if for_good { Stop::ForGood } else { Stop::ForNow };
+    let (_, waiters) = progress.stop("no place", how, budget);
     if planted() != Some(Fault::TellsNobody) {
         answer_all(waiters, &Err(VaultFault::Failed("no place".into())));
     }

@@ -32,7 +32,7 @@ use std::sync::{Arc, Mutex};
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
 /// Room where it is not limited.
-const UNLIMITED: Space = Space { total_bytes: 1 << 40, free_bytes: 1 << 40 };
+const UNLIMITED: Space = Space { total_bytes: 1 << 40, free_bytes: 1 << 40, free_inodes: u64::MAX };
 
 struct File {
     /// What it was called last.
@@ -315,7 +315,7 @@ impl Disk {
             Node::Dir => None,
         });
         let used: u64 = named.map(|f| f.bytes.held_bytes()).sum();
-        Space { total_bytes, free_bytes: total_bytes.saturating_sub(used) }
+        Space { total_bytes, free_bytes: total_bytes.saturating_sub(used), free_inodes: u64::MAX }
     }
 
     /// Refuses to hold more blocks of a file than there is room for.
