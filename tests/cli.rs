@@ -8,6 +8,7 @@
 
 use std::fs;
 use std::io::Write;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -75,7 +76,7 @@ impl Desk {
         let mut command = Command::new(PROGRAM);
         command.args(words).current_dir(self.dir.path()).stdin(Stdio::null()).env_remove("CREDENTIALS_DIRECTORY");
         // What it remembers of a vault goes when the vault does.
-        command.env("XDG_STATE_HOME", self.path("state"));
+        command.env("STRONGROOM_STATE_DIR", self.path("state"));
         command
     }
 
@@ -400,9 +401,14 @@ fn a_mounted_vault_is_not_mounted_twice() {
     let desk = Desk::new();
     ok(&desk.mount());
     fs::create_dir(desk.path("other")).unwrap();
-    ends_with(&desk.run(&["mount", "--password-file", "pass", "vault", "other"]), IN_USE, "in use");
+    // It is said where, and before anybody is asked for a passphrase: there is none here.
+    let at = desk.mnt().canonicalize().unwrap().display().to_string();
+    for words in [&["mount", "vault", "other"][..], &["check", "vault"]] {
+        let refused = desk.run(words);
+        ends_with(&refused, IN_USE, "is mounted on");
+        assert!(stderr(&refused).contains(&at), "it names the mountpoint: {}", stderr(&refused));
+    }
     ends_with(&desk.mount(), MOUNTPOINT, "already");
-    ends_with(&desk.run(&["check", "--password-file", "pass", "vault"]), IN_USE, "in use");
     let status = desk.run(&["status", "--json", "vault"]);
     assert_eq!(json(&status)["in_use"], true);
     fs::write(desk.mnt().join("x"), "still works").unwrap();
@@ -733,11 +739,11 @@ fn an_older_copy_in_the_vaults_place_is_refused_until_it_is_named() {
     };
     assert_eq!(names(&desk.mnt()), ["one", "three"]);
     let config = fs::read_to_string(desk.mnt().join(".storage/config")).unwrap();
-    assert!(config.lines().any(|line| line.contains("pins") && line.contains("state/strongroom")), "{config}");
+    assert!(config.lines().any(|line| line.contains("pins") && line.contains("/state")), "{config}");
     ok(&desk.run(&["umount", "mnt"]));
-    let pins = names(&desk.path("state/strongroom"));
+    let pins = names(&desk.path("state"));
     assert!(pins.len() == 1 && pins[0].len() == 36 && pins[0].ends_with(".pin"), "{pins:?}");
-    let pin = desk.path("state/strongroom").join(&pins[0]);
+    let pin = desk.path("state").join(&pins[0]);
     assert_eq!(fs::metadata(&pin).unwrap().permissions().mode() & 0o777, 0o600);
     // Elsewhere nobody knows of a newer one.
     fs::remove_file(pin).unwrap();
@@ -766,4 +772,268 @@ fn a_vault_without_its_header_file_is_a_vault_still() {
     fs::write(desk.path("vault/lock"), "rubble").unwrap();
     ok(&desk.mount());
     ok(&desk.run(&["umount", "mnt"]));
+}
+
+#[test]
+fn an_older_copy_is_looked_at_without_a_word_about_accepting_it() {
+    let desk = Desk::new();
+    let lives = |vault: &str, name: &str| {
+        ok(&desk.run(&["mount", "--password-file", "pass", vault, "mnt"]));
+        fs::write(desk.mnt().join(name), name).unwrap();
+        ok(&desk.run(&["umount", "mnt"]));
+    };
+    lives("vault", "one");
+    copy_tree(&desk.path("vault"), &desk.path("backup"));
+    lives("vault", "two");
+    let refused = desk.run(&["mount", "--password-file", "pass", "backup", "mnt"]);
+    ends_with(&refused, ROLLED_BACK, "an older copy of the vault");
+    let said = stderr(&refused);
+    let (look, replace) = (said.find("-o ro").unwrap(), said.find("--accept-rollback").unwrap());
+    assert!(look < replace, "the way that harms nothing comes first: {said}");
+    assert!(said.contains("remembered in") && said.contains("/state"), "it says who knows better: {said}");
+
+    let looked = desk.run(&["mount", "-o", "ro", "--password-file", "pass", "backup", "mnt"]);
+    ends_with(&looked, OK, "strongroom: warning: what is shown is an older state of the vault: generation ");
+    assert!(desk.mnt().join("one").exists() && !desk.mnt().join("two").exists());
+    let status = fs::read_to_string(desk.mnt().join(".storage/status")).unwrap();
+    assert!(status.lines().any(|line| line.starts_with("older state")), "{status}");
+    ok(&desk.run(&["umount", "mnt"]));
+    // Looking changed neither what is remembered nor the copy.
+    ends_with(&desk.run(&["mount", "--password-file", "pass", "backup", "mnt"]), ROLLED_BACK, "an older copy");
+    lives("vault", "three");
+}
+
+#[test]
+fn root_has_one_memory_with_and_without_an_environment() {
+    let desk = Desk::new();
+    // SAFETY: only asks.
+    assert_eq!(unsafe { libc::geteuid() }, 0, "this test needs root");
+    fs::create_dir(desk.path("home")).unwrap();
+    fs::write(desk.path("home/.profile"), "").unwrap();
+    let run = |words: &[&str], home: bool| {
+        let mut command = desk.command(words);
+        command.env_remove("STRONGROOM_STATE_DIR").env_remove("XDG_STATE_HOME").env_remove("HOME");
+        if home {
+            command.env("HOME", desk.path("home"));
+        }
+        command.output().unwrap()
+    };
+    let status = json(&desk.run(&["status", "--json", "vault"]));
+    let pin = Path::new("/var/lib/strongroom").join(format!("{}.pin", status["id"].as_str().unwrap()));
+    let lives = |home| {
+        ok(&run(&["mount", "--password-file", "pass", "vault", "mnt"], home));
+        ok(&run(&["umount", "mnt"], home));
+    };
+    lives(true);
+    copy_tree(&desk.path("vault"), &desk.path("backup"));
+    // As at boot.
+    lives(false);
+    let refused = run(&["mount", "--password-file", "pass", "backup", "mnt"], true);
+    ends_with(&refused, ROLLED_BACK, "/var/lib/strongroom");
+    fs::remove_file(pin).unwrap();
+}
+
+#[test]
+fn a_vault_over_the_home_of_who_mounts_it_leaves_the_bare_home_empty() {
+    let desk = Desk::new();
+    let vault = desk.path("vault");
+    let run = |words: &[&str], home: &Path| {
+        let mut command = desk.command(words);
+        command.env_remove("STRONGROOM_STATE_DIR").env_remove("XDG_STATE_HOME").env("HOME", home);
+        command.output().unwrap()
+    };
+    ok(&run(&["check", "--password-file", "pass", "vault"], &desk.mnt()));
+    for home in [desk.mnt(), desk.mnt(), vault.join("segments")] {
+        ok(&run(&["mount", "--password-file", "pass", "vault", "mnt"], &home));
+        fs::write(desk.mnt().join("x"), "x").unwrap();
+        ok(&run(&["umount", "mnt"], &home));
+        assert_eq!(fs::read_dir(desk.mnt()).unwrap().count(), 0, "something was written below the mount");
+        assert!(!vault.join("segments/.local").exists());
+    }
+    let mnt = desk.mnt().display().to_string();
+    for (option, why, exit) in [
+        (format!("log={mnt}/log"), "the mount would hide it", USAGE),
+        (format!("log={}/log", vault.display()), "the vault", USAGE),
+        (format!("emergency-dir={mnt}"), "the mount would hide it", 13),
+        (format!("emergency-dir={mnt}/e"), "the mount would hide it", 13),
+        (format!("emergency-dir={}/segments", vault.display()), "must not lie in each other", 13),
+    ] {
+        let refused = desk.run(&["mount", "-o", &option, "--password-file", "pass", "vault", "mnt"]);
+        ends_with(&refused, exit, why);
+        assert_eq!(fs::read_dir(desk.mnt()).unwrap().count(), 0, "{option}");
+    }
+    let id = json(&desk.run(&["status", "--json", "vault"]))["id"].as_str().unwrap().to_owned();
+    // SAFETY: only asks.
+    if unsafe { libc::geteuid() } == 0 {
+        fs::remove_file(format!("/var/lib/strongroom/{id}.pin")).unwrap();
+    }
+}
+
+#[test]
+fn a_log_file_from_fstab_is_opened_anew_after_it_was_rotated() {
+    let desk = Desk::new();
+    let log = desk.path("log");
+    let option = format!("rw,log={}", log.display());
+    let mut mount = desk.command(&["mount", "-o", &option, "--password-file", "pass", "vault", "mnt"]);
+    ok(&mount.env("STRONGROOM_LOG", "info").output().unwrap());
+    let daemon = desk.daemon();
+    fs::rename(&log, desk.path("log.1")).unwrap();
+    kill(libc::SIGHUP, daemon);
+    wait_until("the log is made anew", || log.exists());
+    fs::write(desk.mnt().join("x"), "x").unwrap();
+    assert!(desk.is_mounted(), "SIGHUP unmounts nothing");
+    ok(&desk.run(&["umount", "mnt"]));
+    let (old, new) = (fs::read_to_string(desk.path("log.1")).unwrap(), fs::read_to_string(&log).unwrap());
+    assert!(old.contains("is mounted on") && !old.contains("unmounted and closed"), "{old}");
+    assert!(new.contains("unmounted and closed") && !new.contains("is mounted on"), "{new}");
+}
+
+#[test]
+fn programs_that_ask_for_a_terminal_leave_no_line_in_the_log() {
+    let desk = Desk::new();
+    let log = desk.path("log");
+    let words = ["mount", "--log", "log", "--password-file", "pass", "vault", "mnt"];
+    ok(&desk.command(&words).env("STRONGROOM_LOG", "debug").output().unwrap());
+    let file = fs::File::create(desk.mnt().join("x")).unwrap();
+    for request in [libc::TCGETS, libc::FIONREAD, 0x8008_6601, 0x1234_5678] {
+        let mut answer = [0_u8; 64];
+        // SAFETY: the descriptor is ours, and no request of these writes more than 64 bytes, which are there.
+        let done = unsafe { libc::ioctl(file.as_raw_fd(), request as _, answer.as_mut_ptr()) };
+        let e = std::io::Error::last_os_error();
+        // FIONREAD the kernel answers by itself.
+        assert!(done == 0 || e.raw_os_error() == Some(libc::ENOTTY), "{request:#x}: {e}");
+    }
+    drop(file);
+    ok(&desk.run(&["umount", "mnt"]));
+    let said = fs::read_to_string(log).unwrap();
+    assert!(!said.to_lowercase().contains("ioctl"), "{said}");
+}
+
+/// A daemon in a mount namespace of its own, whose /dev/log is a socket of this test's.
+#[test]
+fn a_daemon_without_a_log_file_is_heard_by_the_system_log_also_after_that_was_restarted() {
+    use std::os::unix::net::UnixDatagram;
+    let desk = Desk::new();
+    let heard = |socket: &UnixDatagram| {
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut message = [0; 4096];
+        let len = socket.recv(&mut message).expect("a message within the time");
+        String::from_utf8_lossy(&message[..len]).into_owned()
+    };
+    let socket = UnixDatagram::bind(desk.path("syslog")).unwrap();
+    let script = r#"
+        mount -t tmpfs none /dev
+        mknod -m 666 /dev/null c 1 3; mknod -m 666 /dev/urandom c 1 9; mknod -m 666 /dev/fuse c 10 229
+        ln -s "$PWD/syslog" /dev/log
+        "$0" mount --password-file pass vault mnt
+        echo mounted; read -r _
+        "$0" umount mnt
+    "#;
+    let mut command = Command::new("unshare");
+    command.args(["-m", "bash", "-euc", script, PROGRAM]).current_dir(desk.dir.path());
+    command.env("STRONGROOM_LOG", "info").env("STRONGROOM_STATE_DIR", desk.path("state"));
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("unshare runs");
+    let first = heard(&socket);
+    let vault = desk.path("vault").display().to_string();
+    assert!(first.starts_with("<30>strongroom[") && first.contains(&vault), "{first}");
+    let mut mounted = [0; 8];
+    std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut mounted).unwrap();
+    // The system log is restarted.
+    drop(socket);
+    fs::remove_file(desk.path("syslog")).unwrap();
+    let socket = UnixDatagram::bind(desk.path("syslog")).unwrap();
+    child.stdin.take().unwrap().write_all(b"\n").unwrap();
+    while !heard(&socket).contains("is unmounted and closed") {}
+    assert!(child.wait().unwrap().success());
+}
+
+#[test]
+fn what_the_parser_refuses_is_a_complaint_of_ours_and_json_if_asked() {
+    let desk = Desk::bare();
+    let refused = desk.run(&["status", "--json", "--nonsense"]);
+    ends_with(&refused, USAGE, "strongroom: unexpected argument '--nonsense'");
+    assert_eq!((&json(&refused)["ok"], &json(&refused)["exit"]), (&false.into(), &USAGE.into()));
+    assert!(desk.run(&["status", "--nonsense"]).stdout.is_empty());
+}
+
+#[test]
+fn the_callers_limits_do_not_bind_the_daemon() {
+    let desk = Desk::new();
+    let script = r#"
+        ulimit -S -n 20; ulimit -S -f 8; umask 0777
+        "$0" mount --password-file pass vault mnt
+        ulimit -S -f unlimited
+        head -c 3000000 /dev/zero | tr '\0' x >mnt/big; chmod 600 mnt/big; cmp <(head -c 3000000 /dev/zero | tr '\0' x) mnt/big
+        "$0" umount mnt
+        "$0" check --read-data --password-file pass vault
+    "#;
+    let mut command = Command::new("bash");
+    command
+        .args(["-euc", script, PROGRAM])
+        .current_dir(desk.dir.path())
+        .env("STRONGROOM_STATE_DIR", desk.path("state"));
+    ok(&command.output().unwrap());
+    for name in ["vault/root.a", "vault/lock", "vault/vault.toml"] {
+        let mode = fs::metadata(desk.path(name)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "{name}: {mode:o}");
+    }
+}
+
+#[test]
+fn a_backup_by_hard_links_stays_as_it_was_and_the_vault_goes_on() {
+    let desk = Desk::new();
+    let noise: Vec<u8> = (0..3_000_000_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    ok(&desk.mount());
+    fs::write(desk.mnt().join("a"), &noise).unwrap();
+    ok(&desk.run(&["umount", "mnt"]));
+    let linked = |to: &str| {
+        let done = Command::new("cp").arg("-al").args([desk.path("vault"), desk.path(to)]).output().unwrap();
+        assert!(done.status.success(), "{}", stderr(&done));
+    };
+    let sums = |of: &str| {
+        let script = "cd \"$0\"; find . -type f ! -name lock | sort | xargs sha256sum";
+        let done = Command::new("bash").args(["-euc", script]).arg(desk.path(of)).output().unwrap();
+        String::from_utf8(done.stdout).unwrap()
+    };
+    for round in 0..2 {
+        let backup = format!("backup-{round}");
+        linked(&backup);
+        let before = sums(&backup);
+        assert!(before.lines().count() > 5, "{before}");
+        ok(&desk.mount());
+        // The lock is not shared either.
+        let mut check = desk.command(&["check", "--read-data", "--password-file", "pass", &backup]);
+        ok(&check.env("STRONGROOM_STATE_DIR", desk.path("another-machine")).output().unwrap());
+        fs::remove_file(desk.mnt().join("a")).unwrap();
+        fs::write(desk.mnt().join("a"), &noise[round..]).unwrap();
+        fs::write(desk.mnt().join(".storage/control"), "checkpoint").unwrap();
+        fs::write(desk.mnt().join(".storage/control"), "clean").unwrap();
+        ok(&desk.run(&["umount", "mnt"]));
+        assert_eq!(sums(&backup), before, "the backup was changed");
+    }
+    ok(&desk.run(&["check", "--read-data", "--password-file", "pass", "vault"]));
+}
+
+#[test]
+fn a_vault_without_the_right_to_write_is_looked_at_and_the_way_out_is_named() {
+    let desk = Desk::new();
+    // SAFETY: only asks.
+    if unsafe { libc::geteuid() } != 0 {
+        return;
+    }
+    let script = r#"
+        chown -R 12345 . ; chmod 711 . ; mkdir state; chown 12345 state
+        as() { setpriv --reuid=12345 --regid=12345 --clear-groups env HOME=/nonexistent STRONGROOM_STATE_DIR="$PWD/state" "$@"; }
+        chmod -R a-w vault
+        as "$0" mount --password-file pass vault mnt && exit 9
+        chmod u+w vault vault/segments vault/index
+        as "$0" mount --password-file pass vault mnt && exit 9
+        as "$0" check --password-file pass vault
+    "#;
+    let mut command = Command::new("bash");
+    command.args(["-uc", script, PROGRAM]).current_dir(desk.dir.path()).env("STRONGROOM_STATE_DIR", desk.path("state"));
+    let done = command.output().unwrap();
+    assert_eq!(code(&done), OK, "{}", stderr(&done));
+    let said = stderr(&done);
+    assert!(said.lines().count() >= 2 && said.matches("chmod u+w").count() >= 2, "{said}");
 }

@@ -7,10 +7,12 @@
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
 use std::fs;
-use std::os::fd::AsRawFd;
+use std::io::{Read, Write};
+use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_strongroom");
 const OK: i32 = 0;
@@ -50,7 +52,7 @@ impl Desk {
     fn command(&self, words: &[&str]) -> Command {
         let mut command = Command::new(PROGRAM);
         command.args(words).current_dir(self.0.path()).stdin(Stdio::null()).env_remove("CREDENTIALS_DIRECTORY");
-        command.env("XDG_STATE_HOME", self.path("state"));
+        command.env("STRONGROOM_STATE_DIR", self.path("state"));
         command
     }
 
@@ -342,4 +344,155 @@ fn the_emergency_directory_keeps_the_header_in_force() {
     let import = ["key", "import-header", "vault", at.to_str().unwrap()];
     ends_with(&desk.run(&[&import[..], &KEY].concat()), OK, "");
     assert_eq!((desk.opens(&KEY), desk.opens(&OTHER)), (OK, OK));
+}
+
+#[test]
+fn a_forgotten_passphrase_is_changed_with_the_recovery_key_which_stays() {
+    let desk = Desk::new();
+    desk.init(&PASS);
+    let key = |words: &[&str]| desk.run(&[&["key"], words].concat());
+    let change = ["change", "vault", "--argon2", "65536,3,4", "--recovery-key-file", "paper", "--new-password-file"];
+    let changed = key(&[&change[..], &["other"]].concat());
+    ends_with(&changed, OK, "");
+    assert_eq!((desk.opens(&PASS), desk.opens(&OTHER), desk.opens(&PAPER)), (WRONG_KEY, OK, OK));
+    let kinds: Vec<_> = desk.slots().as_array().unwrap().iter().map(|s| s["kind"].clone()).collect();
+    assert_eq!(kinds, ["passphrase", "recovery-key"]);
+    // With two passphrases it must be said which; they are named.
+    let add = ["add", "vault", "--argon2", "65536,3,4", "--label", "office", "--new-password-file", "pass"];
+    ends_with(&key(&[&add[..], &OTHER].concat()), OK, "");
+    let unsaid = key(&[&change[..], &["pass"]].concat());
+    ends_with(&unsaid, SLOT_REFUSED, "--slot");
+    assert!(String::from_utf8_lossy(&unsaid.stderr).contains("'office'"));
+    desk.secret("third", b"third secret\n");
+    ends_with(&key(&[&change[..], &["third", "--slot", "office"]].concat()), OK, "");
+    let third = ["--password-file", "third"];
+    let opens = (desk.opens(&PASS), desk.opens(&OTHER), desk.opens(&third), desk.opens(&PAPER));
+    assert_eq!(opens, (WRONG_KEY, OK, OK, OK));
+    // Where only the recovery key is left it is not turned into something else by the way.
+    for slot in ["1", "office"] {
+        ends_with(&key(&[&["remove", "vault", "--yes", "--slot", slot], &PAPER[..]].concat()), OK, "");
+    }
+    ends_with(&key(&[&change[..], &["pass"]].concat()), SLOT_REFUSED, "key add");
+    assert_eq!(desk.opens(&PAPER), OK);
+}
+
+#[test]
+fn a_rekey_says_that_the_old_recovery_key_is_dead() {
+    let desk = Desk::new();
+    desk.init(&PASS);
+    let done = desk.run(&["rekey", "vault", "--argon2", "65536,3,4", "--password-file", "pass"]);
+    ends_with(&done, OK, "");
+    let said = String::from_utf8(done.stdout).unwrap();
+    let dead = said.find("opens the vault no more").unwrap_or_else(|| panic!("{said}"));
+    assert!(dead < said.find("Recovery key, shown this once").unwrap(), "{said}");
+    assert_eq!(desk.opens(&PAPER), WRONG_KEY);
+    // Of a vault that had none, nothing is said of any.
+    let other = Desk::new();
+    ends_with(&other.run(&["init", "--no-recovery-key", "--key-file", "key", "vault"]), OK, "");
+    let done = other.run(&["rekey", "vault", "--key-file", "key"]);
+    assert!(!String::from_utf8(done.stdout).unwrap().contains("no more"));
+}
+
+/// Runs with these bytes on standard input.
+fn fed(desk: &Desk, words: &[&str], input: &str) -> Output {
+    let mut command = desk.command(words);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    child.wait_with_output().unwrap()
+}
+
+#[test]
+fn secrets_are_read_from_standard_input_where_it_is_no_terminal() {
+    let desk = Desk::new();
+    let made = fed(&desk, &["init", "--json", "--argon2", "65536,3,4", "vault"], "correct horse\n");
+    ends_with(&made, OK, "");
+    assert_eq!(desk.opens(&PASS), OK);
+    for (words, input) in [
+        (&["check", "vault"][..], "correct horse\n"),
+        (&["check", "vault"], "correct horse"),
+        (&["check", "vault"], json(&made)["recovery_key"].as_str().unwrap()),
+        (&["check", "vault", "--password-file", "-"], "correct horse\n"),
+    ] {
+        ends_with(&fed(&desk, words, input), OK, "");
+    }
+    ends_with(&fed(&desk, &["check", "vault"], "wrong horse\n"), WRONG_KEY, "wrong");
+    ends_with(&fed(&desk, &["check", "vault"], "\n"), NO_KEY, "empty");
+    ends_with(&fed(&desk, &["check", "vault"], ""), NO_KEY, "standard input");
+    // One line each: what opens it, and the new one.
+    let words = ["key", "change", "vault", "--argon2", "65536,3,4"];
+    ends_with(&fed(&desk, &words, "correct horse\nbattery staple\n"), OK, "");
+    assert_eq!((desk.opens(&PASS), desk.opens(&OTHER)), (WRONG_KEY, OK));
+}
+
+/// A terminal: the end of a person, and the end of a program.
+fn terminal() -> (fs::File, fs::File) {
+    let (mut person, mut program) = (0, 0);
+    let none = std::ptr::null_mut();
+    // SAFETY: the call fills two descriptors, and is given no names or settings.
+    let done = unsafe { libc::openpty(&mut person, &mut program, none, none.cast(), none.cast()) };
+    assert_eq!(done, 0);
+    // SAFETY: both were just opened, for us alone.
+    unsafe { (fs::File::from_raw_fd(person), fs::File::from_raw_fd(program)) }
+}
+
+fn shows_what_is_typed(terminal: &fs::File) -> bool {
+    // SAFETY: plain numbers, for which zero is a value.
+    let mut settings: libc::termios = unsafe { std::mem::zeroed() };
+    // SAFETY: the descriptor is open, and the call fills `settings`.
+    assert_eq!(unsafe { libc::tcgetattr(terminal.as_raw_fd(), &mut settings) }, 0);
+    settings.c_lflag & libc::ECHO != 0
+}
+
+/// Starts the program on a terminal, with or without a session of its own, and waits for its question.
+fn asked(desk: &Desk, (person, program): (&fs::File, &fs::File), owns_it: bool) -> Child {
+    let mut command = desk.command(&["check", "vault"]);
+    let end = || Stdio::from(program.try_clone().unwrap());
+    command.stdin(end()).stdout(end()).stderr(end());
+    // SAFETY: only calls that are allowed between fork and exec.
+    unsafe {
+        command.pre_exec(move || {
+            libc::setsid();
+            if owns_it {
+                libc::ioctl(0, libc::TIOCSCTTY, 0);
+            }
+            Ok(())
+        });
+    }
+    let child = command.spawn().unwrap();
+    let mut said = Vec::new();
+    while !said.ends_with(b"key: ") {
+        let mut byte = [0];
+        (&*person).read_exact(&mut byte).unwrap();
+        said.push(byte[0]);
+    }
+    child
+}
+
+#[test]
+fn a_signal_at_the_prompt_gives_the_terminal_back() {
+    let desk = Desk::new();
+    desk.init(&PASS);
+    let (person, program) = terminal();
+    let both = (&person, &program);
+    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT] {
+        let mut child = asked(&desk, both, true);
+        assert!(!shows_what_is_typed(&program), "a passphrase does not show");
+        match signal {
+            // As a person does it.
+            libc::SIGINT => (&person).write_all(b"\x03").unwrap(),
+            // SAFETY: a signal to the process that this test started.
+            other => assert_eq!(unsafe { libc::kill(child.id() as i32, other) }, 0),
+        }
+        assert_eq!(child.wait().unwrap().signal(), Some(signal), "it ends as it would have");
+        assert!(shows_what_is_typed(&program), "signal {signal}");
+    }
+    // Answered, on its own terminal and on one that belongs to somebody else (su -c).
+    for owns_it in [true, false] {
+        let mut child = asked(&desk, both, owns_it);
+        (&person).write_all(b"correct horse\n").unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(OK));
+        assert!(shows_what_is_typed(&program));
+        let mut rest = [0; 4096];
+        let _ = (&person).read(&mut rest).unwrap();
+    }
 }

@@ -149,7 +149,7 @@ fn with_allow_root_nobody_comes_in_beside_owner_and_root() {
         mknod -m 666 fuse c 10 229; mount --bind fuse /dev/fuse
         mkdir mnt state; echo 'a passphrase for a user' > password; chmod 600 password
         mkdir vault; chown 65534:65534 mnt state password vault
-        as() { setpriv --reuid="$1" --regid="$1" --clear-groups env XDG_STATE_HOME="$PWD/state" "${@:2}"; }
+        as() { setpriv --reuid="$1" --regid="$1" --clear-groups env STRONGROOM_STATE_DIR="$PWD/state" "${@:2}"; }
         as 65534 ./strongroom init --argon2 65536,3,4 --password-file password vault > recovery
         as 65534 ./strongroom mount --password-file password vault mnt
         as 65534 sh -c 'echo text > mnt/file; chmod 644 mnt/file'

@@ -222,7 +222,7 @@ fn an_emergency_disk_pulled_and_given_back_in_each_state_costs_nothing() {
 
 fn recover(v: &TestVault) -> Output {
     let mut c = Command::new(strongroom());
-    c.env("XDG_STATE_HOME", v.dir.path().join("state"));
+    c.env("STRONGROOM_STATE_DIR", v.dir.path().join("state"));
     output(c.args(["recover", "--password-file"]).arg(&v.password).arg(&v.vault))
 }
 

@@ -46,7 +46,7 @@ fn key(v: &TestVault, n: u8) -> PathBuf {
 /// `strongroom` with words, then the key that opens the vault, then the rest.
 fn command(v: &TestVault, words: &[&str], opened_with: &PathBuf) -> Command {
     let mut c = Command::new(strongroom());
-    c.env("XDG_STATE_HOME", v.outside("state"));
+    c.env("STRONGROOM_STATE_DIR", v.outside("state"));
     c.args(words).arg(&v.vault).arg("--key-file").arg(opened_with);
     c
 }
@@ -137,7 +137,7 @@ fn slots_change_while_files_are_written_and_what_was_removed_opens_it_no_more() 
     assert_eq!([opens(v, &v.password), opens(v, &key(v, 1))], [WRONG_KEY, WRONG_KEY]);
     assert_eq!(opens(v, &key(v, 2)), OK);
     let mut paper = Command::new(strongroom());
-    paper.env("XDG_STATE_HOME", v.outside("state")).arg("check").arg(&v.vault).arg("--recovery-key-file");
+    paper.env("STRONGROOM_STATE_DIR", v.outside("state")).arg("check").arg(&v.vault).arg("--recovery-key-file");
     assert_eq!(output(paper.arg(v.outside("paper"))).status.code(), Some(OK));
     // The header of before, put back.
     let newest = headers(v);
@@ -222,7 +222,7 @@ fn the_slots_of_an_exported_header_come_back_to_the_mounted_vault() {
     ends_with(&add(&v, &v.password, &key(&v, 1)), OK, "");
     let import = |with: &PathBuf| {
         let mut c = Command::new(strongroom());
-        c.env("XDG_STATE_HOME", v.outside("state")).args(["key", "import-header", "--json"]);
+        c.env("STRONGROOM_STATE_DIR", v.outside("state")).args(["key", "import-header", "--json"]);
         output(c.arg(&v.vault).arg(&kept).arg("--key-file").arg(with))
     };
     ends_with(&import(&key(&v, 1)), WRONG_KEY, "wrong");
@@ -288,7 +288,7 @@ fn a_mounted_vault_gets_another_master_key_while_files_are_written_and_the_rest_
     v.check();
     assert_eq!([opens(v, &key(v, 1)), opens(v, &key(v, 2)), opens(v, &v.password)], [WRONG_KEY, OK, OK]);
     let mut paper = Command::new(strongroom());
-    paper.env("XDG_STATE_HOME", v.outside("state")).arg("check").arg(&v.vault).arg("--recovery-key-file");
+    paper.env("STRONGROOM_STATE_DIR", v.outside("state")).arg("check").arg(&v.vault).arg("--recovery-key-file");
     assert_eq!(output(paper.arg(v.outside("paper"))).status.code(), Some(OK));
     // The header of before opens nothing.
     let newest = headers(v);

@@ -10,14 +10,14 @@
 mod common;
 
 use common::rng::Rng;
-use common::{TestVault, eventually, memory_high_water_bytes, needs_root, setting};
+use common::{TestVault, eventually, memory_high_water_bytes, needs_root, run, setting, shell, strongroom};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 const MIB: u64 = 1 << 20;
@@ -209,6 +209,123 @@ fn metrics_are_prometheus_text() {
         }
     }
     assert!(grew > 5, "2 MB were written and synced, and only {grew} counters moved");
+}
+
+#[test]
+fn a_program_keeps_a_storage_directory_of_its_own_beside_ours() {
+    let v = TestVault::mounted();
+    let dir = v.dir.path();
+    let script = r#"
+        mkdir -p ha/.storage/deep; echo '{}' >ha/.storage/core.config; echo x >ha/.storage/deep/x; chmod 750 ha/.storage
+        touch -d '2001-02-03 04:05:06' ha/.storage
+        mkdir -p mnt/.storage; echo 1 >mnt/.storage/first; mv mnt/.storage/first mnt/.storage/second
+        ln mnt/.storage/second mnt/.storage/third; ln -s second mnt/.storage/fourth
+        test "$(ls -A mnt)" = .storage; test "$(ls mnt/.storage | tr '\n' ' ')" = 'fourth second third '
+        rm -r mnt/.storage; test "$(ls -A mnt)" = ''
+        cat mnt/.storage/version >/dev/null
+        tar -C ha -cf t.tar .; tar -C mnt -xf t.tar; diff -r ha mnt
+        test "$(stat -c '%a %Y' mnt/.storage)" = "$(stat -c '%a %Y' ha/.storage)"
+        rm -r mnt/.storage; cp -a ha/. mnt/; diff -r ha mnt
+        test "$(stat -c '%a %Y' mnt/.storage)" = "$(stat -c '%a %Y' ha/.storage)"
+    "#;
+    shell(dir, script, &[""]);
+    // Ours are there all the same, also after a remount, and our own commands find them.
+    for _ in 0..2 {
+        assert!(v.storage("version").starts_with("strongroom "));
+        v.order("flush").unwrap();
+        assert_eq!(fs::read_to_string(v.path(".storage/core.config")).unwrap(), "{}\n");
+        v.checked_remount();
+    }
+    // A file of the program's own that has a name of ours is its own.
+    fs::write(v.path(".storage/mine"), "mine").unwrap();
+    fs::rename(v.path(".storage/mine"), v.path(".storage/state")).unwrap();
+    assert_eq!(v.storage("state"), "mine");
+    assert!(run(Command::new(strongroom()).arg("status").arg(&v.mnt)).contains("state"));
+    for refused in [
+        fs::remove_file(v.path(".storage/version")),
+        fs::write(v.path(".strongroom-storage/version"), ""),
+        fs::rename(v.path(".storage"), v.path(".strongroom-storage")),
+    ] {
+        assert!(refused.is_err());
+    }
+}
+
+#[test]
+fn the_storage_directory_has_another_name_or_none_and_every_command_finds_it() {
+    let mut v = TestVault::init_keyed();
+    for name in ["odd name", "none"] {
+        v.options = vec![format!("storage-name={name}")];
+        let mut mount = v.mount_command();
+        mount.stdout(Stdio::null()).stderr(Stdio::null());
+        assert!(mount.status().unwrap().success());
+        fs::create_dir_all(v.path(".storage")).unwrap();
+        fs::write(v.path(".storage/state"), "a program's").unwrap();
+        assert_eq!(fs::read_to_string(v.path(".storage/state")).unwrap(), "a program's");
+        assert_eq!(v.path(name).join("version").exists(), name != "none");
+        assert!(fs::read_dir(&v.mnt).unwrap().all(|entry| entry.unwrap().file_name() == ".storage"));
+        let own = |words: &[&str], place: &Path, more: &[&str]| {
+            let mut c = Command::new(strongroom());
+            c.env("STRONGROOM_STATE_DIR", v.outside("state"));
+            run(c.args(words).arg(place).args(more))
+        };
+        let key = ["--key-file", v.password.to_str().unwrap()];
+        assert!(own(&["status"], &v.mnt, &[]).contains("not yet safe"));
+        assert!(own(&["status", "--json"], &v.mnt, &[]).contains("counters"));
+        own(&["scrub"], &v.mnt, &[]);
+        own(&["quota", "set"], &v.mnt, &["--tree", "/.storage", "--bytes", "1G"]);
+        assert!(own(&["quota", "show"], &v.mnt, &[]).contains("/.storage"));
+        own(&["key", "add"], &v.vault, &[&key[..], &["--new-recovery-key"]].concat());
+        own(&["umount"], &v.mnt, &[]);
+        assert!(!v.is_mounted());
+        own(&["check", "--read-data"], &v.vault, &key);
+    }
+}
+
+#[test]
+fn a_listed_storage_directory_can_be_archived_and_copied() {
+    let v = TestVault::mounted_with(&["show-storage"]);
+    fs::write(v.path("file"), Rng(8).bytes(200_000)).unwrap();
+    // Somebody writes all the while, so that the numbers move.
+    let script = r#"
+        (while :; do head -c 300000 /dev/urandom >mnt/busy; done) & writer=$!
+        trap 'kill $writer' EXIT
+        for n in 1 2 3 4 5; do
+            tar -cf t.tar mnt/.storage; rm -rf copy; cp -a mnt/.storage copy
+            tar -tf t.tar | grep -c stats.json >/dev/null; tail -1 copy/status >/dev/null
+        done
+    "#;
+    shell(v.dir.path(), script, &[""]);
+    let stats: serde_json::Value = serde_json::from_slice(&fs::read(v.outside("copy/stats.json")).unwrap()).unwrap();
+    assert!(stats["counters"].is_object());
+    // One number for each file, which a 32-bit program can read.
+    let numbers = || -> BTreeMap<_, _> {
+        let all = fs::read_dir(v.path(".storage")).unwrap().map(|entry| entry.unwrap());
+        all.map(|entry| (entry.file_name(), entry.metadata().unwrap().ino())).collect()
+    };
+    let (once, again) = (numbers(), numbers());
+    assert_eq!(once, again);
+    assert!(once.values().all(|shown| *shown <= u64::from(u32::MAX)), "{once:?}");
+    let different: BTreeSet<_> = once.values().collect();
+    assert_eq!(different.len(), once.len());
+    // A process that reads twice sees two states; a look that nobody read is given again.
+    let path = v.path(".storage/stats.json");
+    let text = || fs::read_to_string(&path).unwrap();
+    assert_ne!(text(), text());
+    let (first, second) = (fs::metadata(&path).unwrap(), fs::metadata(&path).unwrap());
+    assert_eq!(first.modified().unwrap(), second.modified().unwrap());
+    assert_eq!(text().len() as u64, second.len());
+}
+
+#[test]
+fn the_metrics_of_two_mounts_are_scraped_together() {
+    let (one, two) = (TestVault::mounted(), TestVault::mounted());
+    let texts = [&one, &two].map(|v| prometheus(&v.storage("metrics")).unwrap_or_else(|e| panic!("{e}")));
+    let both: Vec<_> = texts[0].keys().filter(|series| texts[1].contains_key(*series)).collect();
+    assert!(both.is_empty(), "a collector has these twice: {both:?}");
+    for (v, text) in [&one, &two].into_iter().zip(&texts) {
+        let own = format!("{{vault=\"{}\",mountpoint=\"{}\"", v.vault.display(), v.mnt.display());
+        assert!(text.keys().all(|series| series.contains(&own)), "{own}: {:?}", text.keys().next());
+    }
 }
 
 #[test]

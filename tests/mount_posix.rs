@@ -617,7 +617,7 @@ fn a_vault_on_a_medium_for_reading_only_can_be_read() {
     run(Command::new("mount").args(["-o", "remount,bind,ro"]).arg(&fixed));
     let mount = |o: &str| {
         let mut c = Command::new(common::strongroom());
-        c.env("XDG_STATE_HOME", v.outside("state")).args(["mount", "-o", o, "--password-file"]).arg(&v.password);
+        c.env("STRONGROOM_STATE_DIR", v.outside("state")).args(["mount", "-o", o, "--password-file"]).arg(&v.password);
         common::output(c.arg(&fixed).arg(&v.mnt))
     };
     let refused = mount("rw").status.success();
@@ -736,7 +736,7 @@ fn fstab_words_go_through_the_mount_script() {
     );
     let mut c = Command::new("sh");
     c.arg(script).arg(&v.vault).arg(&v.mnt).args(["-o", &words]).env("PATH", &path);
-    run(c.env("XDG_STATE_HOME", v.outside("state")));
+    run(c.env("STRONGROOM_STATE_DIR", v.outside("state")));
     assert!(v.is_mounted());
     run(Command::new(common::strongroom()).arg("umount").arg(&v.mnt));
 }

@@ -21,7 +21,7 @@ const MIB: u64 = 1 << 20;
 /// `strongroom quota` with these arguments; `at` is a mountpoint, or the vault with its key.
 fn quota(v: &TestVault, command: &str, mounted: bool, arguments: &[&str]) -> Output {
     let mut c = Command::new(strongroom());
-    c.env("XDG_STATE_HOME", v.dir.path().join("state"));
+    c.env("STRONGROOM_STATE_DIR", v.dir.path().join("state"));
     c.args(["quota", command]);
     if mounted {
         c.arg(&v.mnt);
@@ -55,6 +55,30 @@ fn used(v: &TestVault, mounted: bool, kind: &str, id: u64) -> (u64, u64) {
     let all = value["accounts"].as_array().unwrap();
     let one = all.iter().find(|a| a["kind"] == kind && a["id"] == id);
     one.map_or((0, 0), |a| (a["bytes"].as_u64().unwrap(), a["inodes"].as_u64().unwrap()))
+}
+
+#[test]
+fn a_tree_is_named_by_any_path_that_leads_there() {
+    let v = TestVault::mounted();
+    for name in ["a", "b", "c", "d/a"] {
+        fs::create_dir_all(v.path(name)).unwrap();
+    }
+    std::os::unix::fs::symlink(&v.mnt, v.outside("link")).unwrap();
+    let name = v.mnt.file_name().unwrap().to_str().unwrap();
+    let at = |dir: &std::path::Path, place: &str, tree: &str| {
+        let mut c = Command::new(strongroom());
+        c.args(["quota", "set", place, "--bytes", "50G", "--tree", tree]).current_dir(dir);
+        done(&output(&mut c));
+    };
+    at(v.dir.path(), name, &format!("{name}/a"));
+    at(v.dir.path(), "link", "link/b");
+    at(&v.path("d"), "..", "a");
+    at(v.dir.path(), name, "c");
+    let shown = done(&quota(&v, "show", true, &["--json"]));
+    let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
+    let mut paths: Vec<_> = shown["accounts"].as_array().unwrap().iter().map(|a| a["path"].clone()).collect();
+    paths.sort_by_key(|path| path.to_string());
+    assert_eq!(paths, ["/a", "/b", "/c", "/d/a"]);
 }
 
 /// Runs it; says whether it failed, and what it said.

@@ -185,7 +185,7 @@ fn an_ordinary_user_is_confined_as_well_and_mounts_by_the_set_uid_helper() {
                 .map(|w| if let Some(name) = w.strip_prefix('@') { at(name).into() } else { w.into() })
                 .collect::<Vec<std::ffi::OsString>>(),
         );
-        c.env("XDG_STATE_HOME", at("state")).current_dir("/");
+        c.env("STRONGROOM_STATE_DIR", at("state")).current_dir("/");
         c
     };
     run(&mut user(&["@strongroom", "init", "--argon2", "65536,3,4", "--password-file", "@password", "@vault"]));
@@ -418,7 +418,7 @@ fn where_only_a_rule_for_everything_would_do_it_is_said() {
     let place = tempfile::tempdir_in("/var/tmp").unwrap();
     // In a mount namespace of its own.
     let script = r#"
-        set -eu; cd "$0"; export XDG_STATE_HOME="$PWD/state"
+        set -eu; cd "$0"; export STRONGROOM_STATE_DIR="$PWD/state"
         mount -t tmpfs none /mnt; mkdir -p "/mnt/$1" mnt; echo 'a passphrase for a test' > password; chmod 600 password
         [ "$1" = e ] || mount -t tmpfs none "/mnt/$1"
         mkdir -p "/mnt/$1/away"

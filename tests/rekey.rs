@@ -30,7 +30,10 @@ const MOUNTS: u64 = 5;
 
 fn command(vault: &TestVault, words: &[&str]) -> Command {
     let mut command = Command::new(strongroom());
-    command.env("XDG_STATE_HOME", vault.outside("state")).env_remove("CREDENTIALS_DIRECTORY").stdin(Stdio::null());
+    command
+        .env("STRONGROOM_STATE_DIR", vault.outside("state"))
+        .env_remove("CREDENTIALS_DIRECTORY")
+        .stdin(Stdio::null());
     command.args(words).arg(&vault.vault);
     command
 }

@@ -66,7 +66,7 @@ impl Machine {
     fn refuses(&self, disk: &MemoryBacking, accepted: Option<u64>) -> (u64, u64) {
         let before = everything(disk);
         let fault = self.open(disk, accepted).map(|_| ()).expect_err("an older copy is refused");
-        let OpenFault::RolledBack { from, to } = fault else { panic!("{fault}") };
+        let OpenFault::RolledBack { from, to, .. } = fault else { panic!("{fault}") };
         let said = fault.to_string();
         assert!(said.contains(&format!("generation {to}")) && said.contains(&from.to_string()), "{said}");
         assert!(said.contains(&format!("--accept-rollback={to}")), "{said}");

@@ -51,7 +51,6 @@ const POWERS: [Power; 7] = [
         betrayed_by: &[
             "clap",
             "indicatif",
-            "rpassword",
             "println!",
             "eprintln!",
             "print!",

@@ -2,13 +2,14 @@
 //!
 //! Promise: whoever can change the backing directory gets no byte of ours written, read or removed outside it, and cannot
 //! make us wait: a symbolic link is not followed, in no part of a path; a FIFO, a socket or a device is not opened; a file that has a
-//! second name is not written to. Each is refused by one sentence that names it.
+//! second name is not written to (`private` replaces it). Each is refused by one sentence that names it.
 //! Why it holds: the kernel resolves (`openat2`, beneath the descriptor, no links); what a name is, is asked before the open
 //! (opening some devices already does something) and of the descriptor after it (the name may have been exchanged since).
 //! A kernel without `openat2` is walked part by part to the same end, and that is logged.
 //! Called by: `dir`. On failure: the `io::Error` as it came, or the sentence.
 
 use std::ffi::{CStr, CString};
+use std::fmt;
 use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
@@ -27,6 +28,30 @@ pub(super) enum Use {
     Write,
 }
 
+/// A file that has other names, which a backup by hard links makes: writing to it would change the backup.
+#[derive(Debug)]
+pub(super) struct Shared {
+    path: String,
+    names: u64,
+}
+
+impl fmt::Display for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Shared { path, names } = self;
+        write!(
+            f,
+            "{path} has {names} names (hard links), so that what is written to it would change elsewhere too: refused"
+        )
+    }
+}
+
+impl std::error::Error for Shared {}
+
+/// Whether opening failed because the file has other names.
+pub(super) fn is_shared(e: &io::Error) -> bool {
+    e.get_ref().is_some_and(|cause| cause.is::<Shared>())
+}
+
 /// Opens a regular file; `flags` as for open(2), `use_of` is what they come to.
 pub(super) fn file(top: BorrowedFd<'_>, path: &str, flags: i32, use_of: Use) -> io::Result<File> {
     // What is to be made has no kind yet; anything in its place is EEXIST.
@@ -39,14 +64,13 @@ pub(super) fn file(top: BorrowedFd<'_>, path: &str, flags: i32, use_of: Use) -> 
         }
     }
     // Not even a FIFO that was put there this moment makes us wait, nor a terminal ours.
-    let file = open(top, path, flags | libc::O_NONBLOCK | libc::O_NOCTTY)?;
+    let opened = open(top, path, flags | libc::O_NONBLOCK | libc::O_NOCTTY);
+    let file = opened.map_err(|e| if use_of == Use::Write { unwritable(path, e) } else { e })?;
     let meta = file.metadata()?;
     regular(path, std::os::unix::fs::MetadataExt::mode(&meta) & libc::S_IFMT)?;
     let names = std::os::unix::fs::MetadataExt::nlink(&meta);
     if use_of == Use::Write && names > 1 {
-        return Err(io::Error::other(format!(
-            "{path} has {names} names (hard links), so that what is written to it would change elsewhere too: refused"
-        )));
+        return Err(io::Error::other(Shared { path: path.to_owned(), names }));
     }
     // Of a regular file it should mean nothing; what a network filesystem makes of it need not be learnt.
     // SAFETY: the descriptor is ours, and these flags may be set at any time.
@@ -54,6 +78,15 @@ pub(super) fn file(top: BorrowedFd<'_>, path: &str, flags: i32, use_of: Use) -> 
         return Err(io::Error::last_os_error());
     }
     Ok(file)
+}
+
+/// The sentence for a file or directory without the right to write: what it is, and the way out.
+fn unwritable(path: &str, e: io::Error) -> io::Error {
+    if e.kind() != io::ErrorKind::PermissionDenied {
+        return e;
+    }
+    let out = "give its owner the right to write (chmod u+w), or mount with -o ro";
+    io::Error::new(e.kind(), format!("{path} in the vault may not be written to: {e}; {out}"))
 }
 
 /// Opens a directory; `""` is the top.

@@ -153,6 +153,7 @@ fn follow(request: &Request, path: &Path, dirs: &mut HashMap<u64, DirBacking>, l
             let how = match request.how & 3 {
                 0 => Open::Read,
                 1 => Open::Write,
+                3 => Open::WriteUnshared,
                 _ => Open::Create,
             };
             let cache = if request.how & 4 == 0 { Cache::Buffered } else { Cache::Direct };
@@ -239,6 +240,7 @@ impl Backing for BrokeredDir {
             Open::Read => 0,
             Open::Write => 1,
             Open::Create => 2,
+            Open::WriteUnshared => 3,
         };
         let direct = cache == Cache::Direct && !self.refuses_direct.load(SeqCst);
         let (file, text) = self.file(Call::Open, how | if direct { 4 } else { 0 }, path)?;

@@ -6,7 +6,7 @@
 
 use super::beneath::{self, Use};
 use super::direct::Directness;
-use super::{Backing, BackingFile, Cache, Open, Space};
+use super::{Backing, BackingFile, Cache, Open, Space, private};
 use crate::base::limits::BLOCK_BYTES;
 use std::ffi::CString;
 use std::fs::{File, OpenOptions};
@@ -16,6 +16,9 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+
+/// How often the lock is tried where others replace its file meanwhile.
+const LOCK_TRIES: usize = 100;
 
 /// A directory, held open.
 pub struct DirBacking {
@@ -56,11 +59,25 @@ fn check(result: i32) -> io::Result<()> {
 }
 
 impl DirBacking {
-    /// Opens a file, and says whether for direct I/O.
+    /// Opens a file, and says whether for direct I/O. One that has other names is replaced by a copy before it is written to.
     pub(super) fn open_file(&self, path: &str, how: Open, cache: Cache) -> io::Result<(File, bool)> {
+        match self.open_as(path, how, cache) {
+            Err(e) if how == Open::Write && beneath::is_shared(&e) => {
+                private::unshare(self.top(), path)?;
+                self.open_as(path, how, cache)
+            }
+            Err(e) if how == Open::WriteUnshared && beneath::is_shared(&e) => {
+                // A number, which also comes through where another process opens the file.
+                Err(io::Error::from_raw_os_error(libc::EBUSY))
+            }
+            opened => opened,
+        }
+    }
+
+    fn open_as(&self, path: &str, how: Open, cache: Cache) -> io::Result<(File, bool)> {
         let (flags, use_of) = match how {
             Open::Read => (libc::O_RDONLY, Use::Read),
-            Open::Write => (libc::O_RDWR, Use::Write),
+            Open::Write | Open::WriteUnshared => (libc::O_RDWR, Use::Write),
             Open::Create => (libc::O_RDWR | libc::O_CREAT | libc::O_EXCL, Use::Write),
         };
         if cache == Cache::Direct && !self.refuses_direct.load(SeqCst) {
@@ -82,23 +99,56 @@ impl DirBacking {
 
     /// Takes the lock file in the name of a process; the lock lives as long as the file is open.
     pub(super) fn lock_file(&self, path: &str, process: u32) -> io::Result<File> {
-        let (file, writable) = match beneath::file(self.top(), path, libc::O_RDWR | libc::O_CREAT, Use::Write) {
-            // On a medium that nobody can write to, the lock keeps out whoever reads it as we do; it cannot name us.
-            Err(e) if e.raw_os_error() == Some(libc::EROFS) => {
-                (beneath::file(self.top(), path, libc::O_RDONLY, Use::Read)?, false)
+        for _ in 0..LOCK_TRIES {
+            let open = |flags, use_of| beneath::file(self.top(), path, flags, use_of);
+            let (file, state) = match open(libc::O_RDWR | libc::O_CREAT, Use::Write) {
+                // On a medium that nobody can write to, or in a vault that may only be read, the lock keeps out whoever
+                // reads it as we do; it cannot name us.
+                Err(e) if matches!(e.kind(), io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied) => {
+                    (open(libc::O_RDONLY, Use::Read).map_err(|_| e)?, LockFile::ReadOnly)
+                }
+                Err(e) if beneath::is_shared(&e) => (open(libc::O_RDONLY, Use::Read)?, LockFile::Shared),
+                file => (file?, LockFile::Own),
+            };
+            if !private::try_lock(&file)? {
+                return Err(io::ErrorKind::WouldBlock.into());
             }
-            file => (file?, true),
-        };
-        // SAFETY: the descriptor is ours.
-        check(unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) })?;
-        if writable {
-            let holder = format!("{process}\n");
-            // Written over before it is cut, so that a full disk has the block that it needs.
-            file.write_all_at(holder.as_bytes(), 0)?;
-            file.set_len(holder.len() as u64)?;
+            // Somebody may have put another file there between the two calls; then that one counts.
+            if !private::is_at(self.top(), path, &file)? {
+                continue;
+            }
+            return match state {
+                LockFile::ReadOnly => Ok(file),
+                LockFile::Own => name_holder(file, process),
+                // A backup by hard links has the same file, and its lock is not ours.
+                LockFile::Shared => match private::replace(self.top(), path, |_| Ok(())) {
+                    Ok(file) => name_holder(file, process),
+                    Err(e) if e.kind() == io::ErrorKind::ReadOnlyFilesystem => Ok(file),
+                    Err(e) => Err(e),
+                },
+            };
         }
-        Ok(file)
+        Err(io::ErrorKind::WouldBlock.into())
     }
+}
+
+/// What a lock can be taken of.
+enum LockFile {
+    /// A file of this vault alone, which names its holder.
+    Own,
+    /// One that only can be read.
+    ReadOnly,
+    /// One that has other names.
+    Shared,
+}
+
+/// Writes into a lock that is held who holds it.
+fn name_holder(file: File, process: u32) -> io::Result<File> {
+    let holder = format!("{}\n", process);
+    // Written over before it is cut, so that a full disk has the block that it needs.
+    file.write_all_at(holder.as_bytes(), 0)?;
+    file.set_len(holder.len() as u64)?;
+    Ok(file)
 }
 
 /// Room on the filesystem of a directory.

@@ -9,6 +9,7 @@ mod brokered;
 mod dir;
 mod direct;
 mod memory;
+mod private;
 mod replaceable;
 mod shadow;
 
@@ -27,8 +28,11 @@ use std::sync::Arc;
 pub enum Open {
     /// It must exist; reading only.
     Read,
-    /// It must exist; reading and writing.
+    /// It must exist; reading and writing. A file that has other names (hard links) is replaced by a copy first.
     Write,
+    /// It must exist; reading and writing. One that has other names is `ResourceBusy`: what is given back of it frees no
+    /// room, and it is not worth a copy.
+    WriteUnshared,
     /// It must not exist; reading and writing.
     Create,
 }

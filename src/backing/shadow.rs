@@ -91,8 +91,8 @@ impl Backing for ShadowBacking {
         let mut names = self.names.held();
         let file = match (self.find(&mut names, path)?, how) {
             (Some(_), Open::Create) => return Err(io::ErrorKind::AlreadyExists.into()),
-            (None, Open::Read | Open::Write) => return Err(io::ErrorKind::NotFound.into()),
-            (Some(file), Open::Read | Open::Write) => file,
+            (None, Open::Read | Open::Write | Open::WriteUnshared) => return Err(io::ErrorKind::NotFound.into()),
+            (Some(file), Open::Read | Open::Write | Open::WriteUnshared) => file,
             (None, Open::Create) => {
                 let state = Mutex::new(State { len: 0, shown: 0, blocks: BTreeMap::new() });
                 let file = Arc::new(Shadow { origin: None, state });

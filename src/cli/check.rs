@@ -47,6 +47,7 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
     let share = share(args)?;
     let path = args.vault.canonicalize().map_err(|e| could_not_look(args, &e.to_string()))?;
     places::must_be_vault(&path)?;
+    places::refuse_mounted(&path)?;
     let unlock = key::read(&args.key, false)?;
     let backing = DirBacking::open(&path).map_err(|e| could_not_look(args, &e.to_string()))?;
     let backing: Arc<dyn Backing> = Arc::new(backing);
@@ -60,7 +61,7 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
     let mut places = OpenOptions::default();
     emergency::choose(args.emergency_dir.as_ref(), &path, &mut places)?;
     let prepared = |locked: Locked| {
-        let locked = locked.remembered(pins::stores(), args.accept_rollback).finding(emergency::find);
+        let locked = locked.remembered(pins::stores(&path, None), args.accept_rollback).finding(emergency::find);
         locked.beside(places.emergency.clone(), places.without_emergency)
     };
     let locked = prepared(locked);

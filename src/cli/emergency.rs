@@ -45,6 +45,15 @@ pub fn choose(said: Option<&Emergency>, vault: &Path, options: &mut OpenOptions)
     Ok(())
 }
 
+/// Refuses an emergency directory that the mount would hide.
+pub fn refuse_hidden(path: &Path, mountpoint: &Path) -> Result<(), Failure> {
+    if mounts::lies_in(&mounts::whole_path_of_new(path), mountpoint) {
+        let why = "it lies in the mountpoint, where the mount would hide it";
+        return Err(Failure::new(Exit::Io, format!("emergency directory {}: {why}", path.display())));
+    }
+    Ok(())
+}
+
 /// The directory at a path.
 fn dir(path: &Path) -> EmergencyDir {
     let base = path.to_owned();

@@ -62,7 +62,7 @@ pub enum Flushed {
 impl Ground<'_> {
     /// Where its own files are.
     pub fn storage(&self) -> PathBuf {
-        self.path.join(".storage")
+        mounts::storage(self.path)
     }
 
     /// Whether the mount is still in its place.

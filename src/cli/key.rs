@@ -2,12 +2,12 @@
 //!
 //! Promise: never from the command line or the environment's text; a passphrase file's one trailing newline is no part
 //! of the passphrase; an empty secret is refused, and so is a mistyped recovery key, before anything is derived. In order:
-//! the option that names a file or descriptor, a credential that systemd hands over, a prompt on the terminal.
+//! the option that names a file or descriptor, a credential that systemd hands over, standard input or a prompt (`prompt`).
 //! Called by: every command that opens a vault; `mount` reads it in the process that a person started, and hands it to the daemon
 //! through a pipe. On failure: `Exit::NoKey`.
 
 use super::exit::{Exit, Failure};
-use super::print;
+use super::{print, prompt};
 use crate::base::secret::{self, Passphrase};
 use crate::base::world::World;
 use crate::seal::{RecoveryKey, Unlock};
@@ -42,7 +42,7 @@ enum Kind {
 #[derive(Debug, Clone, Default, clap::Args)]
 #[group(multiple = false)]
 pub struct Source {
-    /// Read the passphrase from this file; one trailing newline is not part of it
+    /// Read the passphrase from this file, or from standard input if it is `-`; one trailing newline is not part of it
     #[arg(long, value_name = "FILE")]
     pub password_file: Option<PathBuf>,
     /// Use this file's content as the key
@@ -145,7 +145,7 @@ fn read_from(
             return of_kind(kind, from_path(&path)?, &path);
         }
     }
-    prompt(new)
+    prompted(new)
 }
 
 fn of_kind(kind: Kind, bytes: Passphrase, from: &Path) -> Result<Unlock, Failure> {
@@ -163,16 +163,11 @@ fn recovery(typed: &Passphrase, from: &Path) -> Result<Unlock, Failure> {
     RecoveryKey::parse(text).map(Unlock::Recovery).map_err(|typo| named(typo.to_string()))
 }
 
-fn prompt(new: bool) -> Result<Unlock, Failure> {
-    let terminal = Path::new("the terminal");
-    let ask = |text: &str| {
-        rpassword::prompt_password(text).map(|typed| Passphrase(typed.into_bytes())).map_err(|e| {
-            let other = "use --password-file, --key-file or --password-fd";
-            Failure::new(Exit::NoKey, format!("no passphrase: nobody to ask on a terminal ({e}); {other}"))
-        })
-    };
-    let first = some(ask(if new { "New passphrase: " } else { "Passphrase, or recovery key: " })?, terminal)?;
-    if new && ask("The same again: ")?.0 != first.0 {
+fn prompted(new: bool) -> Result<Unlock, Failure> {
+    let terminal = Path::new("the terminal or standard input");
+    let answer = prompt::ask(if new { "New passphrase: " } else { "Passphrase, or recovery key: " })?;
+    let first = some(answer.secret, terminal)?;
+    if new && answer.is_typed && prompt::ask("The same again: ")?.secret.0 != first.0 {
         return Err(Failure::new(Exit::NoKey, "the two passphrases differ"));
     }
     // Nothing that is meant as a recovery key is tried as a passphrase: that would take long, and hide the typo.
@@ -183,6 +178,9 @@ fn prompt(new: bool) -> Result<Unlock, Failure> {
 }
 
 fn from_path(path: &Path) -> Result<Passphrase, Failure> {
+    if path == Path::new("-") {
+        return from_fd(0, Path::new("standard input"));
+    }
     let named = |e: &std::io::Error| Failure::new(Exit::NoKey, format!("{}: {e}", path.display()));
     let mut file = File::open(path).map_err(|e| named(&e))?;
     let meta = file.metadata().map_err(|e| named(&e))?;

@@ -25,6 +25,8 @@ mod options;
 mod pins;
 mod places;
 mod print;
+mod process;
+mod prompt;
 mod quota;
 mod reach;
 mod recover;
@@ -38,6 +40,7 @@ mod taker;
 mod umount;
 mod write_back;
 
+use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 use exit::{Exit, Failure};
 use std::ffi::OsString;
@@ -84,8 +87,15 @@ enum Command {
 
 /// Does what the command line says.
 pub fn run(line: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let line = match Line::try_parse_from(line) {
+    process::prepare();
+    let words: Vec<OsString> = line.into_iter().collect();
+    let line = match Line::try_parse_from(&words) {
         Ok(line) => line,
+        Err(e) if e.use_stderr() && e.kind() != ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            let json = words.iter().any(|word| word == "--json");
+            report(&Failure::new(Exit::Usage, misread(&e.render().to_string())), json);
+            return Exit::Usage.into();
+        }
         Err(e) => {
             // Help and version are no failures, and a closed pipe is no news.
             let _ = e.print();
@@ -125,6 +135,12 @@ pub fn run(line: impl IntoIterator<Item = OsString>) -> ExitCode {
             failure.exit.into()
         }
     }
+}
+
+/// What the parser says of a command line that is wrong, as one of our own complaints.
+fn misread(rendered: &str) -> String {
+    let text = rendered.trim();
+    text.strip_prefix("error: ").unwrap_or(text).to_owned()
 }
 
 fn report(failure: &Failure, json: bool) {

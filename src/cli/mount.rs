@@ -10,7 +10,8 @@ use super::exit::{Exit, Failure};
 use super::mounter::Mounter;
 use super::mounts;
 use super::options::{self, Options};
-use super::{derive, emergency, key, names, pins, sandbox};
+use super::process::{self, Terminals};
+use super::{derive, emergency, key, names, pins, places, sandbox};
 use super::{log as logging, size};
 use crate::backing::{Backing, DirBacking};
 use crate::base::choice::{Compression, Verify};
@@ -110,9 +111,12 @@ pub struct Args {
     /// Mount an older copy of the vault although a newer one was known, if it is of this generation
     #[arg(long, value_name = "GEN", value_parser = options::generation)]
     accept_rollback: Option<Generation>,
-    /// Append the log to this file (level by STRONGROOM_LOG; without it, a daemon's log is dropped)
+    /// Append the log to this file (level by STRONGROOM_LOG; without it, a daemon uses the system log)
     #[arg(long, value_name = "FILE")]
     log: Option<PathBuf>,
+    /// What .storage is called in the root of the mount, or none [default: .storage]
+    #[arg(long, value_name = "NAME", value_parser = options::storage_name)]
+    storage_name: Option<options::StorageName>,
     /// Leave the daemon all its rights (-o sandbox=off; docs/cli.md says how to leave it some)
     #[arg(long)]
     no_sandbox: bool,
@@ -125,6 +129,8 @@ struct Plan {
     options: Options,
     admitted: Option<Admitted>,
     key: key::Source,
+    log: logging::Place,
+    foreground: bool,
 }
 
 /// Does it.
@@ -133,13 +139,13 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
     if args.foreground {
         let mounter = mounter(&plan)?;
         let unlock = key::read(&plan.key, false)?;
-        logging::start(args.log.as_deref())?;
+        logging::start(&plan.log, false, &plan.vault)?;
         return serve(&plan, mounter, unlock, Answer::nobody());
     }
     match daemon::split()? {
         Side::Caller(caller) => caller.hand_over(key::read(&plan.key, false)?).map(|()| Exit::Ok),
         Side::Daemon(answer, key) => {
-            let exit = match be_the_daemon(args.log.as_deref(), &plan, key) {
+            let exit = match be_the_daemon(&plan, key) {
                 Ok(Some((mounter, unlock))) => {
                     serve(&plan, mounter, unlock, answer).unwrap_or_else(|failure| failure.exit)
                 }
@@ -158,15 +164,19 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
 }
 
 /// What a daemon begins with; `None` if there is no key to come.
-fn be_the_daemon(log: Option<&Path>, plan: &Plan, key: File) -> Result<Option<(Arc<Mounter>, Unlock)>, Failure> {
+fn be_the_daemon(plan: &Plan, key: File) -> Result<Option<(Arc<Mounter>, Unlock)>, Failure> {
     let mounter = mounter(plan)?;
-    logging::start(log)?;
+    logging::start(&plan.log, true, &plan.vault)?;
     Ok(key::take_over(key)?.map(|unlock| (mounter, unlock)))
 }
 
 /// Before the key: the process must never have had it.
 fn mounter(plan: &Plan) -> Result<Arc<Mounter>, Failure> {
-    Mounter::start(&plan.mountpoint, &plan.vault, &mount_options(plan)).map(Arc::new)
+    let log = match &plan.log {
+        logging::Place::File(path) => Some(path.as_path()),
+        logging::Place::System | logging::Place::Stderr => None,
+    };
+    Mounter::start(&plan.mountpoint, &plan.vault, &mount_options(plan), log).map(Arc::new)
 }
 
 fn plan(args: &Args) -> Result<Plan, Failure> {
@@ -182,6 +192,13 @@ fn plan(args: &Args) -> Result<Plan, Failure> {
         return Err(Failure::new(Exit::NotAVault, format!("{at} is not a vault: it has no {}", crate::vault::HEADER)));
     }
     let mountpoint = usable_mountpoint(&args.mountpoint, &vault)?;
+    // Before anybody is asked for a passphrase.
+    places::refuse_mounted(&vault)?;
+    process::refuse_narrow(&vault)?;
+    let log = log_place(&options, args.foreground, &vault, &mountpoint)?;
+    if let Some(options::Emergency::Dir(dir)) = &options.emergency {
+        emergency::refuse_hidden(dir, &mountpoint)?;
+    }
     let mut key = args.key.clone();
     if key.is_unsaid() {
         key.password_file = options.password_file.clone();
@@ -195,7 +212,22 @@ fn plan(args: &Args) -> Result<Plan, Failure> {
     }
     // SAFETY: only asks, and cannot fail.
     let admitted = options.admitted(unsafe { libc::geteuid() })?;
-    Ok(Plan { vault, mountpoint, options, admitted, key })
+    Ok(Plan { vault, mountpoint, options, admitted, key, log, foreground: args.foreground })
+}
+
+/// Where the log goes; never where the mount would hide it, nor into the vault.
+fn log_place(options: &Options, foreground: bool, vault: &Path, mountpoint: &Path) -> Result<logging::Place, Failure> {
+    let Some(path) = &options.log else {
+        return Ok(if foreground { logging::Place::Stderr } else { logging::Place::System });
+    };
+    let whole = mounts::whole_path_of_new(path);
+    for (place, what) in [(vault, "the vault"), (mountpoint, "the mountpoint, where the mount would hide it")] {
+        if mounts::lies_in(&whole, place) {
+            let why = format!("the log {} lies in {what}: name a file elsewhere", path.display());
+            return Err(Failure::new(Exit::Usage, why));
+        }
+    }
+    Ok(logging::Place::File(whole))
 }
 
 fn options(args: &Args) -> Result<Options, Failure> {
@@ -218,6 +250,8 @@ fn options(args: &Args) -> Result<Options, Failure> {
     options.scrub_rate_bytes = args.scrub_rate.or(options.scrub_rate_bytes);
     options.clean_bytes = args.clean.or(options.clean_bytes);
     options.accept_rollback = args.accept_rollback.or(options.accept_rollback);
+    options.log = args.log.clone().or(options.log);
+    options.storage_name = args.storage_name.clone().or(options.storage_name);
     options.sandbox = args.no_sandbox.then_some(Wanted::OFF).or(options.sandbox);
     Ok(options)
 }
@@ -242,7 +276,7 @@ fn usable_mountpoint(path: &Path, vault: &Path) -> Result<PathBuf, Failure> {
     }
     if mounts::at(&whole)?.is_some() {
         // What the kernel remembers of a dead mount may include its attributes; of `.storage` it remembers nothing.
-        if let Err(e) = whole.join(".storage").metadata()
+        if let Err(e) = mounts::storage(&whole).metadata()
             && e.raw_os_error() == Some(libc::ENOTCONN)
         {
             return Err(unusable(e));
@@ -269,6 +303,8 @@ struct Served {
     path: PathBuf,
     mountpoint: PathBuf,
     mounter: Arc<Mounter>,
+    /// What the foreground was started on; nothing for a daemon.
+    terminals: Terminals,
     closed: Mutex<Option<Exit>>,
 }
 
@@ -333,7 +369,8 @@ fn bring_up(plan: &Plan, mounter: Arc<Mounter>, unlock: Unlock) -> Result<Live, 
         }
     };
     let (path, mountpoint) = (plan.vault.clone(), plan.mountpoint.clone());
-    let served = Served { vault, path, mountpoint, mounter, closed: Mutex::new(None) };
+    let terminals = if plan.foreground { Terminals::of_this_process() } else { Terminals::default() };
+    let served = Served { vault, path, mountpoint, mounter, terminals, closed: Mutex::new(None) };
     Ok(Live { mounted, served: Arc::new(served), signals })
 }
 
@@ -374,16 +411,18 @@ fn open(plan: &Plan, mounter: &Arc<Mounter>, unlock: Unlock) -> Result<(Arc<Vaul
     // After the wait for the lock, so once; before the vault starts its threads, so that it may fork.
     let unlock = derive::master_key(&plan.vault, locked.headers(), unlock)?;
     // Reading only leaves no trace: what opening writes (the lease, what a crash left to take in) stays in memory.
-    let locked = if said.read_only { locked.shadow() } else { locked };
+    let locked = if said.read_only { locked.showing_older() } else { locked };
     key::tell_of_locks();
-    let locked = locked.remembered(pins::stores(), said.accept_rollback).finding(emergency::find);
+    let stores = pins::stores(&plan.vault, Some(&plan.mountpoint));
+    let locked = locked.remembered(stores, said.accept_rollback).finding(emergency::find);
     let failed = |fault: OpenFault| Failure::open(&plan.vault, &fault);
     let named = options.emergency.as_ref().map(|dir| PathBuf::from(&dir.path));
     let emergency = match named {
         None if !options.without_emergency => locked.needs(&unlock).map_err(failed)?.map(PathBuf::from),
         named => named,
     };
-    let needs = sandbox::Needs { vault: &plan.vault, read_only: said.read_only, emergency, pins: pins::place() };
+    let pins = pins::places(&plan.vault, Some(&plan.mountpoint));
+    let needs = sandbox::Needs { vault: &plan.vault, read_only: said.read_only, emergency, pins };
     let report = sandbox::enter(said.sandbox.unwrap_or_default(), &needs)?;
     Ok((locked.open(&unlock, &options, world).map_err(failed)?, report))
 }
@@ -419,7 +458,12 @@ fn mount(plan: &Plan, mounter: &Arc<Mounter>, vault: Arc<Vault>, report: Report)
     rows.push(("full_deadline_seconds", full_deadline(said).as_secs_f64().to_string()));
     let fs = FileSystem::new(vault, fs_options)
         .map_err(|fault| Failure::new(Exit::Damaged, format!("{}: {fault}", plan.vault.display())))?
-        .telling(rows);
+        .telling(rows)
+        .labelled(&plan.vault, &plan.mountpoint);
+    let fs = match &said.storage_name {
+        Some(name) => fs.storage_named(name.0.clone()),
+        None => fs,
+    };
     let failed = |e| Failure::new(Exit::Fuse, format!("cannot mount on {}: {e}", plan.mountpoint.display()));
     let device = mounter.mount().map_err(failed)?;
     let unmount = {
@@ -459,6 +503,11 @@ fn mount_options(plan: &Plan) -> MountOptions {
 fn listen(mut signals: Signals, served: &Arc<Served>) {
     let mut ending = false;
     for signal in signals.forever() {
+        // What logrotate sends. Only to a foreground whose terminal was closed does it mean the end.
+        if signal == SIGHUP && !served.terminals.are_gone() {
+            logging::reopen(|| served.mounter.open_log());
+            continue;
+        }
         if ending {
             // Not a reason to drop what is still in memory; whoever means that has SIGKILL.
             log::warn!("signal {signal}: still flushing, {} left", size::show(served.vault.pending_bytes()));

@@ -23,7 +23,7 @@ pub fn mountpoint(vault: &Path) -> Result<Option<PathBuf>, Failure> {
     // `fsname=` gave it another name: then the number of its daemon tells, which stands in the lock file.
     let Some(holder) = ending::holder(vault) else { return Ok(None) };
     let is_its = |mountpoint: &Path| {
-        let config = std::fs::read_to_string(mountpoint.join(".storage/config"));
+        let config = std::fs::read_to_string(mounts::storage(mountpoint).join("config"));
         config.is_ok_and(|config| ending::pid(&config) == Some(holder))
     };
     let others = mounts.into_iter().filter(|mount| mount.vault().is_none()).map(|mount| mount.mountpoint);
@@ -44,7 +44,7 @@ pub fn hand_over_key(mountpoint: &Path, sealed: &[u8], text: &[u8]) -> Result<()
 fn order(mountpoint: &Path, order: &[u8]) -> Result<(), SlotFault> {
     let give = || -> io::Result<()> {
         // Through the page cache it could come in pieces.
-        let control = mountpoint.join(".storage/control");
+        let control = mounts::storage(mountpoint).join("control");
         let mut file = OpenOptions::new().write(true).custom_flags(libc::O_DIRECT).open(control)?;
         match file.write(order)? {
             all if all == order.len() => Ok(()),

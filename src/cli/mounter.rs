@@ -43,6 +43,7 @@ const MOUNT: u8 = b'm';
 const READ_AHEAD: u8 = b'r';
 const UNMOUNT: u8 = b'u';
 const DETACH: u8 = b'd';
+const OPEN_LOG: u8 = b'l';
 
 const DONE: u8 = b'.';
 const REFUSED: u8 = b'!';
@@ -58,7 +59,12 @@ pub struct Mounter {
 
 impl Mounter {
     /// Splits the process off; there must be one thread, and no key in memory.
-    pub fn start(mountpoint: &Path, vault: &Path, options: &MountOptions) -> Result<Mounter, Failure> {
+    pub fn start(
+        mountpoint: &Path,
+        vault: &Path,
+        options: &MountOptions,
+        log: Option<&Path>,
+    ) -> Result<Mounter, Failure> {
         let failed = |what: &str, e: io::Error| {
             Failure::new(Exit::Unexpected, format!("no process to mount with could be had: {what}: {e}"))
         };
@@ -78,6 +84,7 @@ impl Mounter {
                 let attendant = Attendant {
                     mountpoint: mountpoint.to_owned(),
                     options,
+                    log,
                     device: None,
                     word: Some(word),
                     relay: None,
@@ -126,6 +133,11 @@ impl Mounter {
         self.speaker.end(word);
     }
 
+    /// Opens the log file that was planned, which the sandbox keeps from the daemon.
+    pub fn open_log(&self) -> io::Result<File> {
+        self.ask(OPEN_LOG)?.map(File::from).ok_or_else(|| io::Error::other("the log came without a descriptor"))
+    }
+
     fn ask(&self, order: u8) -> io::Result<Option<OwnedFd>> {
         let mut socket = self.socket.held();
         socket.write_all(&[order])?;
@@ -168,6 +180,8 @@ fn settle_in(kept: &[RawFd], null: &File) {
 struct Attendant<'a> {
     mountpoint: PathBuf,
     options: &'a MountOptions,
+    /// The log file, if there is one.
+    log: Option<&'a Path>,
     /// The mount's device number, once it was made.
     device: Option<String>,
     /// Where the daemon's last word comes from, until a thread has it.
@@ -229,6 +243,10 @@ impl Attendant<'_> {
         match order {
             MOUNT if self.device.is_some() => Err(io::Error::other("it was mounted already")),
             MOUNT => self.mount().map(Some),
+            OPEN_LOG => {
+                let path = self.log.ok_or(io::ErrorKind::NotFound)?;
+                super::log::open(path).map(|file| Some(file.into()))
+            }
             READ_AHEAD => {
                 let device = self.device.as_deref().ok_or(io::ErrorKind::NotFound)?;
                 let bdi = PathBuf::from(format!("/sys/class/bdi/{device}"));
@@ -305,7 +323,10 @@ mod tests {
         let mountpoint = mountpoint.to_owned();
         let attendant = thread::spawn(move || {
             let options = MountOptions::default();
-            attend(theirs, Attendant { mountpoint, options: &options, device: None, word: None, relay: None });
+            attend(
+                theirs,
+                Attendant { mountpoint, options: &options, log: None, device: None, word: None, relay: None },
+            );
         });
         (with_socket(ours), attendant)
     }
@@ -335,7 +356,7 @@ mod tests {
     fn another_mount_in_the_place_of_its_own_is_let_be() {
         let options = MountOptions::default();
         let (mountpoint, device) = ("/proc".into(), Some("0:999999".to_owned()));
-        let mut attendant = Attendant { mountpoint, options: &options, device, word: None, relay: None };
+        let mut attendant = Attendant { mountpoint, options: &options, log: None, device, word: None, relay: None };
         for order in [UNMOUNT, DETACH] {
             assert!(attendant.follow(order).unwrap_err().to_string().contains("something else"));
         }

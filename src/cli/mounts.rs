@@ -4,6 +4,7 @@
 //! Called by: `mount`, `mounter`, `umount`, `holders`, `status`. On failure: `/proc` is named.
 
 use super::exit::Failure;
+use crate::fs::STORAGE_ALWAYS;
 use crate::vault::{HEADER, HEADER_COPY};
 use std::ffi::OsString;
 use std::fs::File;
@@ -47,6 +48,16 @@ impl Mount {
 /// Whether a directory is a vault: it has a header, or at least its copy.
 pub fn is_vault(path: &Path) -> bool {
     [HEADER, HEADER_COPY].iter().any(|name| path.join(name).is_file())
+}
+
+/// Where a mount's daemon answers, whatever its `/.storage` is called.
+pub fn storage(mountpoint: &Path) -> PathBuf {
+    mountpoint.join(STORAGE_ALWAYS)
+}
+
+/// Whether a daemon of ours answers below a path.
+pub fn answers(mountpoint: &Path) -> bool {
+    storage(mountpoint).join("version").is_file()
 }
 
 /// Every mount of ours.
@@ -98,6 +109,18 @@ pub fn whole_path(path: &Path) -> std::io::Result<PathBuf> {
             _ => Err(e),
         },
     }
+}
+
+/// The whole path of what may not be there yet: that of its nearest directory, and the rest as it is.
+pub fn whole_path_of_new(path: &Path) -> PathBuf {
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    for above in path.ancestors() {
+        if let (Ok(whole), Ok(rest)) = (above.canonicalize(), path.strip_prefix(above)) {
+            // Only names can be left of a path that does not exist; `..` among them leads nowhere.
+            return if rest.as_os_str().is_empty() { whole } else { whole.join(rest) };
+        }
+    }
+    path
 }
 
 /// `36 35 98:0 / /mnt rw,noatime master:1 - fuse.strongroom /vault rw`: fields by blanks, blanks within them in octal.

@@ -8,7 +8,7 @@ use super::exit::{Exit, Failure};
 use super::{names, size};
 use crate::base::choice::{Compression, Verify};
 use crate::base::id::Generation;
-use crate::base::limits::BUDGET_BYTES_MIN;
+use crate::base::limits::{BUDGET_BYTES_MIN, NAME_BYTES_MAX};
 use crate::confine::Wanted;
 use crate::fs::{Atime, Shown};
 use crate::fuse::Admitted;
@@ -78,6 +78,10 @@ pub struct Options {
     pub kernel: Vec<String>,
     /// Which parts of the sandbox.
     pub sandbox: Option<Wanted>,
+    /// The file that the log is appended to.
+    pub log: Option<PathBuf>,
+    /// What `/.storage` is called in the root.
+    pub storage_name: Option<StorageName>,
 }
 
 /// Kernel words that exclude each other.
@@ -213,6 +217,8 @@ impl Options {
             "allow_groups" => self.allow_groups = Some(names::groups(value).map_err(Refused::Wrong)?),
             "storage-group" => self.storage_group = Some(names::group(value).map_err(Refused::Wrong)?),
             "sandbox" => self.sandbox = Some(Wanted::from_str(value).map_err(Refused::Wrong)?),
+            "log" => self.log = Some(value.into()),
+            "storage-name" => self.storage_name = Some(storage_name(value).map_err(Refused::Wrong)?),
             _ => return Err(Refused::Unknown),
         }
         Ok(())
@@ -276,6 +282,20 @@ pub fn emergency(text: &str) -> Result<Emergency, String> {
         "none" => Ok(Emergency::None),
         path if path.starts_with('/') => Ok(Emergency::Dir(path.into())),
         path => Err(format!("'{path}' is neither an absolute path nor none")),
+    }
+}
+
+/// What the directory of the vault's state is called in the root of the mount.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StorageName(pub Option<Vec<u8>>);
+
+/// Reads a name for `/.storage`, or `none`.
+pub fn storage_name(text: &str) -> Result<StorageName, String> {
+    match text {
+        "none" => Ok(StorageName(None)),
+        "." | ".." => Err(format!("'{text}' is no name")),
+        name if name.contains('/') || name.len() > NAME_BYTES_MAX => Err(format!("'{name}' is no name")),
+        name => Ok(StorageName(Some(name.as_bytes().to_vec()))),
     }
 }
 
@@ -363,6 +383,9 @@ mod tests {
         assert_eq!(o.full_deadline, Some(Duration::from_millis(2500)));
         assert_eq!(read(&["emergency-dir=/e,emergency-dir=none"]).unwrap().emergency, Some(Emergency::None));
         assert_eq!(read(&["sandbox=caps,sandbox=off"]).unwrap().sandbox, Some(Wanted::OFF));
+        let o = read(&["log=/l,storage-name=.vault"]).unwrap();
+        assert_eq!((o.log, o.storage_name), (Some("/l".into()), Some(StorageName(Some(b".vault".to_vec())))));
+        assert_eq!(read(&["storage-name=none"]).unwrap().storage_name, Some(StorageName(None)));
     }
 
     #[test]
@@ -451,6 +474,8 @@ mod tests {
             "allow_users=root:",
             "allow_groups=no such group",
             "storage-group=a:b",
+            "storage-name=a/b",
+            "storage-name=..",
         ] {
             let failure = read(&[word]).unwrap_err();
             assert_eq!(failure.exit, Exit::Usage);

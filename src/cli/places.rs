@@ -4,7 +4,7 @@
 //! Called by: `slots`, `rekey`, `recover`, `check`. On failure: `Exit::NotAVault`, or `Exit::Io`.
 
 use super::exit::{Exit, Failure};
-use super::mounts;
+use super::{ending, mounted, mounts};
 use crate::backing::{Backing, DirBacking};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -27,6 +27,23 @@ pub fn must_be_vault(path: &Path) -> Result<(), Failure> {
         return Ok(());
     }
     Err(Failure::new(Exit::NotAVault, format!("{} is not a vault", path.display())))
+}
+
+/// Refuses a vault that is mounted, and names the mountpoint: to be called before anybody is asked for a passphrase. One
+/// that is only locked is left to whoever takes the lock, for that may be for a moment only.
+pub fn refuse_mounted(vault: &Path) -> Result<(), Failure> {
+    // A dead daemon holds nothing, and one that is closing names no process any more.
+    let holder = ending::holder(vault).filter(|pid| Path::new(&format!("/proc/{pid}")).exists());
+    let Some(holder) = holder else { return Ok(()) };
+    match mounted::mountpoint(vault)? {
+        None => Ok(()),
+        Some(mountpoint) => {
+            let (at, mountpoint) = (vault.display(), mountpoint.display());
+            let why =
+                format!("{at}: it is mounted on {mountpoint} (by process {holder}): strongroom umount that first");
+            Err(Failure::new(Exit::InUse, why))
+        }
+    }
 }
 
 fn whole(path: &Path) -> Result<PathBuf, Failure> {

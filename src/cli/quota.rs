@@ -74,7 +74,7 @@ struct Set {
 #[derive(Debug, clap::Args)]
 #[group(multiple = false)]
 struct Whose {
-    /// Of all that lies in this directory; a path in the vault, from its root
+    /// Of all that lies in this directory: a path through the mountpoint, or one from the vault's root
     #[arg(long, value_name = "PATH")]
     tree: Option<PathBuf>,
     /// Of all that this user owns
@@ -181,7 +181,7 @@ enum Found {
 impl Place {
     fn find(&self) -> Result<Found, Failure> {
         let path = mounts::whole_path(&self.place).map_err(|e| Failure::io(&self.place, &e))?;
-        if mounts::at(&path)?.is_some() || path.join(".storage/version").is_file() {
+        if mounts::at(&path)?.is_some() || mounts::answers(&path) {
             return Ok(Found::Mount(path));
         }
         if mounts::is_vault(&path) {
@@ -202,7 +202,7 @@ impl Place {
         emergency::choose(self.emergency_dir.as_ref(), path, &mut options)?;
         let locked = vault::lock(backing).map_err(refused)?;
         let unlock = derive::master_key(path, locked.headers(), unlock)?;
-        let locked = locked.remembered(pins::stores(), None).finding(emergency::find);
+        let locked = locked.remembered(pins::stores(path, None), None).finding(emergency::find);
         let locked = if looking { locked.shadow() } else { locked };
         let vault = locked.open(&unlock, &options, world).map_err(refused)?;
         // SAFETY: only ask, and cannot fail.
@@ -236,7 +236,7 @@ fn set_whole(args: &Set) -> Result<Exit, Failure> {
     let backing: Arc<dyn Backing> = Arc::new(DirBacking::open(&path).map_err(|e| Failure::io(&path, &e))?);
     let locked = vault::lock(backing).map_err(|fault| Failure::open(&path, &fault))?;
     let unlock = derive::master_key(&path, locked.headers(), unlock)?;
-    let locked = locked.remembered(pins::stores(), None);
+    let locked = locked.remembered(pins::stores(&path, None), None);
     let slots = locked.slots(&unlock, Arc::new(RealWorld::default()));
     let mut slots = slots.map_err(|fault| Failure::open(&path, &fault))?;
     let given = |limit: Option<Limit>| limit.map(|Limit(limit)| limit);
@@ -282,7 +282,7 @@ fn set(args: &Set) -> Result<Exit, Failure> {
                 limit.map(|limit| format!(" {name}={}", limit.map_or("none".to_owned(), |limit| limit.to_string())))
             });
             order(&mountpoint, &format!("quota set {whose}{}", words.collect::<String>()))?;
-            let shown = std::fs::read_to_string(mountpoint.join(".storage/quota")).unwrap_or_default();
+            let shown = std::fs::read_to_string(mounts::storage(&mountpoint).join("quota")).unwrap_or_default();
             if matches!(change.bytes, Some(Some(_))) && shown.lines().any(|line| line.trim() == "write_back    on") {
                 print::complain(
                     "until the next mount the kernel keeps writes back: who is over this limit is told at fsync or close only",
@@ -317,12 +317,13 @@ fn whose(whose: &Whose) -> Result<Result<LimitOf, &Path>, Failure> {
     })
 }
 
-/// The inode of a directory in a mount; its path is in the vault, or through the mountpoint.
+/// The inode of a directory in a mount. Its path leads there as it is (also a relative one, or one by links), or it begins
+/// at the vault's root.
 fn inode_in(mountpoint: &Path, dir: &Path) -> Result<u64, Failure> {
-    let path = if dir.starts_with(mountpoint) {
-        dir.to_owned()
-    } else {
-        mountpoint.join(dir.strip_prefix("/").unwrap_or(dir))
+    let path = match dir.canonicalize() {
+        Ok(whole) if mounts::lies_in(&whole, mountpoint) => whole,
+        _ if dir.starts_with(mountpoint) => dir.to_owned(),
+        _ => mountpoint.join(dir.strip_prefix("/").unwrap_or(dir)),
     };
     let meta = std::fs::symlink_metadata(&path).map_err(|e| Failure::io(&path, &e))?;
     let root = std::fs::symlink_metadata(mountpoint).map_err(|e| Failure::io(mountpoint, &e))?;
@@ -350,7 +351,7 @@ fn directory(fs: &FileSystem, dir: &Path) -> Result<Ino, FsFault> {
 
 /// Has a mount's daemon do something; returns when it is done, and at rest.
 fn order(mountpoint: &Path, text: &str) -> Result<(), Failure> {
-    let control = mountpoint.join(".storage/control");
+    let control = mounts::storage(mountpoint).join("control");
     let give = || {
         let mut file = std::fs::OpenOptions::new().write(true).truncate(true).open(&control)?;
         file.write_all(text.as_bytes())?;
@@ -373,7 +374,7 @@ fn read(at: &Place, check: bool) -> Result<Vec<Line>, Failure> {
             if check {
                 order(&mountpoint, "quota check")?;
             }
-            let path = mountpoint.join(".storage/quota");
+            let path = mounts::storage(&mountpoint).join("quota");
             std::fs::read_to_string(&path).map_err(|e| Failure::io(&path, &e))?
         }
         Found::Vault(path) => {

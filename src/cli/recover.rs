@@ -45,7 +45,7 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
     let refused = |fault| Failure::open(&path, &fault);
     let locked = vault::lock(backing).map_err(refused)?;
     let unlock = derive::master_key(&path, locked.headers(), unlock)?;
-    let locked = locked.remembered(pins::stores(), args.accept_rollback).finding(emergency::find);
+    let locked = locked.remembered(pins::stores(&path, None), args.accept_rollback).finding(emergency::find);
     let vault = locked.open(&unlock, &options, Arc::clone(&world)).map_err(refused)?;
     let progress = Progress::new("bringing home");
     let until = world.elapsed() + PATIENCE;

@@ -3,7 +3,7 @@
 //! Promise: 0 means that nothing that lies in the vault opens under an old key any more. Stopped at any moment, the vault mounts
 //! and works as it is, and the same command goes on. Slots whose secret was not given go only if that is meant, and are named
 //! before; a recovery key is shown once, as soon as its slot is durable.
-//! Of a vault that is mounted, the new key is handed to its daemon (`mounted`), which puts it in force; the rest waits until it is unmounted.
+//! Of a vault that is mounted, the new key is handed to its daemon (`mounted`), which puts it in force and seals the rest anew.
 //! Called by: a person. On failure: as for `mount`; `Exit::Unfinished` where damage keeps an old key, `SlotRefused` for what
 //! cannot be, `Io` where there is no room.
 
@@ -25,7 +25,7 @@ use std::sync::Arc;
 /// Give a vault a new master key, and seal everything in it anew.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The vault's directory; of a mounted vault only the key is changed, and the rest is done when it is not mounted
+    /// The vault's directory; if it is mounted, the new key is in force at once, and the mount's daemon seals the rest anew
     vault: PathBuf,
     #[command(flatten)]
     key: key::Source,
@@ -67,7 +67,7 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
     }
     let (secrets, unlock) = settle(args, &path, &backing, &world)?;
     let locked = vault::lock(backing).map_err(|fault| refused(&path, fault.into()))?;
-    let locked = locked.remembered(pins::stores(), None);
+    let locked = locked.remembered(pins::stores(&path, None), None);
     let mut rekey = locked.rekey(&unlock, Arc::clone(&world)).map_err(|fault| refused(&path, fault))?;
     if args.resume && !rekey.is_unfinished() {
         let number = rekey.header().key;
@@ -96,7 +96,7 @@ fn settle(
     key::forbid_dumps();
     secrets.iter().for_each(key::lock);
     let unlock = derive::master_key(path, locked.headers(), secrets[0].clone())?;
-    let locked = locked.remembered(pins::stores(), args.accept_rollback);
+    let locked = locked.remembered(pins::stores(path, None), args.accept_rollback);
     let vault = locked.open(&unlock, &OpenOptions::default(), Arc::clone(world));
     let vault = vault.map_err(|fault| refused(path, fault.into()))?;
     vault.close().map_err(|fault| Failure::flush(path, &fault))?;
@@ -165,7 +165,10 @@ fn begun(
     if !plan.gone().is_empty() {
         print::answer(&format!("opens it no more: {}", named(plan.gone())))?;
     }
-    drawn.map_or(Ok(()), print::recovery_key)
+    let Some(key) = drawn else { return Ok(()) };
+    let dead = "The recovery key that was shown before, on paper or elsewhere, opens the vault no more. Replace it by this one.";
+    print::answer(dead)?;
+    print::recovery_key(key)
 }
 
 /// Gives a mounted vault a new key, which is in force and at work when this returns. What lies under the old one is sealed anew in the
@@ -232,13 +235,8 @@ fn of_mounted(
 }
 
 /// Slots, for a sentence.
-fn named(slots: &[KeySlot]) -> String {
-    let one = |slot: &KeySlot| match slot.label.as_str() {
-        "" => format!("{} ({})", slot.id, slot.kind.name()),
-        // Anybody may have written it: nothing in it must reach the terminal as more than text.
-        label => format!("{} ({}, '{}')", slot.id, slot.kind.name(), printable(label.as_bytes())),
-    };
-    slots.iter().map(one).collect::<Vec<_>>().join(", ")
+fn named(all: &[KeySlot]) -> String {
+    all.iter().map(slots::named).collect::<Vec<_>>().join(", ")
 }
 
 /// Asks whoever is there.

@@ -21,7 +21,7 @@ pub struct Needs<'a> {
     /// The emergency directory.
     pub emergency: Option<PathBuf>,
     /// Where the pins lie.
-    pub pins: Option<PathBuf>,
+    pub pins: Vec<PathBuf>,
 }
 
 /// Confines this process to what it needs; gives what `/.storage/config` says of it.
@@ -45,7 +45,7 @@ fn files(needs: &Needs<'_>) -> Vec<Allowed> {
         // How much of it a container has.
         allow(Path::new("/sys/fs/cgroup"), Access::Read),
     ];
-    files.extend(needs.pins.as_deref().map(|path| allow(path, Access::Change)));
+    files.extend(needs.pins.iter().map(|path| allow(path, Access::Change)));
     if let Some(emergency) = needs.emergency.as_deref() {
         let place = rule_place(emergency, needs.vault, device);
         if place.parent().is_none() {
@@ -87,10 +87,11 @@ fn has_strangers(needs: &Needs<'_>, own: u32) -> bool {
         let entries = |dir: &Path| std::fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.path());
         entries(path).collect::<Vec<_>>()
     };
-    let places = [Some(needs.vault), needs.emergency.as_deref(), needs.pins.as_deref()];
+    let places = [Some(needs.vault), needs.emergency.as_deref()].into_iter().flatten();
+    let mut places = places.chain(needs.pins.iter().map(PathBuf::as_path));
     // A vault is two directories deep. Of a shared emergency directory only what is the vault's matters, and that is made by us.
     own == 0
-        && (places.iter().flatten().any(|place| is_strange(place))
+        && (places.any(is_strange)
             || below(needs.vault)
                 .iter()
                 .any(|path| is_strange(path) || below(path).iter().any(|path| is_strange(path))))
@@ -135,7 +136,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let vault = dir.path().join("vault");
         std::fs::create_dir_all(vault.join("segments")).unwrap();
-        let needs = Needs { vault: &vault, read_only: false, emergency: None, pins: None };
+        let needs = Needs { vault: &vault, read_only: false, emergency: None, pins: Vec::new() };
         if effective_uid() != 0 {
             return assert!(!has_strangers(&needs, effective_uid()), "an ordinary user has no such right");
         }

@@ -40,7 +40,7 @@ pub struct Args {
 /// Does it.
 pub fn run(args: &Args) -> Result<Exit, Failure> {
     let path = mounts::whole_path(&args.place).map_err(|e| could_not_look(args, &e.to_string()))?;
-    if mounts::at(&path)?.is_some() || path.join(".storage/version").is_file() {
+    if mounts::at(&path)?.is_some() || mounts::answers(&path) {
         return of_mount(args, &path);
     }
     if mounts::is_vault(&path) {
@@ -68,7 +68,7 @@ fn of_vault(args: &Args, path: &Path) -> Result<Exit, Failure> {
     let world: Arc<dyn World> = Arc::new(RealWorld::default());
     let progress = Progress::new("reading");
     // What was read above of files that no checksum names is what their frames' tags and the index say now.
-    let locked = locked.remembered(pins::stores(), None).finding(emergency::find);
+    let locked = locked.remembered(pins::stores(path, None), None).finding(emergency::find);
     let findings = check_locked(locked, &unlock, &world, Share::All, &|done, total| progress.at(done, total));
     drop(progress);
     answer(args, path, &media, &findings.map_err(refused)?)
@@ -149,12 +149,12 @@ fn of_mount(args: &Args, mountpoint: &Path) -> Result<Exit, Failure> {
         return Err(Failure::new(Exit::Usage, "--no-key is for a vault that is not mounted; a mount has its key"));
     }
     let rate = args.rate.map_or(String::new(), |rate| format!(" {rate}"));
-    let control = mountpoint.join(".storage/control");
+    let control = mounts::storage(mountpoint).join("control");
     let failed = |e: &std::io::Error| could_not_look(args, &e.to_string());
     std::fs::write(&control, format!("scrub{rate}\n")).map_err(|e| failed(&e))?;
     let progress = Progress::new("scrubbing");
     let shown = loop {
-        let text = std::fs::read_to_string(mountpoint.join(".storage/scrub")).map_err(|e| failed(&e))?;
+        let text = std::fs::read_to_string(mounts::storage(mountpoint).join("scrub")).map_err(|e| failed(&e))?;
         let shown = Shown::of(&text);
         progress.at(shown.done_bytes, shown.total_bytes.max(1));
         if shown.state != "running" {

@@ -113,7 +113,8 @@ struct Change {
     opened: Opened,
     #[command(flatten)]
     new: New,
-    /// The slot, by its number or label [default: the one of what the vault is opened with]
+    /// The slot, by its number or label [default: the one of what the vault is opened with; with a recovery key, the
+    /// passphrase's]
     #[arg(long, value_name = "ID|LABEL")]
     slot: Option<String>,
 }
@@ -221,7 +222,7 @@ fn changed<T>(
         Ok(locked) => {
             // Asked only once it is known that the answer is of use.
             let unlock = key::read(&opened.key, false)?;
-            let locked = locked.remembered(pins::stores(), opened.accept_rollback);
+            let locked = locked.remembered(pins::stores(&path, None), opened.accept_rollback);
             locked.slots(&unlock, world).map_err(Stop::from).and_then(|mut slots| change(&path, &mut slots))
         }
         Err(fault) => {
@@ -341,19 +342,52 @@ fn change(args: &Change) -> Result<Exit, Failure> {
     let (path, id) = changed(&args.opened, |_, slots| {
         let id = match &args.slot {
             Some(which) => slots.named(which)?.id,
-            None => match slots.fitting() {
-                [only] => *only,
-                several => {
-                    let why = format!("it opens {} key slots: say with --slot which is meant", several.len());
-                    return Err(SlotFault::Unfit(why).into());
-                }
-            },
+            None => slot_to_change(slots, &args.new.source)?,
         };
         slots.change(id, asked(&mut new, &args.new)?, label, argon2)?;
         Ok(id)
     })?;
     let unlock = new.expect("it was asked for, or there is no slot");
     made(&path, &args.opened.place, id, &unlock, "is now for")
+}
+
+/// The slot that a change without `--slot` means: the one that opened the vault. A recovery key is for replacing a secret
+/// that was lost, so opened with it, a new passphrase or key file replaces the old one, and the recovery key stays.
+fn slot_to_change(slots: &Slots, new: &key::NewSource) -> Result<u32, SlotFault> {
+    let all = &slots.header().slots;
+    let is_recovery = |slot: &&KeySlot| slot.kind == SlotKind::RecoveryKey;
+    let opened: Vec<&KeySlot> = all.iter().filter(|slot| slots.fitting().contains(&slot.id)).collect();
+    let by_recovery = opened.iter().all(is_recovery) && !new.new_recovery_key;
+    let candidates = if by_recovery {
+        let others: Vec<&KeySlot> = all.iter().filter(|slot| !is_recovery(slot)).collect();
+        let passphrases: Vec<&KeySlot> =
+            others.iter().copied().filter(|slot| matches!(slot.kind, SlotKind::Passphrase { .. })).collect();
+        if passphrases.is_empty() { others } else { passphrases }
+    } else {
+        opened
+    };
+    match candidates.as_slice() {
+        [only] => Ok(only.id),
+        [] => Err(SlotFault::Unfit(
+            "only recovery keys open it, and a recovery key is not turned into something else: strongroom key add makes a \
+             slot for a passphrase beside it, and --slot replaces it all the same"
+                .to_owned(),
+        )),
+        several => {
+            let named: Vec<String> = several.iter().map(|slot| named(slot)).collect();
+            let why = format!("say with --slot which key slot is to be changed: {}", named.join(", "));
+            Err(SlotFault::Unfit(why))
+        }
+    }
+}
+
+/// A slot, for a sentence.
+pub(super) fn named(slot: &KeySlot) -> String {
+    match slot.label.as_str() {
+        "" => format!("{} ({})", slot.id, slot.kind.name()),
+        // Anybody may have written it: nothing in it must reach the terminal as more than text.
+        label => format!("{} ({}, '{}')", slot.id, slot.kind.name(), printable(label.as_bytes())),
+    }
 }
 
 fn remove(args: &Remove) -> Result<Exit, Failure> {
@@ -447,7 +481,7 @@ fn imported(
     unlock: &Unlock,
 ) -> Result<Import, Stop> {
     let world: Arc<dyn World> = Arc::new(RealWorld::default());
-    let remembered = (pins::stores(), args.opened.accept_rollback);
+    let remembered = (pins::stores(path, None), args.opened.accept_rollback);
     let fault = match Import::of(Arc::clone(backing), text, unlock, remembered, Arc::clone(&world)) {
         Ok(mut import) => {
             import.store()?;

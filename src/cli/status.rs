@@ -114,7 +114,7 @@ impl Life {
 }
 
 fn ask(mount: &Mount) -> io::Result<Errand> {
-    let version = mount.mountpoint.join(".storage/version");
+    let version = mounts::storage(&mount.mountpoint).join("version");
     reach::begin(&[], || std::fs::read(version))
 }
 
@@ -134,7 +134,7 @@ fn daemon(mount: &Mount) -> Option<i32> {
 /// Reads a file of `.storage`; after a moment it is said on stderr what is waited for.
 fn read(mountpoint: &Path, name: &str, mount: Option<&Mount>) -> Result<io::Result<String>, Failure> {
     let at = mountpoint.display();
-    let path = mountpoint.join(".storage").join(name);
+    let path = mounts::storage(mountpoint).join(name);
     let notice = || print::complain(&format!("{at}: waiting: {}", reach::obstacle(mount.and_then(daemon))));
     let read =
         reach::within(ANSWER_WAIT, &[], || std::fs::read(path), notice).map_err(|e| Failure::io(mountpoint, &e))?;

@@ -108,7 +108,7 @@ fn found(path: &Path) -> Result<Option<Mount>, Failure> {
         return Ok(Some(mount));
     }
     let top = mounts::topmost(path).map_err(|e| Failure::io(path, &e))?;
-    let version = path.join(".storage/version");
+    let version = mounts::storage(path).join("version");
     let is_ours =
         top.is_some() && matches!(reach::within(ANSWER_WAIT, &[], || std::fs::read(version), || ()), Ok(Some(Ok(_))));
     Ok(top.filter(|_| is_ours))
@@ -116,7 +116,7 @@ fn found(path: &Path) -> Result<Option<Mount>, Failure> {
 
 /// Reads the mount's settings; `None` if there is no answer.
 fn look(args: &Args, path: &Path, ending: &Ending) -> Result<Option<io::Result<String>>, Failure> {
-    let config = path.join(".storage/config");
+    let config = mounts::storage(path).join("config");
     let notice = || print::complain(&format!("{}: waiting: {}", path.display(), reach::obstacle(ending.pid)));
     let patience = if args.force { FORCE_AFTER } else { ANSWER_WAIT };
     let read = reach::within(patience, &[], || std::fs::read(config), notice).map_err(|e| Failure::io(path, &e))?;
@@ -349,7 +349,7 @@ fn give_up(args: &Args, ground: &Ground<'_>, ending: &Ending, failure: Failure) 
 
 /// Prints the path of each file that is not saved; gives what they are together.
 fn name_unsaved(path: &Path, wait: Duration) -> String {
-    let unsaved = path.join(".storage/unsaved");
+    let unsaved = mounts::storage(path).join("unsaved");
     let read = reach::within(wait, &[], || std::fs::read(unsaved), || ());
     match read {
         Ok(Some(Ok(text))) => {

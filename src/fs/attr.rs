@@ -4,6 +4,7 @@
 //! the change time. Called by: `fuse`, tests. On failure: nothing was changed.
 
 use super::node::{Node, State, is};
+use super::storage::STORAGE_INO;
 use super::storage::is_storage;
 use super::xattr::known;
 use super::{Atime, Caller, FileSystem, FsFault};
@@ -107,7 +108,7 @@ impl FileSystem {
     /// Attributes of an inode.
     pub fn getattr(&self, ino: Ino) -> Result<Attr, FsFault> {
         if let Some(attr) = self.storage_attr(ino) {
-            return attr;
+            return attr.map(|attr| Attr { ino: self.shown_ino(ino), ..attr });
         }
         self.attr_of(&*self.pin(ino)?)
     }
@@ -120,6 +121,10 @@ impl FileSystem {
 
     /// Changes attributes.
     pub fn setattr(&self, caller: &Caller, ino: Ino, set: &SetAttr) -> Result<Attr, FsFault> {
+        if ino == STORAGE_INO {
+            // As a program does with the directory that it has there.
+            return self.setattr(caller, self.make_own_storage_directory()?, set);
+        }
         if let Some(attr) = self.storage_attr(ino) {
             self.storage_setattr(ino, set)?;
             return attr;

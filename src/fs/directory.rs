@@ -5,7 +5,7 @@
 
 use super::attr::Attr;
 use super::name::kind_of;
-use super::storage::{self, STORAGE_INO, STORAGE_NAME};
+use super::storage::{self, FIRST_FILE, STORAGE_INO};
 use super::{FileSystem, FsFault};
 use crate::base::id::{Ino, ROOT_INO};
 use crate::base::limits::{BLOCK_BYTES, NAME_BYTES_MAX};
@@ -95,12 +95,18 @@ impl FileSystem {
                 offset = at;
             }
         }
-        if ino == ROOT_INO && self.options.show_storage && offset < STORAGE_OFFSET {
+        if ino == ROOT_INO
+            && self.options.show_storage
+            && offset < STORAGE_OFFSET
+            && let Some(name) = &self.storage.name
+            // Where a program has a directory of that name, it was listed above.
+            && self.find(ROOT_INO, name)?.is_none()
+        {
             let entry = DirEntry {
                 ino: STORAGE_INO,
                 kind: kind_of(libc::S_IFDIR),
                 offset: STORAGE_OFFSET,
-                name: STORAGE_NAME.to_vec(),
+                name: name.clone(),
                 attr: self.storage_attr(STORAGE_INO).transpose()?.filter(|_| plus),
             };
             if !take(&entry) {
@@ -157,7 +163,7 @@ impl FileSystem {
             }
         }
         for (i, name) in storage::FILES.iter().enumerate() {
-            let at = DOT_DOT + 1 + i as u64;
+            let at = FIRST_FILE + i as u64;
             if offset >= at {
                 continue;
             }

@@ -39,7 +39,7 @@ pub use quota_shown::{QuotaCheck, Stray};
 pub use rename::RenameHow;
 pub use seek::{Seek, Sought};
 pub use stats::{OpKind, OpStat, OpStats};
-pub use storage::{HEADER_ORDER, KEY_ORDER, STORAGE_INO, STORAGE_NAME};
+pub use storage::{HEADER_ORDER, KEY_ORDER, STORAGE_ALWAYS, STORAGE_INO, STORAGE_NAME};
 pub use xattr::{XattrHow, XattrReply};
 
 use crate::base::id::{Ino, ROOT_INO};
@@ -48,6 +48,7 @@ use crate::format::inode::Inode;
 use crate::format::key;
 use crate::vault::{Admit, SyncReply, Vault, VaultFault};
 use node::{Pin, State};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use table::Nodes;
@@ -139,12 +140,15 @@ pub struct FileSystem {
     ops: OpStats,
     /// What `/.storage/config` says beside the vault's own settings.
     told: Vec<(&'static str, String)>,
+    /// Labels of every metric.
+    labels: String,
 }
 
 impl FileSystem {
     /// The filesystem in an open vault; makes the root directory in a new one, and removes what a crash left unnamed.
     pub fn new(vault: Arc<Vault>, options: FsOptions) -> Result<FileSystem, VaultFault> {
         let fs = FileSystem {
+            storage: storage::Storage::new(vault.world().now()),
             nodes: options.nodes_max.map_or_else(|| Nodes::within(vault.gauges().budget_bytes), Nodes::new),
             vault,
             options,
@@ -155,9 +159,9 @@ impl FileSystem {
             keeps_writes: AtomicBool::new(false),
             quota_checked: Mutex::new(None),
             changes: AtomicU64::new(0),
-            storage: storage::Storage::default(),
             ops: OpStats::default(),
             told: Vec::new(),
+            labels: String::new(),
         };
         match fs.prepare() {
             Ok(()) => Ok(fs),
@@ -170,6 +174,20 @@ impl FileSystem {
     #[must_use]
     pub fn telling(self, rows: Vec<(&'static str, String)>) -> FileSystem {
         FileSystem { told: rows, ..self }
+    }
+
+    /// Calls `/.storage` by another name, or by none.
+    #[must_use]
+    pub fn storage_named(mut self, name: Option<Vec<u8>>) -> FileSystem {
+        self.storage.name = name;
+        self
+    }
+
+    /// Lets every metric name the vault and the mountpoint.
+    #[must_use]
+    pub fn labelled(self, vault: &Path, mountpoint: &Path) -> FileSystem {
+        let bytes = |path: &Path| path.as_os_str().as_encoded_bytes().to_vec();
+        FileSystem { labels: render::labels(&bytes(vault), &bytes(mountpoint)), ..self }
     }
 
     fn prepare(&self) -> Result<(), FsFault> {

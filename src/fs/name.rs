@@ -6,10 +6,10 @@
 use super::acl::{self, Which};
 use super::attr::Attr;
 use super::node::{Pin, State, is};
-use super::storage::{STORAGE_NAME, is_storage};
+use super::storage::is_storage;
 use super::xattr::{Xattrs, known};
 use super::{Caller, FileSystem, FsFault};
-use crate::base::id::{Ino, ROOT_INO};
+use crate::base::id::Ino;
 use crate::base::limits::{LINKS_MAX, NAME_BYTES_MAX, SYMLINK_BYTES_MAX};
 use crate::base::lock::Held;
 use crate::base::world::Time;
@@ -34,15 +34,6 @@ pub(super) fn check_name(name: &[u8]) -> Result<(), FsFault> {
     }
     if name.is_empty() || name == b"." || name == b".." || name.contains(&b'/') || name.contains(&0) {
         return Err(FsFault::Invalid);
-    }
-    Ok(())
-}
-
-/// Refuses changes of `/.storage`.
-pub(super) fn check_change(parent: Ino, name: &[u8]) -> Result<(), FsFault> {
-    check_name(name)?;
-    if is_storage(parent) || (parent == ROOT_INO && name == STORAGE_NAME) {
-        return Err(FsFault::NotPermitted);
     }
     Ok(())
 }
@@ -77,7 +68,12 @@ impl FileSystem {
 
     /// Looks a name up; the caller owes a `forget` for it.
     pub fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Attr, FsFault> {
-        if let Some(attr) = self.storage_lookup(parent, name) {
+        self.lookup_by(0, parent, name)
+    }
+
+    /// Looks a name up for a process; the caller owes a `forget` for it.
+    pub fn lookup_by(&self, process: u32, parent: Ino, name: &[u8]) -> Result<Attr, FsFault> {
+        if let Some(attr) = self.storage_lookup(process, parent, name) {
             return attr;
         }
         if name.len() > NAME_BYTES_MAX {
@@ -114,11 +110,13 @@ impl FileSystem {
             _ => return Err(FsFault::Invalid),
         };
         let rdev = if matches!(mode & libc::S_IFMT, libc::S_IFCHR | libc::S_IFBLK) { rdev } else { 0 };
+        let parent = self.directory_to_change(parent, name, true)?;
         self.make(caller, parent, name, mode, rdev, None)
     }
 
     /// Makes a directory; the caller owes a `forget` for it.
     pub fn mkdir(&self, caller: &Caller, parent: Ino, name: &[u8], mode: u32) -> Result<Attr, FsFault> {
+        let parent = self.directory_to_change(parent, name, true)?;
         self.make(caller, parent, name, libc::S_IFDIR | (mode & 0o7777), 0, None)
     }
 
@@ -130,10 +128,12 @@ impl FileSystem {
         if target.len() > SYMLINK_BYTES_MAX {
             return Err(FsFault::NameTooLong);
         }
+        let parent = self.directory_to_change(parent, name, true)?;
         self.make(caller, parent, name, libc::S_IFLNK | 0o777, 0, Some(target))
     }
 
-    fn make(
+    /// Makes an inode of any type and its name, which is not one of ours; the caller owes a `forget` for it.
+    pub(super) fn make(
         &self,
         caller: &Caller,
         parent: Ino,
@@ -142,7 +142,6 @@ impl FileSystem {
         rdev: u32,
         target: Option<&[u8]>,
     ) -> Result<Attr, FsFault> {
-        check_change(parent, name)?;
         self.writable()?;
         let dir = self.pin_dir(parent)?;
         self.load_xattrs(&dir)?;
@@ -225,10 +224,10 @@ impl FileSystem {
 
     /// Gives an inode one more name; the caller owes a `forget` for it.
     pub fn link(&self, ino: Ino, parent: Ino, name: &[u8]) -> Result<Attr, FsFault> {
-        check_change(parent, name)?;
         if is_storage(ino) {
             return Err(FsFault::NotPermitted);
         }
+        let parent = self.directory_to_change(parent, name, true)?;
         self.writable()?;
         let dir = self.pin_dir(parent)?;
         let pin = self.pin(ino)?;
@@ -282,7 +281,7 @@ impl FileSystem {
     }
 
     fn remove(&self, parent: Ino, name: &[u8], want_dir: bool) -> Result<(), FsFault> {
-        check_change(parent, name)?;
+        let parent = self.directory_to_change(parent, name, false)?;
         self.writable()?;
         let dir = self.pin_dir(parent)?;
         loop {
@@ -340,7 +339,5 @@ mod tests {
         for bad in [&b""[..], b".", b"..", b"a/b", b"a\0"] {
             assert_eq!(check_name(bad).map_err(|e| e.errno()), Err(libc::EINVAL));
         }
-        assert_eq!(check_change(ROOT_INO, b".storage").map_err(|e| e.errno()), Err(libc::EPERM));
-        assert!(check_change(Ino(2), b".storage").is_ok(), "the name is taken in the root only");
     }
 }

@@ -6,7 +6,7 @@
 //! comes into being with the move. Called by: `fuse`, tests.
 //! On failure: nothing was changed.
 
-use super::name::{check_change, kind_of, put_name};
+use super::name::{kind_of, put_name};
 use super::node::{Pin, is};
 use super::{Caller, FileSystem, FsFault};
 use crate::base::id::{Ino, ROOT_INO};
@@ -65,8 +65,8 @@ impl FileSystem {
         new_name: &[u8],
         how: RenameHow,
     ) -> Result<(), FsFault> {
-        check_change(parent, name)?;
-        check_change(new_parent, new_name)?;
+        let parent = self.directory_to_change(parent, name, false)?;
+        let new_parent = self.directory_to_change(new_parent, new_name, true)?;
         self.writable()?;
         let from = self.pin_dir(parent)?;
         let to = self.pin_dir(new_parent)?;

@@ -1,7 +1,7 @@
 //! The texts of `/.storage`.
 //!
-//! Promise: finite, made at once from one reading of the numbers, and free of names, content and keys, but for the paths in
-//! `unsaved` and `scrub`. `metrics` is Prometheus text exposition; `stats.json` has every number there is.
+//! Promise: finite, made at once from one reading of the numbers, and free of content, keys and names, but for the paths in
+//! `unsaved` and `scrub` and the mount's own in `metrics`, which is Prometheus text exposition. `stats.json` has every number.
 //! Called by: `storage`. On failure: the vault's.
 
 use super::paths::{paths_of, printable};
@@ -213,6 +213,7 @@ impl FileSystem {
             n => format!("of commit {}, {}; {n} kept", gauges.snapshot_commit, bytes(gauges.snapshot_bytes)),
         };
         rows.push(("snapshot", snapshot));
+        rows.extend(vault.older_state().map(|which| ("older state", which.to_owned())));
         if vault.has_old_keys() {
             let left = match vault.left_to_rekey() {
                 Some((segments, left)) => {
@@ -273,48 +274,48 @@ impl FileSystem {
     fn metrics(&self) -> Result<String, FsFault> {
         let vault = &*self.vault;
         let stats = vault.stats();
-        let mut out = String::new();
+        let mut out = Exposition { out: String::new(), common: self.labels.clone() };
         for (name, help, n) in stats.counters() {
-            header(&mut out, &format!("{name}_total"), help, "counter");
-            line(&mut out, &format!("{name}_total"), "", &n.to_string());
+            out.header(&format!("{name}_total"), help, "counter");
+            out.line(&format!("{name}_total"), "", &n.to_string());
         }
         for (name, help, n) in self.gauges()? {
-            header(&mut out, name, help, "gauge");
-            line(&mut out, name, "", &n.to_string());
+            out.header(name, help, "gauge");
+            out.line(name, "", &n.to_string());
         }
-        header(&mut out, "info", "State and version.", "gauge");
+        out.header("info", "State and version.", "gauge");
         let labels = format!("state=\"{}\",version=\"{}\"", vault.state(), env!("CARGO_PKG_VERSION"));
-        line(&mut out, "info", &labels, "1");
-        header(&mut out, "state_entered_total", "Times that a state was entered.", "counter");
+        out.line("info", &labels, "1");
+        out.header("state_entered_total", "Times that a state was entered.", "counter");
         for (state, held) in State::ALL.into_iter().zip(vault.states()) {
-            line(&mut out, "state_entered_total", &format!("state=\"{state}\""), &held.entered.to_string());
+            out.line("state_entered_total", &format!("state=\"{state}\""), &held.entered.to_string());
         }
-        header(&mut out, "state_seconds_total", "Time spent in a state.", "counter");
+        out.header("state_seconds_total", "Time spent in a state.", "counter");
         for (state, held) in State::ALL.into_iter().zip(vault.states()) {
-            line(&mut out, "state_seconds_total", &format!("state=\"{state}\""), &held.time.as_secs_f64().to_string());
+            out.line("state_seconds_total", &format!("state=\"{state}\""), &held.time.as_secs_f64().to_string());
         }
-        header(&mut out, "errors", "Lines of the error list.", "gauge");
-        line(&mut out, "errors", "", &stats.errors().len().to_string());
+        out.header("errors", "Lines of the error list.", "gauge");
+        out.line("errors", "", &stats.errors().len().to_string());
         for (name, help, h) in histograms(stats) {
             let name = format!("{name}_seconds");
-            header(&mut out, &name, help, "histogram");
-            histogram_lines(&mut out, &name, "", &h);
+            out.header(&name, help, "histogram");
+            out.histogram(&name, "", &h);
         }
         for (name, help, values) in self.quota_metrics().into_iter().filter(|(_, _, values)| !values.is_empty()) {
-            header(&mut out, name, help, "gauge");
-            values.iter().for_each(|(labels, value)| line(&mut out, name, labels, value));
+            out.header(name, help, "gauge");
+            values.iter().for_each(|(labels, value)| out.line(name, labels, value));
         }
-        header(&mut out, "operation_seconds", "Operations asked for by the kernel.", "histogram");
+        out.header("operation_seconds", "Operations asked for by the kernel.", "histogram");
         for &kind in OpKind::ALL {
             let label = format!("operation=\"{}\"", kind.name());
-            histogram_lines(&mut out, "operation_seconds", &label, &self.ops.of(kind).latency.snapshot());
+            out.histogram("operation_seconds", &label, &self.ops.of(kind).latency.snapshot());
         }
-        header(&mut out, "operation_failures_total", "Operations answered with an error.", "counter");
+        out.header("operation_failures_total", "Operations answered with an error.", "counter");
         for &kind in OpKind::ALL {
             let label = format!("operation=\"{}\"", kind.name());
-            line(&mut out, "operation_failures_total", &label, &self.ops.of(kind).failures.get().to_string());
+            out.line("operation_failures_total", &label, &self.ops.of(kind).failures.get().to_string());
         }
-        Ok(out)
+        Ok(out.out)
     }
 }
 
@@ -327,28 +328,63 @@ fn unsaved(vault: &Vault) -> String {
     paths_of(vault, &vault.unsaved()).into_iter().map(line).collect()
 }
 
-fn header(out: &mut String, name: &str, help: &str, kind: &str) {
-    // Writing to a String does not fail.
-    let _ = writeln!(out, "# HELP strongroom_{name} {help}\n# TYPE strongroom_{name} {kind}");
+/// Prometheus text exposition, in which every sample names the vault and the mountpoint: the files of several mounts may
+/// then be scraped together.
+struct Exposition {
+    out: String,
+    /// Labels of every sample, as text; may be empty.
+    common: String,
 }
 
-fn line(out: &mut String, name: &str, labels: &str, value: &str) {
-    let _ = match labels {
-        "" => writeln!(out, "strongroom_{name} {value}"),
-        _ => writeln!(out, "strongroom_{name}{{{labels}}} {value}"),
-    };
-}
-
-fn histogram_lines(out: &mut String, name: &str, labels: &str, h: &Snapshot) {
-    let comma = if labels.is_empty() { "" } else { "," };
-    let mut sum = 0;
-    for (i, n) in h.buckets.iter().enumerate() {
-        sum += n;
-        let edge = EDGES_US.get(i).map_or("+Inf".to_owned(), |&us| format!("{}", us as f64 / 1e6));
-        line(out, &format!("{name}_bucket"), &format!("{labels}{comma}le=\"{edge}\""), &sum.to_string());
+impl Exposition {
+    fn header(&mut self, name: &str, help: &str, kind: &str) {
+        // Writing to a String does not fail.
+        let _ = writeln!(self.out, "# HELP strongroom_{name} {help}\n# TYPE strongroom_{name} {kind}");
     }
-    line(out, &format!("{name}_sum"), labels, &format!("{}", h.sum_ns as f64 / 1e9));
-    line(out, &format!("{name}_count"), labels, &sum.to_string());
+
+    fn line(&mut self, name: &str, labels: &str, value: &str) {
+        let comma = if self.common.is_empty() || labels.is_empty() { "" } else { "," };
+        let all = format!("{}{comma}{labels}", self.common);
+        let _ = match all.as_str() {
+            "" => writeln!(self.out, "strongroom_{name} {value}"),
+            all => writeln!(self.out, "strongroom_{name}{{{all}}} {value}"),
+        };
+    }
+
+    fn histogram(&mut self, name: &str, labels: &str, h: &Snapshot) {
+        let comma = if labels.is_empty() { "" } else { "," };
+        let mut sum = 0;
+        for (i, n) in h.buckets.iter().enumerate() {
+            sum += n;
+            let edge = EDGES_US.get(i).map_or("+Inf".to_owned(), |&us| format!("{}", us as f64 / 1e6));
+            self.line(&format!("{name}_bucket"), &format!("{labels}{comma}le=\"{edge}\""), &sum.to_string());
+        }
+        self.line(&format!("{name}_sum"), labels, &format!("{}", h.sum_ns as f64 / 1e9));
+        self.line(&format!("{name}_count"), labels, &sum.to_string());
+    }
+}
+
+/// A path as the value of a label. What is not UTF-8 is written out by its bytes, so that no two paths look alike.
+fn label_value(path: &[u8]) -> String {
+    let mut value = String::new();
+    for chunk in path.utf8_chunks() {
+        for c in chunk.valid().chars() {
+            match c {
+                '\\' | '"' => value.extend(['\\', c]),
+                '\n' => value.push_str("\\n"),
+                c => value.push(c),
+            }
+        }
+        for byte in chunk.invalid() {
+            let _ = write!(value, "\\\\x{byte:02x}");
+        }
+    }
+    value
+}
+
+/// The labels of a mount's metrics.
+pub(super) fn labels(vault: &[u8], mountpoint: &[u8]) -> String {
+    format!("vault=\"{}\",mountpoint=\"{}\"", label_value(vault), label_value(mountpoint))
 }
 
 fn histogram_json(h: &Snapshot) -> Value {
@@ -430,11 +466,21 @@ mod tests {
         let h = Histogram::default();
         h.record(Duration::from_micros(1));
         h.record(Duration::from_secs(100));
-        let mut out = String::new();
-        histogram_lines(&mut out, "x_seconds", "a=\"b\"", &h.snapshot());
+        let mut exposition = Exposition { out: String::new(), common: String::new() };
+        exposition.histogram("x_seconds", "a=\"b\"", &h.snapshot());
+        let out = exposition.out;
         assert!(out.starts_with("strongroom_x_seconds_bucket{a=\"b\",le=\"0.000001\"} 1\n"), "{out}");
         assert!(out.contains("le=\"10\"} 1\n") && out.contains("le=\"+Inf\"} 2\n"), "{out}");
         assert!(out.ends_with("strongroom_x_seconds_sum{a=\"b\"} 100.000001\nstrongroom_x_seconds_count{a=\"b\"} 2\n"));
+    }
+
+    #[test]
+    fn samples_name_their_mount_and_nothing_in_a_path_ends_a_label() {
+        let mut exposition = Exposition { out: String::new(), common: labels(b"/v\"\\\n", b"/m\xff") };
+        exposition.line("x", "", "1");
+        exposition.line("y", "a=\"b\"", "2");
+        let common = "vault=\"/v\\\"\\\\\\n\",mountpoint=\"/m\\\\xff\"";
+        assert_eq!(exposition.out, format!("strongroom_x{{{common}}} 1\nstrongroom_y{{{common},a=\"b\"}} 2\n"));
     }
 
     #[test]

@@ -1,30 +1,41 @@
 //! `/.storage`: the vault's state and numbers as files.
 //!
-//! Promise: each look-up of a file makes a fresh snapshot under an inode number of its own, so that its length is exact
-//! and no cache shows an old one; it is let go with its last forget. Owner only, but for the group that was
-//! named (`FsOptions::storage_group`). The names cannot be changed.
-//! Called by: every operation of `fs`, first. On failure: the vault's fault.
+//! Promise: each look-up of a file makes a fresh snapshot with a kernel handle of its own, so that its length is exact and
+//! no cache shows an old one; a process that looks twice before it reads gets the same one. Programs see one inode number
+//! per file. Owner only, but for the group that was named. A program may have a `.storage` of its own: what it makes there
+//! lies in a directory of the vault, beside ours. Called by: every operation of `fs`, first. On failure: the vault's fault.
 
 use super::attr::{Attr, SetAttr};
-use super::{FileSystem, FsFault, LimitChange, LimitOf};
+use super::name::{check_name, kind_of};
+use super::{Caller, FileSystem, FsFault, LimitChange, LimitOf};
 use crate::base::id::{Ino, ROOT_INO};
 use crate::base::limits::FREE_INOS;
 use crate::base::lock::Held;
 use crate::base::world::Time;
 use crate::vault::{HeaderRefused, VaultFault};
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::time::Duration;
 
-/// The directory's name in the root.
+/// The directory's name in the root, unless another was asked for.
 pub const STORAGE_NAME: &[u8] = b".storage";
+/// A name that always leads to it, whatever its name is: for the program's own commands. No listing shows it, and no file
+/// can have it.
+pub const STORAGE_ALWAYS: &str = ".strongroom-storage";
 /// The directory's inode number, the first of those that the vault leaves free.
 pub const STORAGE_INO: Ino = Ino(FREE_INOS.start);
 /// First inode number of snapshots.
 const SNAPSHOT_INO: u64 = STORAGE_INO.0 + 1024;
 /// Snapshots that there may be at once.
 const SNAPSHOTS_MAX: u64 = FREE_INOS.end - SNAPSHOT_INO;
+/// What is added to the directory's number for the number that programs see of a file: of the first one, behind `.` and `..`.
+pub(super) const FIRST_FILE: u64 = 3;
+/// How long a snapshot that nobody has read is given to the process that looked it up.
+const SAME_LOOK: Duration = Duration::from_secs(10);
+/// Look-ups that are remembered for that.
+const LOOKS_MAX: usize = 32;
 /// The file that takes orders.
 const CONTROL: &str = "control";
 /// Begins the order to put another header in force, whose text follows. It must come in one write.
@@ -60,17 +71,36 @@ struct Snapshot {
     control: bool,
     at: Time,
     holds: u64,
+    /// Which of `FILES`.
+    file: usize,
+    /// Whether somebody has begun to read it.
+    is_read: bool,
 }
 
-/// Snapshots that the kernel knows.
+/// A look-up that may be repeated before the file is read: `tar` and `cp` look, open, and look again.
+struct Look {
+    process: u32,
+    file: usize,
+    ino: u64,
+    /// Since the mount began.
+    at: Duration,
+}
+
+/// Snapshots that the kernel knows, and what the directory is called.
 pub(super) struct Storage {
     snapshots: Mutex<HashMap<u64, Snapshot>>,
+    looks: Mutex<VecDeque<Look>>,
     next: AtomicU64,
+    /// The name in the root; none if it was turned off.
+    pub(super) name: Option<Vec<u8>>,
+    /// The directory's times.
+    begun: Time,
 }
 
-impl Default for Storage {
-    fn default() -> Self {
-        Storage { snapshots: Mutex::default(), next: AtomicU64::new(0) }
+impl Storage {
+    pub(super) fn new(begun: Time) -> Storage {
+        let (snapshots, looks) = (Mutex::default(), Mutex::default());
+        Storage { snapshots, looks, next: AtomicU64::new(0), name: Some(STORAGE_NAME.to_vec()), begun }
     }
 }
 
@@ -105,29 +135,120 @@ impl Storage {
 }
 
 impl FileSystem {
-    /// The look-up, if it is one of ours.
-    pub(super) fn storage_lookup(&self, parent: Ino, name: &[u8]) -> Option<Result<Attr, FsFault>> {
-        if parent == ROOT_INO && name == STORAGE_NAME {
-            return self.storage_attr(STORAGE_INO);
+    /// The look-up by a process, if it is one of ours.
+    pub(super) fn storage_lookup(&self, process: u32, parent: Ino, name: &[u8]) -> Option<Result<Attr, FsFault>> {
+        if parent == ROOT_INO {
+            let is_ours = || Some(name) == self.storage.name.as_deref() && matches!(self.find(parent, name), Ok(None));
+            return (name == STORAGE_ALWAYS.as_bytes() || is_ours()).then(|| self.storage_attr(STORAGE_INO)).flatten();
         }
-        if !is_storage(parent) {
-            return None;
-        }
-        if parent != STORAGE_INO {
+        if is_storage(parent) && parent != STORAGE_INO {
             return Some(Err(FsFault::NotDirectory));
         }
-        let Some(file) = FILES.into_iter().find(|f| f.as_bytes() == name) else {
-            return Some(Err(FsFault::NoEntry));
+        let file = FILES.into_iter().position(|file| file.as_bytes() == name);
+        let own = |fs: &FileSystem| fs.own_storage_directory().ok().flatten();
+        match file {
+            Some(file) if parent == STORAGE_INO => Some(self.look(process, file)),
+            // In a program's own directory of that name its own file counts, and else ours is there.
+            Some(file) if matches!(self.find(parent, name), Ok(None)) && own(self) == Some(parent) => {
+                Some(self.look(process, file))
+            }
+            None if parent == STORAGE_INO => Some(match own(self) {
+                Some(directory) => self.lookup(directory, name),
+                None => Err(FsFault::NoEntry),
+            }),
+            Some(_) | None => None,
+        }
+    }
+
+    /// A snapshot of a file: a new one, unless this process has just looked and not read yet.
+    fn look(&self, process: u32, file: usize) -> Result<Attr, FsFault> {
+        let control = FILES[file] == CONTROL;
+        let now = self.vault.world().elapsed();
+        if let Some(ino) = self.same_look(process, file, now) {
+            return self.storage_attr(Ino(ino)).unwrap_or(Err(FsFault::NoEntry));
+        }
+        let content = if control { Vec::new() } else { self.render(FILES[file])?.into_bytes() };
+        let snapshot = Snapshot { content, control, at: self.now(), holds: 1, file, is_read: false };
+        let ino = self.storage.keep(snapshot).0;
+        if process != 0 {
+            let mut looks = self.storage.looks.held();
+            looks.retain(|look| look.process != process || look.file != file);
+            if looks.len() == LOOKS_MAX {
+                looks.pop_front();
+            }
+            looks.push_back(Look { process, file, ino, at: now });
+        }
+        self.storage_attr(Ino(ino)).unwrap_or(Err(FsFault::NoEntry))
+    }
+
+    /// The snapshot that a process has looked up and nobody has read yet, held once more.
+    fn same_look(&self, process: u32, file: usize, now: Duration) -> Option<u64> {
+        let is_same = |look: &&Look| {
+            process != 0 && look.process == process && look.file == file && now.saturating_sub(look.at) < SAME_LOOK
         };
-        let content = match file {
-            CONTROL => Vec::new(),
-            _ => match self.render(file) {
-                Ok(text) => text.into_bytes(),
-                Err(fault) => return Some(Err(fault)),
-            },
+        let ino = self.storage.looks.held().iter().find(is_same)?.ino;
+        let mut snapshots = self.storage.snapshots.held();
+        // The number may have been given again, to another file.
+        let snapshot = snapshots.get_mut(&ino).filter(|snapshot| !snapshot.is_read && snapshot.file == file)?;
+        snapshot.holds += 1;
+        Some(ino)
+    }
+
+    /// The inode number that programs see.
+    pub fn shown_ino(&self, ino: Ino) -> Ino {
+        if !is_storage(ino) {
+            return ino;
+        }
+        let number = match ino.0 - STORAGE_INO.0 {
+            number if ino.0 < SNAPSHOT_INO => number,
+            _ => self.storage.snapshots.held().get(&ino.0).map_or(0, |s| FIRST_FILE + s.file as u64),
         };
-        let snapshot = Snapshot { content, control: file == CONTROL, at: self.now(), holds: 1 };
-        self.storage_attr(self.storage.keep(snapshot))
+        Ino(STORAGE_INO.0 + number)
+    }
+
+    /// The directory of the vault in which programs keep what they make in `/.storage`, if there is one.
+    fn own_storage_directory(&self) -> Result<Option<Ino>, FsFault> {
+        let Some(name) = &self.storage.name else { return Ok(None) };
+        let is_directory = |kind| kind == kind_of(libc::S_IFDIR);
+        Ok(self.find(ROOT_INO, name)?.filter(|entry| is_directory(entry.kind)).map(|entry| entry.ino))
+    }
+
+    /// The same, made if need be: for its owner alone, as `/.storage` is.
+    pub(super) fn make_own_storage_directory(&self) -> Result<Ino, FsFault> {
+        let name = self.storage.name.as_deref().ok_or(FsFault::NotPermitted)?;
+        if let Some(directory) = self.own_storage_directory()? {
+            return Ok(directory);
+        }
+        let owner = Caller { uid: self.options.uid, gid: self.options.gid, umask: 0 };
+        match self.make(&owner, ROOT_INO, name, libc::S_IFDIR | 0o700, 0, None) {
+            Ok(made) => {
+                self.forget(made.ino, 1);
+                Ok(made.ino)
+            }
+            // Somebody else was first.
+            Err(FsFault::Exists) => self.own_storage_directory()?.ok_or(FsFault::NotDirectory),
+            Err(fault) => Err(fault),
+        }
+    }
+
+    /// The directory in which a name is to be changed: where `/.storage` is meant, the one that a program has there. Refuses
+    /// the names that are ours.
+    pub(super) fn directory_to_change(&self, parent: Ino, name: &[u8], makes: bool) -> Result<Ino, FsFault> {
+        check_name(name)?;
+        let is_ours = match parent {
+            ROOT_INO => {
+                name == STORAGE_ALWAYS.as_bytes()
+                    || Some(name) == self.storage.name.as_deref() && self.find(parent, name)?.is_none()
+            }
+            STORAGE_INO => FILES.iter().any(|file| file.as_bytes() == name),
+            _ => is_storage(parent),
+        };
+        match parent {
+            _ if is_ours => Err(FsFault::NotPermitted),
+            STORAGE_INO if makes => self.make_own_storage_directory(),
+            STORAGE_INO => self.own_storage_directory()?.ok_or(FsFault::NoEntry),
+            _ => Ok(parent),
+        }
     }
 
     /// The attributes, if the inode is one of ours.
@@ -138,7 +259,7 @@ impl FileSystem {
         // What the owner may, the group that was named may, too.
         let group = |owner: u32| if self.options.storage_group.is_some() { owner | owner >> 3 } else { owner };
         let (mode, nlink, size, at) = if ino == STORAGE_INO {
-            (libc::S_IFDIR | group(0o700), 2, 4096, self.now())
+            (libc::S_IFDIR | group(0o700), 2, 4096, self.storage.begun)
         } else {
             let snapshots = self.storage.snapshots.held();
             let Some(snapshot) = snapshots.get(&ino.0) else { return Some(Err(FsFault::NoEntry)) };
@@ -185,10 +306,11 @@ impl FileSystem {
         if !is_storage(ino) {
             return None;
         }
-        let snapshots = self.storage.snapshots.held();
-        let Some(snapshot) = snapshots.get(&ino.0) else {
+        let mut snapshots = self.storage.snapshots.held();
+        let Some(snapshot) = snapshots.get_mut(&ino.0) else {
             return Some(Err(if ino == STORAGE_INO { FsFault::IsDirectory } else { FsFault::NoEntry }));
         };
+        snapshot.is_read = true;
         let rest = snapshot.content.get(offset.min(usize::MAX as u64) as usize..).unwrap_or_default();
         out.extend_from_slice(&rest[..len.min(rest.len())]);
         Some(Ok(()))
@@ -319,8 +441,10 @@ mod tests {
 
     #[test]
     fn numbers_fit_in_32_bits_and_are_given_again_only_when_they_are_free() {
-        let storage = Storage::default();
-        let new = || storage.keep(Snapshot { content: vec![1], control: false, at: Time::default(), holds: 1 });
+        let storage = Storage::new(Time::default());
+        let (content, at) = (vec![1], Time::default());
+        let snapshot = || Snapshot { content: content.clone(), control: false, at, holds: 1, file: 0, is_read: false };
+        let new = || storage.keep(snapshot());
         let (first, second) = (new(), new());
         storage.next.store(SNAPSHOTS_MAX - 1, SeqCst);
         let last = new();
@@ -332,8 +456,9 @@ mod tests {
 
     #[test]
     fn a_snapshot_goes_with_its_last_forget() {
-        let storage = Storage::default();
-        let snapshot = Snapshot { content: vec![1], control: false, at: Time::default(), holds: 2 };
+        let storage = Storage::new(Time::default());
+        let snapshot =
+            Snapshot { content: vec![1], control: false, at: Time::default(), holds: 2, file: 0, is_read: false };
         storage.snapshots.held().insert(SNAPSHOT_INO, snapshot);
         assert!(storage.forget(Ino(SNAPSHOT_INO), 1) && storage.snapshots.held().len() == 1);
         assert!(storage.forget(Ino(SNAPSHOT_INO), 1) && storage.snapshots.held().is_empty());

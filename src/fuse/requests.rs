@@ -17,13 +17,15 @@ use super::set_id::{self, SetIds};
 use super::synchronous::{Synchronous, when_durable};
 use super::{MountOptions, groups, privileges};
 use crate::base::id::{Ino, ROOT_INO};
+use crate::base::limits::FREE_INOS;
 use crate::fs::{
     Attr, Caller, Fallocate, FileSystem, FsFault, OpKind, RenameHow, Seek, SetAttr, WriteFrom, WriteHow, XattrHow,
 };
 use fuser::{
-    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, Generation, INodeNo, KernelConfig,
-    LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
-    ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, Generation, INodeNo, IoctlFlags,
+    KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
+    Request, TimeOrNow, WriteFlags,
 };
 use std::cell::RefCell;
 use std::ffi::OsStr;
@@ -177,14 +179,18 @@ impl Filesystem for Requests {
     }
 
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let found = self.run(request, OpKind::Lookup, parent, |fs, ino| match fs.lookup(ino, name.as_bytes()) {
-            Ok(attr) => Ok(Some(attr)),
-            // In `/.storage` nothing is to be remembered, but there the names are fixed.
-            Err(FsFault::NoEntry) => Ok(None),
-            Err(fault) => Err(fault),
+        let found = self.run(request, OpKind::Lookup, parent, |fs, ino| {
+            match fs.lookup_by(request.pid(), ino, name.as_bytes()) {
+                Ok(attr) => Ok(Some(attr)),
+                // In `/.storage` nothing is to be remembered, but there the names are fixed.
+                Err(FsFault::NoEntry) => Ok(None),
+                Err(fault) => Err(fault),
+            }
         });
         match found {
             Ok(Some(a)) => reply.entry(&self.ttl(&a), &file_attr(&a), GENERATION),
+            // What a program makes in `/.storage` comes to lie in another directory, where this one's memory is no use.
+            Ok(None) if FREE_INOS.contains(&parent.0) => reply.error(Errno::ENOENT),
             Ok(None) => reply.entry(&KEEP, &no_entry(), GENERATION),
             Err(e) => reply.error(e),
         }
@@ -426,7 +432,7 @@ impl Filesystem for Requests {
     fn readdir(&self, request: &Request, ino: INodeNo, _handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
         let listed = self.run(request, OpKind::Readdir, ino, |fs, ino| {
             fs.readdir(ino, offset, |e| {
-                !reply.add(INodeNo(e.ino.0), e.offset, file_type(e.kind), OsStr::from_bytes(&e.name))
+                !reply.add(INodeNo(fs.shown_ino(e.ino).0), e.offset, file_type(e.kind), OsStr::from_bytes(&e.name))
             })
         });
         match listed {
@@ -448,7 +454,8 @@ impl Filesystem for Requests {
             fs.readdirplus(ino, offset, |e| {
                 let Some(a) = e.attr else { return false };
                 let name = OsStr::from_bytes(&e.name);
-                let full = reply.add(INodeNo(e.ino.0), e.offset, name, &self.ttl(&a), &file_attr(&a), GENERATION);
+                let ino = INodeNo(fs.shown_ino(e.ino).0);
+                let full = reply.add(ino, e.offset, name, &self.ttl(&a), &file_attr(&a), GENERATION);
                 if !full && !matches!(&*e.name, b"." | b"..") {
                     given.push(e.ino);
                 }
@@ -504,6 +511,21 @@ impl Filesystem for Requests {
 
     fn access(&self, _request: &Request, _ino: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
         reply.error(Errno::ENOSYS);
+    }
+
+    /// There are none. Many programs ask whether a file is a terminal, which is no news for the log.
+    fn ioctl(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        _handle: FileHandle,
+        _flags: IoctlFlags,
+        _command: u32,
+        _data: &[u8],
+        _out_size: u32,
+        reply: ReplyIoctl,
+    ) {
+        reply.error(Errno::ENOTTY);
     }
 
     fn fallocate(

@@ -376,7 +376,7 @@ fn punch(shared: &Shared, mut dead: Vec<DeadRange>) {
         }
         let file = match &open {
             Some((id, file)) if *id == d.segment => Ok(Arc::clone(file)),
-            _ => shared.backing.open(&path(d.segment), Open::Write, Cache::Buffered),
+            _ => shared.backing.open(&path(d.segment), Open::WriteUnshared, Cache::Buffered),
         };
         let punched = file.and_then(|file| {
             file.punch(from, to - from)?;
@@ -389,6 +389,8 @@ fn punch(shared: &Shared, mut dead: Vec<DeadRange>) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
             // The filesystem knows no holes.
             Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => return,
+            // A backup by hard links has it too, and keeps the room.
+            Err(e) if e.kind() == std::io::ErrorKind::ResourceBusy => {}
             Err(e) => {
                 log::warn!("segment {}: giving back bytes {from} to {to}: {e}", d.segment);
                 kept.push(d);

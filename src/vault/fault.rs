@@ -185,6 +185,8 @@ pub enum OpenFault {
         from: Generation,
         /// The one that was found.
         to: Generation,
+        /// The place that remembers.
+        known_in: String,
     },
     /// The header is of before a rekey that the vault, or what is remembered of it, knows of.
     OlderKey {
@@ -241,7 +243,7 @@ impl fmt::Display for OpenFault {
                 match found {
                     Some(found) => write!(
                         f,
-                        ", or if this older copy of the vault is meant to take its place, say --accept-rollback={found}"
+                        "; to look at an older copy, mount it with -o ro; or if this older copy of the vault is meant to take its place, say --accept-rollback={found}"
                     ),
                     None => Ok(()),
                 }
@@ -256,11 +258,25 @@ impl fmt::Display for OpenFault {
                  key that was removed may open it again; put the newer one back, or take this one with strongroom key \
                  import-header"
             ),
-            OpenFault::RolledBack { from, to } => write!(
-                f,
-                "this is an older copy of the vault, or another history of it: generation {to}, where {from} was known; if it \
-                 is meant to take its place, say --accept-rollback={to}"
-            ),
+            OpenFault::RolledBack { from, to, known_in } => {
+                match from == to {
+                    true => write!(
+                        f,
+                        "this is another history of the vault: its generation {to} is not the one that is remembered in \
+                         {known_in}, so that copies of the vault were written to apart from each other"
+                    )?,
+                    false => write!(
+                        f,
+                        "this is an older copy of the vault, or another history of it: generation {to}, and generation \
+                         {from} is remembered in {known_in}"
+                    )?,
+                }
+                write!(
+                    f,
+                    "; to look at it, mount it with -o ro, which changes nothing; if it is meant to take the vault's place \
+                     for good, say --accept-rollback={to} (the newer one is refused from then on)"
+                )
+            }
         }
     }
 }

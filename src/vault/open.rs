@@ -93,7 +93,15 @@ impl Locked {
     /// The same vault, to be opened only if it is not behind what these pins remember of it, or is of the accepted generation.
     #[must_use]
     pub fn remembered(self, pins: Vec<PinStore>, accepted: Option<Generation>) -> Locked {
-        Locked { remembered: Remembered { pins, accepted }, ..self }
+        Locked { remembered: Remembered { pins, accepted, only_looks: self.remembered.only_looks }, ..self }
+    }
+
+    /// The same vault, to be looked at although it may be an older copy: that is reported, and not refused. Nothing is
+    /// written, neither to the vault nor to a pin.
+    #[must_use]
+    pub fn showing_older(self) -> Locked {
+        let locked = self.shadow();
+        Locked { remembered: Remembered { only_looks: true, ..locked.remembered }, ..locked }
     }
 
     /// The same vault; if it needs the emergency directory that it was last used with, and none is named, it is looked for.

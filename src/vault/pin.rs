@@ -19,7 +19,7 @@ use crate::seal::{VaultKeys, moved_lines, open_pin, says_moved, write_pins};
 use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 /// A place for a vault's pin: a directory that is none of the vault's.
 #[derive(Clone)]
@@ -64,6 +64,8 @@ pub struct Remembered {
     pub pins: Vec<PinStore>,
     /// Open the vault although it is behind a pin, if this is its generation.
     pub accepted: Option<Generation>,
+    /// Open the vault although it is behind a pin, whatever its generation: nothing will be written to it.
+    pub only_looks: bool,
 }
 
 impl Remembered {
@@ -99,8 +101,12 @@ pub struct Pins {
     accepted: Option<Generation>,
     /// Whether one says that the vault has moved on from the key that it is being opened with.
     moved_on: bool,
-    /// What they held when the vault was opened.
-    held: Vec<Pin>,
+    /// Whether an older copy is shown rather than refused.
+    only_looks: bool,
+    /// What they held when the vault was opened, and where.
+    held: Vec<(Pin, String)>,
+    /// What there is to say of an older copy that is shown all the same.
+    older: OnceLock<String>,
     /// The generation of the newest root that is durable.
     newest: AtomicU64,
 }
@@ -133,14 +139,15 @@ impl Pins {
                 (None, Vec::new())
             }
         };
-        let Remembered { pins, accepted } = remembered;
+        let Remembered { pins, accepted, only_looks } = remembered;
         let (mut stores, mut held) = (Vec::new(), Vec::new());
         for store in pins {
             let (pin, moved) = read(&store);
-            held.extend(pin);
+            held.extend(pin.map(|pin| (pin, store.shown.clone())));
             stores.push(Kept { store, failed: AtomicBool::new(false), moved: Mutex::new(moved) });
         }
-        Pins { stores, keys: Mutex::new(keys.clone()), vault, accepted, moved_on, held, newest: AtomicU64::new(0) }
+        let (keys, older, newest) = (Mutex::new(keys.clone()), OnceLock::new(), AtomicU64::new(0));
+        Pins { stores, keys, vault, accepted, moved_on, only_looks, held, older, newest }
     }
 
     /// From now on what is remembered is written under these keys.
@@ -157,19 +164,25 @@ impl Pins {
     /// Refuses a root that is behind a pin, or of another history, unless it was accepted.
     pub fn judge(&self, root: &Root) -> Result<(), OpenFault> {
         if self.moved_on && self.accepted != Some(root.generation) {
+            if self.only_looks {
+                self.show_older(format!("generation {}, of before a rekey", root.generation));
+                return Ok(());
+            }
             return Err(OpenFault::OlderKey { header: self.keys.held().number(), found: Some(root.generation) });
         }
         // One root was written under each number: the same number with anything else in it is another vault's life.
         let (commit, epoch) = (root.covered.seq, root.epoch);
         let same = |pin: &Pin| pin.epoch == epoch && pin.commit == commit;
-        let behind = |pin: &&Pin| root.generation < pin.generation || root.generation == pin.generation && !same(pin);
-        let Some(pin) = self.held.iter().filter(behind).max_by_key(|pin| pin.generation) else { return Ok(()) };
+        let behind = |(pin, _): &&(Pin, String)| {
+            root.generation < pin.generation || root.generation == pin.generation && !same(pin)
+        };
+        let Some(pin) = self.held.iter().filter(behind).max_by_key(|(pin, _)| pin.generation) else { return Ok(()) };
         self.accept(pin, root.generation)
     }
 
     /// Raises a root that is accepted, or was made anew, to what was reached before: what follows is above every history.
     pub fn raise(&self, root: &mut Root) {
-        for pin in &self.held {
+        for (pin, _) in &self.held {
             root.generation = root.generation.max(pin.generation);
             root.epoch = root.epoch.max(pin.epoch);
         }
@@ -180,18 +193,39 @@ impl Pins {
         if self.moved_on && self.accepted != Some(Generation(0)) {
             return Err(OpenFault::OlderKey { header: self.keys.held().number(), found: Some(Generation(0)) });
         }
-        match self.held.iter().filter(|pin| pin.commit > newest).max_by_key(|pin| pin.generation) {
+        match self.held.iter().filter(|(pin, _)| pin.commit > newest).max_by_key(|(pin, _)| pin.generation) {
             Some(pin) => self.accept(pin, Generation(0)),
             None => Ok(()),
         }
     }
 
-    fn accept(&self, pin: &Pin, found: Generation) -> Result<(), OpenFault> {
-        if self.accepted != Some(found) {
-            return Err(OpenFault::RolledBack { from: pin.generation, to: found });
+    fn accept(&self, (pin, known_in): &(Pin, String), found: Generation) -> Result<(), OpenFault> {
+        let from = pin.generation;
+        if self.accepted == Some(found) {
+            log::warn!(
+                "an older copy of the vault takes its place: generation {found}; {from} is remembered in {known_in}"
+            );
+            return Ok(());
         }
-        log::warn!("an older copy of the vault is accepted: generation {found}, where {} was known", pin.generation);
-        Ok(())
+        if self.only_looks {
+            self.show_older(match from == found {
+                true => format!("generation {found} of another history than the one remembered in {known_in}"),
+                false => format!("generation {found}; generation {from} is remembered in {known_in}"),
+            });
+            return Ok(());
+        }
+        Err(OpenFault::RolledBack { from, to: found, known_in: known_in.clone() })
+    }
+
+    /// Reports that what is shown is not the newest.
+    fn show_older(&self, which: String) {
+        log::warn!("what is shown is an older state of the vault: {which}");
+        let _ = self.older.set(which);
+    }
+
+    /// Which older state is shown, if it is one.
+    pub fn older(&self) -> Option<&str> {
+        self.older.get().map(String::as_str)
     }
 
     /// Remembers a root that is durable now. A pin that cannot be written stays behind, which is said once and harms nobody.
@@ -268,7 +302,7 @@ mod tests {
     fn pins(places: &[&MemoryBacking], accept: Option<u64>) -> Pins {
         let store = |place: &&MemoryBacking| PinStore::among_others(Arc::new((*place).clone()), "a place");
         let (pins, accepted) = (places.iter().map(store).collect(), accept.map(Generation));
-        Pins::read(Remembered { pins, accepted }, &keys(), VAULT)
+        Pins::read(Remembered { pins, accepted, only_looks: false }, &keys(), VAULT)
     }
 
     fn judged(pins: &Pins, mut root: Root) -> Result<(u64, u64), (u64, u64)> {
@@ -277,7 +311,7 @@ mod tests {
                 pins.raise(&mut root);
                 Ok((root.generation.0, root.epoch.0))
             }
-            Err(OpenFault::RolledBack { from, to }) => Err((from.0, to.0)),
+            Err(OpenFault::RolledBack { from, to, .. }) => Err((from.0, to.0)),
             Err(other) => panic!("{other}"),
         }
     }
@@ -301,6 +335,33 @@ mod tests {
             let want = if fine { Ok((generation, epoch)) } else { Err((10, generation)) };
             assert_eq!(judged(&pins(&[&place], None), root(generation, epoch, commit)), want);
         }
+    }
+
+    #[test]
+    fn an_equal_generation_is_never_called_older() {
+        let place = MemoryBacking::default();
+        pins(&[&place], None).remember(&root(10, 3, 40));
+        let said = |found| pins(&[&place], None).judge(&found).unwrap_err().to_string();
+        let (older, other) = (said(root(9, 3, 40)), said(root(10, 4, 40)));
+        assert!(older.contains("older copy") && older.contains("generation 9, and generation 10"), "{older}");
+        assert!(!other.contains("older") && other.matches("generation 10").count() == 1, "{other}");
+        for text in [older, other] {
+            assert!(text.find("-o ro") < text.find("--accept-rollback=") && text.contains("a place"), "{text}");
+        }
+    }
+
+    #[test]
+    fn who_only_looks_is_told_of_an_older_copy_and_not_refused() {
+        let place = MemoryBacking::default();
+        pins(&[&place], None).remember(&root(10, 3, 40));
+        let stores = vec![PinStore::among_others(Arc::new(place.clone()), "a place")];
+        let looking = Remembered { pins: stores, accepted: None, only_looks: true }.read_only();
+        let looking = Pins::read(looking, &keys(), VAULT);
+        looking.judge(&root(9, 3, 40)).expect("it is shown");
+        assert_eq!(looking.older(), Some("generation 9; generation 10 is remembered in a place"));
+        let newest = Pins::read(Remembered { only_looks: true, ..Remembered::default() }, &keys(), VAULT);
+        newest.judge(&root(9, 3, 40)).unwrap();
+        assert_eq!(newest.older(), None);
     }
 
     #[test]
@@ -340,7 +401,7 @@ mod tests {
         pins(&[&place], None).remember(&root(10, 3, 40));
         assert!(pins(&[&place], None).judge_log(CommitSeq(40)).is_ok());
         let refused = pins(&[&place], Some(10)).judge_log(CommitSeq(39));
-        assert!(matches!(refused, Err(OpenFault::RolledBack { from: Generation(10), to: Generation(0) })));
+        assert!(matches!(refused, Err(OpenFault::RolledBack { from: Generation(10), to: Generation(0), .. })));
         assert!(pins(&[&place], Some(0)).judge_log(CommitSeq(39)).is_ok());
     }
 
@@ -357,7 +418,7 @@ mod tests {
         assert_eq!(kept.shown(), "a place");
         assert_eq!(judged(&pins(&[&place], None), root(11, 3, 41)), Err((12, 11)));
         let pins = vec![PinStore::alone(Arc::new(place.clone()), "x")];
-        let looking = Remembered { pins, accepted: None }.read_only();
+        let looking = Remembered { pins, accepted: None, only_looks: false }.read_only();
         Pins::read(looking, &keys(), VAULT).remember(&root(20, 9, 99));
         assert_eq!(place.list("").unwrap(), [format!("{VAULT}.pin")], "only looked at");
     }
@@ -373,7 +434,7 @@ mod tests {
             for coins in 0..10 {
                 let after = cuts.image(&mut |_| Fate::Torn { unit_bytes: 512, coins });
                 let pin = pins(&[&after], None).held.pop().expect("one of the two");
-                assert!(matches!((pin.generation.0, pin.commit.0), (10, 40) | (11, 41)), "{pin:?}");
+                assert!(matches!((pin.0.generation.0, pin.0.commit.0), (10, 40) | (11, 41)), "{pin:?}");
             }
             if !cuts.advance() {
                 break;
@@ -386,7 +447,7 @@ mod tests {
         let place = MemoryBacking::default();
         let alone = |place: &MemoryBacking| {
             let pins = vec![PinStore::alone(Arc::new(place.clone()), "a place")];
-            Pins::read(Remembered { pins, accepted: None }, &keys(), VAULT)
+            Pins::read(Remembered { pins, accepted: None, only_looks: false }, &keys(), VAULT)
         };
         let texts = [vec![b'o'; 700], vec![b'n'; 900]];
         alone(&place).keep_header(&texts[0]);

@@ -193,6 +193,11 @@ impl Vault {
         ]
     }
 
+    /// Which older state of the vault is shown, where a copy is looked at that is behind what is remembered.
+    pub fn older_state(&self) -> Option<&str> {
+        self.shared.pins.older()
+    }
+
     /// What a read-back reads, in words.
     pub fn verify_source(&self) -> &'static str {
         match (self.shared.verify, self.shared.direct.load(Relaxed)) {

@@ -313,7 +313,7 @@ impl Import {
         if root.is_none() && known.is_none() && !is_ours()? {
             return Err(SlotFault::OtherVault { theirs: vault });
         }
-        let pins = Pins::read(Remembered { pins, accepted }, &keys, vault);
+        let pins = Pins::read(Remembered { pins, accepted, only_looks: false }, &keys, vault);
         if let Some(root) = &mut root {
             pins.judge(root)?;
             pins.raise(root);

@@ -149,7 +149,7 @@ impl TestVault {
     pub fn mount_command(&self) -> Command {
         let mut c = Command::new(strongroom());
         // What it remembers of the vault goes when the vault does.
-        c.env("XDG_STATE_HOME", self.dir.path().join("state"));
+        c.env("STRONGROOM_STATE_DIR", self.dir.path().join("state"));
         c.args(["mount", self.opened_by]).arg(&self.password);
         if !self.options.is_empty() {
             c.arg("-o").arg(self.options.join(","));
@@ -248,7 +248,7 @@ impl TestVault {
     /// `strongroom check --read-data` of the vault, which is not mounted: nothing is wrong.
     pub fn check(&self) {
         let mut c = Command::new(strongroom());
-        c.env("XDG_STATE_HOME", self.dir.path().join("state"));
+        c.env("STRONGROOM_STATE_DIR", self.dir.path().join("state"));
         run(c.args(["check", "--read-data", self.opened_by]).arg(&self.password).arg(&self.vault));
     }
 

@@ -359,7 +359,7 @@ impl Backing for MemoryBacking {
         disk.strike(kind, path)?;
         let id = match (disk.file_at(path), how) {
             (Ok(_), Open::Create) => return Err(io::ErrorKind::AlreadyExists.into()),
-            (Ok(id), Open::Read | Open::Write) => id,
+            (Ok(id), Open::Read | Open::Write | Open::WriteUnshared) => id,
             (Err(e), Open::Create) if e.kind() == io::ErrorKind::NotFound => disk.create(kind, path)?,
             (Err(e), _) => return Err(e),
         };
