@@ -394,7 +394,9 @@ fn a_program_that_only_writes_is_told_and_nothing_that_was_taken_is_dropped() {
 fn what_the_kernel_hands_over_to_a_full_disk_is_held_until_there_is_room() {
     let disk = Disk::ext4(100);
     let mut v = TestVault::init_on(&disk);
-    v.options = vec!["full-deadline=60".into()];
+    // Nothing is handed over before it is synced.
+    let at_rest = |deadline: u32| vec![format!("full-deadline={deadline},flush-interval=300")];
+    v.options = at_rest(60);
     v.mount();
     put(&v.mnt, 0, MIB).unwrap();
     let write = |path: PathBuf, id: u64| {
@@ -421,7 +423,7 @@ fn what_the_kernel_hands_over_to_a_full_disk_is_held_until_there_is_room() {
 
     // Nobody makes room: after the deadline it is refused, and whoever syncs is told.
     v.umount();
-    v.options = vec!["full-deadline=1".into()];
+    v.options = at_rest(1);
     v.mount();
     let file = write(v.path("refused"), 2);
     let filler = disk.fill(0);

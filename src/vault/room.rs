@@ -7,7 +7,7 @@
 //! Takes: the lock of whoever counts exactly, so that one checkpoint serves all who wait.
 //! On failure: `BackingFull`; a checkpoint that cannot be stored gives nothing back.
 
-use super::shared::Shared;
+use super::shared::{SPACE_PATIENCE, Shared};
 use super::state::{Event, State};
 use super::{Vault, VaultFault, read, reserve_bytes};
 use crate::backing::Space;
@@ -144,7 +144,7 @@ impl Vault {
     pub fn keep_room_for_kernel(&self) {
         let s = &self.shared;
         // What cannot be asked now is asked again with each write; without an answer nothing is kept.
-        let total = s.space.look().space().map_or(0, |space| space.total_bytes);
+        let total = s.space.room_now(SPACE_PATIENCE).space().map_or(0, |space| space.total_bytes);
         s.room.kernel_bytes.store(KERNEL_ROOM_BYTES.min(total / KERNEL_ROOM_SHARE), SeqCst);
     }
 

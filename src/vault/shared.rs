@@ -91,7 +91,7 @@ impl Shares {
 }
 
 /// Longest wait of a writer for a disk to say how much room it has.
-const SPACE_PATIENCE: Duration = Duration::from_secs(5);
+pub const SPACE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Fewest files among which those that have gone are looked for.
 pub const FILES_LOOK_MIN: usize = 1024;
