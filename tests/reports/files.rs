@@ -1,6 +1,7 @@
 //! Single files and directories: what a link shows while the kernel holds unwritten data, deep trees that move, many
 //! subdirectories, and the special files that a home directory holds.
 
+use super::Stop;
 use crate::common::{TestVault, eventually, output, run, setting, shell};
 use std::ffi::CString;
 use std::fs::{self, File, FileTimes};
@@ -84,6 +85,8 @@ fn deep_trees_move_below_each_other_beside_somebody_at_work() {
                 fs::remove_dir(&name).unwrap();
             }
         });
+        // Dropped also when a move fails: a scope waits for its threads.
+        let end = Stop(&stop);
         let (x, x_end) = chain(&v.path("x"));
         let (_y, y_end) = chain(&v.path("y"));
         fs::write(short(&x_end).join("at the end"), "x").unwrap();
@@ -98,7 +101,7 @@ fn deep_trees_move_below_each_other_beside_somebody_at_work() {
         }
         fs::rename(&home, &away).unwrap();
         assert!(turns.load(SeqCst) > before, "the neighbor was not served during 60 moves");
-        stop.store(true, SeqCst);
+        drop(end);
         neighbor.join().unwrap();
     });
     v.checked_remount();

@@ -13,3 +13,14 @@ mod mounts;
 mod overlays;
 mod repositories;
 mod share;
+
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+
+/// Tells threads to stop when it is dropped.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, SeqCst);
+    }
+}
