@@ -131,6 +131,8 @@ fn each_planted_damage_is_found_and_named() {
     // Planted in tests of their own; the last needs an index too large for opening it to notice: which of its pages are read
     // first is the database's to decide.
     seen.extend(["SegmentShort", "Unreadable", "IndexUnreadable", "RootsLost", "RecordsLost"].map(str::to_owned));
+    // `planted_names_…` in this file, and `tests/io_errors.rs`.
+    seen.extend(["StrayFile", "FileUnread", "RangeUnread"].map(str::to_owned));
     assert_eq!(seen, kinds(), "every kind of finding has its mutant");
 }
 

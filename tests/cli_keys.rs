@@ -451,6 +451,10 @@ fn asked(desk: &Desk, (person, program): (&fs::File, &fs::File), owns_it: bool) 
     // SAFETY: only calls that are allowed between fork and exec.
     unsafe {
         command.pre_exec(move || {
+            // Tests that run in the background may be started with signals ignored, and so would be whom they start.
+            for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT] {
+                libc::signal(signal, libc::SIG_DFL);
+            }
             libc::setsid();
             if owns_it {
                 libc::ioctl(0, libc::TIOCSCTTY, 0);

@@ -12,8 +12,8 @@
 mod rekeyed;
 
 use rekeyed::{closed, files, first, holds_all, mounted, noise, world};
-use std::collections::BTreeMap;
-use std::sync::{Arc, OnceLock};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, OnceLock};
 use strongroom::backing::{Backing, Effect, Fault, Kind, MemoryBacking, read_file};
 use strongroom::check::{Finding, Owner, Share, check, rebuild, repair, scrub_media};
 use strongroom::vault::{HeaderTexts, OpenFault, RekeyFault, ScrubState, lock};
@@ -199,7 +199,13 @@ fn an_open_calls_no_io_error_damage() {
 #[test]
 fn a_check_calls_no_io_error_damage_and_writes_nothing() {
     let disk = killed();
-    attack("check", disk, Changes::Nothing, |disk| check(&backing(disk), &first(), &world(), true, &|_, _| {}));
+    let seen = Mutex::new(BTreeSet::new());
+    attack("check", disk, Changes::Nothing, |disk| {
+        let found = check(&backing(disk), &first(), &world(), true, &|_, _| {})?;
+        seen.lock().unwrap().extend(found.iter().map(Finding::kind));
+        Ok(found)
+    });
+    assert_eq!(seen.into_inner().unwrap(), BTreeSet::from(UNREAD), "each kind must have been found");
     let disk = without_index();
     let lost = |f: &Finding| f.kind() == "index-lost";
     attack("check without the index", &disk, Changes::Nothing, |disk| {
