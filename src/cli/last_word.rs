@@ -379,7 +379,8 @@ mod tests {
         assert_eq!(early.stage(LONG), Stage::Closing);
         assert!(Witness::of(&mine).is_none(), "the next mount may have this device number by now");
         let mut late = Witness::left_behind(Path::new("/a place")).expect("it is not over");
-        assert_eq!(late.stage(LONG), Stage::Closing);
+        // It may have heard so when it connected, and then there is no news to wait for.
+        assert!((0..6000).any(|_| late.stage(Duration::from_millis(10)) == Stage::Closing));
         speaker.end(&word());
         drop(speaker);
         mounter.join().unwrap();
