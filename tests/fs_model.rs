@@ -756,12 +756,21 @@ fn storage_is_reachable_and_left_alone() {
 
     let eperm = |e: Result<(), FsFault>| assert_eq!(errno(e), Err(libc::EPERM));
     eperm(fs.mkdir(&CALLER, ROOT_INO, b".storage", 0o755).map(|_| ()));
-    eperm(fs.mknod(&CALLER, dir.ino, b"x", libc::S_IFREG, 0).map(|_| ()));
-    eperm(fs.rmdir(ROOT_INO, b".storage"));
     eperm(fs.unlink(dir.ino, b"state"));
     eperm(fs.rename(dir.ino, b"state", ROOT_INO, b"x", RenameHow::Replace));
+    let state = fs.lookup(dir.ino, b"state").expect("state");
     let set = SetAttr { mode: Some(0o777), ..SetAttr::default() };
-    eperm(fs.setattr(&CALLER, dir.ino, &set).map(|_| ()));
+    eperm(fs.setattr(&CALLER, state.ino, &set).map(|_| ()));
+
+    // What a program makes there lies beside ours, and takes nothing of ours away.
+    let own = fs.mknod(&CALLER, dir.ino, b"x", libc::S_IFREG | 0o600, 0).expect("a file of its own");
+    assert_eq!(fs.lookup(dir.ino, b"x").expect("its file").ino, own.ino);
+    assert_eq!(errno(fs.rmdir(ROOT_INO, b".storage")), Err(libc::ENOTEMPTY));
+    fs.unlink(dir.ino, b"x").expect("its own to remove");
+    assert!(!text("state").is_empty());
+    fs.rmdir(ROOT_INO, b".storage").expect("its own to remove");
+    eperm(fs.rmdir(ROOT_INO, b".storage"));
+    assert!(!text("state").is_empty(), "ours stays");
 }
 
 /// Every sample has its HELP and TYPE before it; buckets grow and end in the count.

@@ -93,7 +93,14 @@ fn all_fails(calls: Calls, emergency: Option<&Path>) {
     v.order("checkpoint").unwrap();
     let states = v.states();
     match emergency {
-        None => assert_eq!(states, ["ready", "error", "recovering", "ready"]),
+        None => {
+            // A disk that refused though `statfs` showed room is called full until it has taken as much again.
+            let is_full = |s: &String| s == "full";
+            assert!(calls == ENOSPC || !states.iter().any(is_full), "{states:?}");
+            let mut others: Vec<_> = states.into_iter().filter(|s| !is_full(s)).collect();
+            others.dedup();
+            assert_eq!(others, ["ready", "error", "recovering", "ready"]);
+        }
         Some(place) => {
             assert_eq!((states[0].as_str(), states[states.len() - 1].as_str()), ("ready", "ready"), "{states:?}");
             assert!(states.iter().any(|s| s == "error"), "{states:?}");

@@ -287,7 +287,7 @@ fn with_both_disks_full_deleting_makes_room_and_everything_comes_home() {
 /// A number of `/.storage/metrics`.
 fn metric(v: &TestVault, name: &str) -> u64 {
     let text = v.storage("metrics");
-    let line = text.lines().find(|l| l.strip_prefix(name).is_some_and(|rest| rest.starts_with(' ')));
+    let line = text.lines().find(|l| l.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{'])));
     line.and_then(|l| l.rsplit(' ').next()?.parse::<f64>().ok()).unwrap_or_else(|| panic!("no metric {name}")) as u64
 }
 

@@ -382,7 +382,8 @@ impl Filesystem for Requests {
             self.page_cache.filled(Ino(ino.0), offset, data.len());
         }
         let drop_set_id = flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
-        let cached = flags.contains(WriteFlags::FUSE_WRITE_CACHE);
+        // An order to `control` takes no room, and must come through when there is none.
+        let cached = flags.contains(WriteFlags::FUSE_WRITE_CACHE) && !FREE_INOS.contains(&ino.0);
         let from = if cached { WriteFrom::Cache } else { WriteFrom::Program };
         let how = WriteHow { drop_set_id, stamp: !self.writeback.load(Relaxed) };
         let mut refused = None;
