@@ -153,6 +153,7 @@ impl Keeper {
 
     fn hold(&mut self, write: HeldWrite) {
         let now = self.asker.elapsed();
+        self.asker.begin_held();
         self.first_held.get_or_insert(now);
         self.mark(write.ino);
         self.held.push_back(Waiting { write, since: now });
@@ -195,6 +196,7 @@ impl Keeper {
                 Ok(()) => {
                     self.first_held = Some(self.asker.elapsed());
                     self.refused_at.clear();
+                    self.count_end(waiting.since, false);
                     let HeldWrite { data, reply, .. } = waiting.write;
                     reply.written(data.len() as u32);
                 }
@@ -204,6 +206,7 @@ impl Keeper {
                     self.end_or_keep(waiting);
                 }
                 Err(fault) => {
+                    self.count_end(waiting.since, true);
                     let HeldWrite { ino, reply, .. } = waiting.write;
                     reply.error(self.asker.errno(OpKind::Write, ino, &fault));
                 }
@@ -235,11 +238,12 @@ impl Keeper {
         if since(waiting.since) < deadline && !is_long && !is_lost {
             return self.held.push_back(waiting);
         }
-        self.refuse(waiting.write);
+        self.refuse(waiting);
     }
 
-    fn refuse(&mut self, write: HeldWrite) {
-        let HeldWrite { ino, data, fault, reply, .. } = write;
+    fn refuse(&mut self, waiting: Waiting) {
+        self.count_end(waiting.since, true);
+        let HeldWrite { ino, data, fault, reply, .. } = waiting.write;
         self.asker.count_refused(data.len() as u64);
         *self.refused_files.entry(ino).or_default() += data.len() as u64;
         self.refused_at.insert(ino, self.asker.elapsed());
@@ -248,7 +252,11 @@ impl Keeper {
 
     fn refuse_all(&mut self) {
         for waiting in std::mem::take(&mut self.held) {
-            self.refuse(waiting.write);
+            self.refuse(waiting);
         }
+    }
+
+    fn count_end(&self, since: Duration, is_refused: bool) {
+        self.asker.end_held(self.asker.elapsed().saturating_sub(since), is_refused);
     }
 }

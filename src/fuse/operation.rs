@@ -5,7 +5,7 @@
 
 use crate::base::id::{Ino, ROOT_INO};
 use crate::fs::{FileSystem, FsFault, OpKind, Seek, Sought, WriteFrom, WriteHow};
-use fuser::{Errno, INodeNo};
+use fuser::{Errno, INodeNo, ReplyEmpty};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,6 +36,25 @@ fn caught<T>(kind: OpKind, ino: Ino, call: impl FnOnce() -> Result<T, FsFault>) 
     })
 }
 
+/// Answers when everything acknowledged so far is durable; no thread waits meanwhile.
+pub(super) fn sync(fs: &Arc<FileSystem>, kind: OpKind, ino: INodeNo, reply: ReplyEmpty) {
+    let own = Arc::clone(fs);
+    let start = fs.vault().world().elapsed();
+    fs.ops().begin(kind);
+    let started = catch_unwind(AssertUnwindSafe(|| {
+        fs.sync(Box::new(move |result| {
+            own.ops().record(kind, own.vault().world().elapsed().saturating_sub(start), result.is_err());
+            match result {
+                Ok(()) => reply.ok(),
+                Err(fault) => reply.error(Errno::from_i32(own.answer(kind, Ino(ino.0), &FsFault::Vault(fault)))),
+            }
+        }));
+    }));
+    if started.is_err() {
+        log::error!("{} on inode {ino} panicked", kind.name());
+    }
+}
+
 /// Puts questions and held writes to the filesystem for the other threads of this folder.
 #[derive(Clone)]
 pub(super) struct Asker(pub(super) Arc<FileSystem>);
@@ -61,6 +80,16 @@ impl Asker {
     /// Time on the vault's clock.
     pub(super) fn elapsed(&self) -> Duration {
         self.0.vault().world().elapsed()
+    }
+
+    /// Counts a write that is held as under way: whoever unmounts waits for those.
+    pub(super) fn begin_held(&self) {
+        self.0.ops().begin(OpKind::Write);
+    }
+
+    /// Counts a write that was held as answered.
+    pub(super) fn end_held(&self, held: Duration, is_refused: bool) {
+        self.0.ops().record(OpKind::Write, held, is_refused);
     }
 
     /// Counts bytes of the kernel's cache that were refused.

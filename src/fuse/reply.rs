@@ -4,12 +4,20 @@
 
 use super::operation::Answer;
 use crate::fs::{Space, XattrReply};
-use fuser::{ReplyEmpty, ReplyStatfs, ReplyXattr};
+use fuser::{ReplyEmpty, ReplyStatfs, ReplyWrite, ReplyXattr};
 
 /// Sends that it is done.
 pub(super) fn empty(reply: ReplyEmpty, done: Answer<()>) {
     match done {
         Ok(()) => reply.ok(),
+        Err(e) => reply.error(e),
+    }
+}
+
+/// Sends how many bytes were written.
+pub(super) fn written(reply: ReplyWrite, len: u32, done: Answer<()>) {
+    match done {
+        Ok(()) => reply.written(len),
         Err(e) => reply.error(e),
     }
 }

@@ -9,9 +9,9 @@ use super::attr::{KEEP, file_attr, file_type, no_entry, sent, set_time, ttl};
 use super::door::Door;
 use super::held::{HeldWrite, Holder};
 use super::negotiate::negotiate;
-use super::operation::{Answer, Asker, run};
+use super::operation::{Answer, Asker, run, sync};
 use super::page_cache::PageCache;
-use super::reply::{empty, statfs, xattr};
+use super::reply::{empty, statfs, written, xattr};
 use super::seek::{self, Kernel, Seeker};
 use super::set_id::{self, SetIds};
 use super::synchronous::{Synchronous, when_durable};
@@ -31,7 +31,6 @@ use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -147,25 +146,11 @@ impl Requests {
         }
     }
 
-    /// Answers when everything acknowledged so far is safe; this thread is free meanwhile.
+    /// Answers when everything acknowledged so far is durable.
     fn sync(&self, request: &Request, kind: OpKind, ino: INodeNo, reply: ReplyEmpty) {
-        if let Err(e) = self.admit(request) {
-            return reply.error(e);
-        }
-        let fs = self.fs.clone();
-        let start = fs.vault().world().elapsed();
-        fs.ops().begin(kind);
-        let started = catch_unwind(AssertUnwindSafe(|| {
-            self.fs.sync(Box::new(move |result| {
-                fs.ops().record(kind, fs.vault().world().elapsed().saturating_sub(start), result.is_err());
-                match result {
-                    Ok(()) => reply.ok(),
-                    Err(fault) => reply.error(Errno::from_i32(fs.answer(kind, Ino(ino.0), &FsFault::Vault(fault)))),
-                }
-            }));
-        }));
-        if started.is_err() {
-            log::error!("{} on inode {ino} panicked", kind.name());
+        match self.admit(request) {
+            Ok(()) => sync(&self.fs, kind, ino, reply),
+            Err(e) => reply.error(e),
         }
     }
 }
@@ -405,9 +390,8 @@ impl Filesystem for Requests {
         }
         let (fs, wait) = (Arc::clone(&self.fs), self.synchronous.direct_write(open_flags));
         let answer = move || {
-            when_durable(wait, &fs, OpKind::Write, ino, move |durable| match durable {
-                Ok(()) => reply.written(len as u32),
-                Err(e) => reply.error(e),
+            when_durable(wait, &fs, OpKind::Write, ino, move |durable| {
+                written(reply, len as u32, durable);
             });
         };
         // Where direct writes come one by one, the kernel drops the pages itself.
@@ -589,9 +573,8 @@ impl Filesystem for Requests {
         match self.run(request, OpKind::CopyFileRange, ino_out, call) {
             Ok(copied) => {
                 let (fs, wait) = (&self.fs, self.synchronous.changes);
-                when_durable(wait, fs, OpKind::CopyFileRange, Ino(ino_out.0), move |durable| match durable {
-                    Ok(()) => reply.written(copied as u32),
-                    Err(e) => reply.error(e),
+                when_durable(wait, fs, OpKind::CopyFileRange, Ino(ino_out.0), move |durable| {
+                    written(reply, copied as u32, durable);
                 });
             }
             Err(e) => reply.error(e),
