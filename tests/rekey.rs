@@ -146,8 +146,12 @@ fn a_vault_is_used_before_in_the_middle_and_after_and_what_was_left_out_opens_it
     holds_all(&vault, MOUNTS);
     vault.mount();
     assert!(vault.storage("status").contains("unfinished"), "{}", vault.storage("status"));
-    let stats: serde_json::Value = serde_json::from_str(&vault.storage("stats.json")).unwrap();
-    assert_eq!(stats["rekey_left_bytes"].as_u64(), Some(left), "what the mount writes is under the new key");
+    let counted = || {
+        let stats: serde_json::Value = serde_json::from_str(&vault.storage("stats.json")).unwrap();
+        stats["rekey_left_bytes"].as_u64()
+    };
+    eventually("it is counted", Duration::from_secs(30), || counted().is_some());
+    assert_eq!(counted(), Some(left), "what the mount writes is under the new key");
     fs::write(vault.path(format!("file-{MOUNTS}")), body(MOUNTS)).unwrap();
     vault.umount();
     let stolen = command(&vault, &["check", "--key-file", &thief]).output().unwrap();

@@ -192,12 +192,6 @@ impl FileSystem {
         if matches!(what, Fallocate::Extend | Fallocate::ZeroRange) {
             after.size = after.size.max(end);
         }
-        if what == Fallocate::KeepSize && end > after.size {
-            // Charged by the size that a write to the end would give it, and given back: nothing is kept.
-            let written = Inode { size: end, ..before };
-            op.charge(ino, Some(&before), Some(&written), Admit::WithinLimits)?;
-            op.charge(ino, Some(&written), Some(&before), Admit::Always)?;
-        }
         op.charge(ino, Some(&before), Some(&after), Admit::WithinLimits)?;
         if matches!(what, Fallocate::PunchHole | Fallocate::ZeroRange | Fallocate::ZeroKeepSize) {
             // Behind the end there is nothing to take away.
