@@ -5,7 +5,7 @@
 
 use crate::base::id::{Ino, ROOT_INO};
 use crate::fs::{FileSystem, FsFault, OpKind, Seek, Sought, WriteFrom, WriteHow};
-use fuser::{Errno, INodeNo, ReplyEmpty};
+use fuser::{Errno, INodeNo};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,25 +34,6 @@ fn caught<T>(kind: OpKind, ino: Ino, call: impl FnOnce() -> Result<T, FsFault>) 
         log::error!("{} on inode {ino} panicked", kind.name());
         Err(FsFault::Vault(crate::vault::VaultFault::Panicked))
     })
-}
-
-/// Answers when everything acknowledged so far is durable; no thread waits meanwhile.
-pub(super) fn sync(fs: &Arc<FileSystem>, kind: OpKind, ino: INodeNo, reply: ReplyEmpty) {
-    let own = Arc::clone(fs);
-    let start = fs.vault().world().elapsed();
-    fs.ops().begin(kind);
-    let started = catch_unwind(AssertUnwindSafe(|| {
-        fs.sync(Box::new(move |result| {
-            own.ops().record(kind, own.vault().world().elapsed().saturating_sub(start), result.is_err());
-            match result {
-                Ok(()) => reply.ok(),
-                Err(fault) => reply.error(Errno::from_i32(own.answer(kind, Ino(ino.0), &FsFault::Vault(fault)))),
-            }
-        }));
-    }));
-    if started.is_err() {
-        log::error!("{} on inode {ino} panicked", kind.name());
-    }
 }
 
 /// Puts questions and held writes to the filesystem for the other threads of this folder.

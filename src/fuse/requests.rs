@@ -9,12 +9,12 @@ use super::attr::{KEEP, file_attr, file_type, no_entry, sent, set_time, ttl};
 use super::door::Door;
 use super::held::{HeldWrite, Holder};
 use super::negotiate::negotiate;
-use super::operation::{Answer, Asker, run, sync};
+use super::operation::{Answer, Asker, run};
 use super::page_cache::PageCache;
 use super::reply::{empty, statfs, written, xattr};
 use super::seek::{self, Kernel, Seeker};
 use super::set_id::{self, SetIds};
-use super::synchronous::{Synchronous, when_durable};
+use super::synchronous::{Synchronous, sync, when_durable};
 use super::{MountOptions, groups, privileges};
 use crate::base::id::{Ino, ROOT_INO};
 use crate::base::limits::FREE_INOS;
@@ -149,7 +149,7 @@ impl Requests {
     /// Answers when everything acknowledged so far is durable.
     fn sync(&self, request: &Request, kind: OpKind, ino: INodeNo, reply: ReplyEmpty) {
         match self.admit(request) {
-            Ok(()) => sync(&self.fs, kind, ino, reply),
+            Ok(()) => sync(&self.fs, kind, Ino(ino.0), reply),
             Err(e) => reply.error(e),
         }
     }

@@ -6,9 +6,10 @@
 //! direct writes. `dirsync` is unknown to it. Called by: `requests`. On failure: the errno of a failed fsync.
 
 use super::operation::Answer;
+use super::reply::empty;
 use crate::base::id::Ino;
 use crate::fs::{FileSystem, FsFault, OpKind};
-use fuser::{Errno, OpenFlags};
+use fuser::{Errno, OpenFlags, ReplyEmpty};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
@@ -57,6 +58,17 @@ pub(super) fn when_durable(
         // The reply, dropped, answers EIO.
         log::error!("waiting until {} on inode {ino} is durable panicked", kind.name());
     }
+}
+
+/// Answers FSYNC or FSYNCDIR when everything acknowledged so far is durable; no thread waits meanwhile.
+pub(super) fn sync(fs: &Arc<FileSystem>, kind: OpKind, ino: Ino, reply: ReplyEmpty) {
+    let inner = Arc::clone(fs);
+    let start = fs.vault().world().elapsed();
+    fs.ops().begin(kind);
+    when_durable(true, fs, kind, ino, move |durable| {
+        inner.ops().record(kind, inner.vault().world().elapsed().saturating_sub(start), durable.is_err());
+        empty(reply, durable);
+    });
 }
 
 #[cfg(test)]
