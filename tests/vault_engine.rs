@@ -8,6 +8,7 @@ mod held;
 use held::{Call, Gate, HeldDisk};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
 use strongroom::backing::{Backing, Cache, Effect, Fault, Kind, MemoryBacking, Open};
 use strongroom::base::choice::Compression;
@@ -369,6 +370,46 @@ fn while_no_place_takes_the_log_reads_go_on_and_it_heals_by_itself() {
     let again = opened(&disk.crash(|_, _| false), &OpenOptions::default());
     assert_eq!(read(&again, 30, 0, 13), b"safemorestill");
     vault.close().expect("the disk is well again");
+}
+
+#[test]
+fn changes_go_on_while_another_program_takes_all_room_that_is_freed() {
+    let disk = MemoryBacking::default();
+    disk.limit(Some(256 << 20));
+    fresh(&disk);
+    // Another program that takes every block as soon as it is free.
+    let (competes, taken_from) = (Arc::new(AtomicBool::new(false)), disk.clone());
+    let competing = Arc::clone(&competes);
+    let take_all = move |_: Call, _: &str| {
+        if competing.load(SeqCst) {
+            let space = taken_from.space().unwrap().unwrap();
+            taken_from.limit(Some(space.total_bytes - space.free_bytes));
+        }
+    };
+    let held = HeldDisk::new(&disk, take_all);
+    let vault = open(Arc::new(held), &unlock(), &OpenOptions::default(), world()).expect("a vault that was made opens");
+    competes.store(true, SeqCst);
+    let value = noise(2000);
+    for ino in 100..200 {
+        let mut op = vault.begin();
+        op.put(key::inode(Ino(ino)), value.clone());
+        op.commit();
+        vault.sync_wait().unwrap_or_else(|e| panic!("change {ino}: {e}"));
+    }
+    assert!(vault.reserve(&vault.file(Ino(30)), 0, 10).is_err(), "new data finds no room");
+    let again = opened(&disk.crash(|_, _| false), &OpenOptions::default());
+    for ino in 100..200 {
+        assert!(again.get(&key::inode(Ino(ino))).unwrap().as_ref() == Some(&value), "change {ino} was synced and is gone");
+    }
+    drop(again);
+    competes.store(false, SeqCst);
+    disk.limit(Some(512 << 20));
+    let until = std::time::Instant::now() + Duration::from_secs(30);
+    while vault.reserve(&vault.file(Ino(30)), 0, 10).is_err() {
+        assert!(std::time::Instant::now() < until, "there is room again, and new data is refused");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    vault.close().expect("there is room again");
 }
 
 #[test]

@@ -45,7 +45,10 @@ impl Access {
             Access::Read => AccessFs::ReadFile.into(),
             Access::Look => make_bitflags!(AccessFs::{ReadFile | ReadDir}),
             Access::Change => {
-                make_bitflags!(AccessFs::{ReadFile | ReadDir | WriteFile | Truncate | MakeReg | MakeDir | RemoveFile})
+                // `Refer` for renaming from one directory to another: the reserve becomes a segment.
+                make_bitflags!(AccessFs::{
+                    ReadFile | ReadDir | WriteFile | Truncate | MakeReg | MakeDir | RemoveFile | Refer
+                })
             }
             Access::Device => make_bitflags!(AccessFs::{ReadFile | WriteFile | IoctlDev}),
         }

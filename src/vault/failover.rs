@@ -14,11 +14,13 @@ use super::sealer::{Job, Sealed};
 use super::state::{BatchEvent, BatchState, Event};
 use super::trouble::{Kind, Trouble};
 use super::verifier::ToVerify;
+use super::writer::is_full;
 use crate::base::id::SegmentId;
 use crate::base::limits::{ALLOCATE_STEP_BYTES, CLOSE_DEADLINE};
 use crate::base::lock::{Held, Shared as _};
 use crate::seal::Chain;
 use crate::segment::path;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::time::Duration;
@@ -170,7 +172,7 @@ impl Log {
         let s = Arc::clone(&self.shared);
         let full_at_home = trouble.kind == Kind::Full && trouble.place == Place::Primary;
         // Where there is another place, the reserve is for the checkpoints that make room at home again.
-        let room = full_at_home && !s.places.has(Place::Emergency) && s.release_reserve();
+        let room = full_at_home && !s.places.has(Place::Emergency) && s.promise_reserve();
         let same = match trouble.kind {
             Kind::Full => room,
             // Perhaps a bad spot: a new segment lies elsewhere on the device.
@@ -186,13 +188,16 @@ impl Log {
                 }
                 match s.probe(place) {
                     Ok(()) => return Some(self.chosen(place)),
+                    // A test write is a new file; the segment will be the reserve's.
+                    Err(e) if room && place == Place::Primary && is_full(&e) => return Some(self.chosen(place)),
                     Err(e) => s.stats.error(s.world.now(), format!("{}: a test write failed: {e}", place.name())),
                 }
             }
         }
         // The last room there is.
-        let reserve = full_at_home && s.places.has(Place::Emergency) && s.release_reserve();
-        (reserve && s.probe(Place::Primary).is_ok()).then(|| self.chosen(Place::Primary))
+        let reserve = full_at_home && s.places.has(Place::Emergency) && s.promise_reserve();
+        let takes = |probed: io::Result<()>| probed.is_ok() || probed.is_err_and(|e| is_full(&e));
+        (reserve && takes(s.probe(Place::Primary))).then(|| self.chosen(Place::Primary))
     }
 
     fn chosen(&mut self, place: Place) -> Place {

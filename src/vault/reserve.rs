@@ -1,17 +1,18 @@
 //! Room that is kept for the moment when there is none: so that deleting, truncating, commits and checkpoints always work.
 //!
-//! Promise: a file of zeros in the backing directory takes the room, really; when a write of ours meets a full disk it is
-//! cut to nothing and the write gets its room; it grows again when there is enough. While it is not whole, new data is not
-//! admitted. Called by: `failover` and `checkpoint` (release), `checkpoint` (refill), `Vault` (asks). Takes: its own lock.
+//! Promise: a file of zeros in the backing directory takes the room, really. When the log meets a full disk, the file itself becomes
+//! the next segment: another program that fills the disk gets nothing of that half. The rest is freed for the index. It grows
+//! again when there is enough; while it is not whole, new data is not admitted. Called by: `failover`, `writer` (the log),
+//! `checkpoint` (release, refill), `Vault` (asks). Takes: its own lock.
 //! On failure: what cannot be reserved is not there: writes are then refused earlier.
 
 use super::writer::is_full;
 use crate::backing::{AlignedBuf, Backing, BackingFile, Cache, Open};
-use crate::base::limits::{RESERVE_FILE_BYTES, RESERVE_FILE_SHARE};
+use crate::base::limits::{BLOCK_BYTES, RESERVE_FILE_BYTES, RESERVE_FILE_SHARE};
 use crate::base::lock::Held;
 use std::io;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
 
 /// Its name.
 pub const RESERVE: &str = "reserve";
@@ -22,7 +23,9 @@ pub struct Reserve {
     wanted: u64,
     /// Bytes it holds. Admission reads it, so no lock is held over the disk that it would have to wait for.
     held: AtomicU64,
-    /// Held while the file is grown or removed.
+    /// Set until the next segment is made of the file.
+    is_promised: AtomicBool,
+    /// Held while the file is grown, renamed or removed.
     changing: Mutex<()>,
 }
 
@@ -36,8 +39,8 @@ impl Reserve {
         // A filesystem that does not say how large it is does not say when it has plenty either: nothing is taken.
         let total = backing.space().ok().flatten().map_or(0, |space| space.total_bytes);
         let wanted = (total / RESERVE_FILE_SHARE).min(RESERVE_FILE_BYTES);
-        let reserve =
-            Reserve { wanted, held: AtomicU64::new(if writes { 0 } else { wanted }), changing: Mutex::new(()) };
+        let held = AtomicU64::new(if writes { 0 } else { wanted });
+        let reserve = Reserve { wanted, held, is_promised: AtomicBool::new(false), changing: Mutex::new(()) };
         reserve.refill(backing);
         reserve
     }
@@ -53,6 +56,38 @@ impl Reserve {
         self.held.store(0, SeqCst);
         // An empty one still has an inode to give.
         backing.remove(RESERVE).is_ok()
+    }
+
+    /// Promises the file to the next segment; false if the room has been given before.
+    pub fn promise(&self, backing: &dyn Backing) -> bool {
+        let _changing = self.changing.held();
+        let is_there = backing.open(RESERVE, Open::Read, Cache::Buffered).is_ok();
+        self.is_promised.store(is_there, SeqCst);
+        is_there
+    }
+
+    /// Makes the file the segment `path`, if it was promised: with the inode and with half of the room, which nobody else can
+    /// take in between. The other half is free for what the index needs.
+    pub fn become_segment(&self, backing: &dyn Backing, path: &str) -> io::Result<Option<Arc<dyn BackingFile>>> {
+        if !self.is_promised.swap(false, SeqCst) {
+            return Ok(None);
+        }
+        let _changing = self.changing.held();
+        match backing.rename(RESERVE, path) {
+            // Released meanwhile, for the index.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            // Before Linux 5.19, Landlock lets nobody rename from one directory to another: then the room is freed.
+            Err(e) if e.kind() == io::ErrorKind::CrossesDevices => {
+                self.held.store(0, SeqCst);
+                return backing.remove(RESERVE).map(|()| None);
+            }
+            renamed => renamed?,
+        }
+        self.held.store(0, SeqCst);
+        let file = backing.open(path, Open::Write, Cache::Direct)?;
+        let half = file.len()? / 2;
+        file.set_len(half - half % BLOCK_BYTES as u64)?;
+        Ok(Some(file))
     }
 
     /// The directory was opened anew: what the file holds there is for the next `refill` to find.

@@ -370,7 +370,12 @@ impl Shared {
         }
     }
 
-    /// Gives the reserve to a write that found the disk full; false if it was given before.
+    /// Promises the reserve to the next segment, for the log found the disk full; false if it was given before.
+    pub fn promise_reserve(&self) -> bool {
+        self.reserve.promise(&*self.backing)
+    }
+
+    /// Frees the reserve for a write beside the log that found the disk full; false if it was given before.
     pub fn release_reserve(&self) -> bool {
         let released = self.reserve.release(&*self.backing);
         self.space.forget();

@@ -6,7 +6,6 @@
 
 use super::VaultFault;
 use super::place::Place;
-use super::place::Places;
 use super::segments::OpenSegment;
 use super::shared::Shared;
 use super::verifier::{Sample, ToVerify};
@@ -58,14 +57,14 @@ impl Writer {
         if place == Place::Emergency {
             shared.places.goes_away(context.id);
         }
-        let (file, allocated) = match open_file(&shared.places, place, &path(context.id)) {
+        let (file, allocated) = match open_file(shared, place, &path(context.id)) {
             // There may be no inode left: the reserve's is for this. Where there is another place, the log goes there.
             Err(e) if is_full(&e) && place == Place::Primary && !shared.places.has(Place::Emergency) => {
-                if !shared.release_reserve() {
+                if !shared.promise_reserve() {
                     return Err(e.into());
                 }
                 shared.note_refusal();
-                open_file(&shared.places, place, &path(context.id))?
+                open_file(shared, place, &path(context.id))?
             }
             opened => opened?,
         };
@@ -183,8 +182,18 @@ fn spare_buffer(shared: &Shared) -> AlignedBuf {
 }
 
 /// The file of a segment, and the room it has.
-fn open_file(places: &Places, place: Place, name: &str) -> io::Result<(Arc<dyn BackingFile>, u64)> {
-    let backing = places.of(place)?;
+fn open_file(shared: &Shared, place: Place, name: &str) -> io::Result<(Arc<dyn BackingFile>, u64)> {
+    let backing = shared.places.of(place)?;
+    if place == Place::Primary
+        && let Some(file) = shared.reserve.become_segment(&*backing, name)?
+    {
+        shared.space.forget();
+        file.sync_data()?;
+        backing.sync_dir("")?;
+        backing.sync_dir("segments")?;
+        let len = file.len()?;
+        return Ok((file, len));
+    }
     match backing.open(name, Open::Write, Cache::Direct) {
         // Prepared by the housekeeper, who may have failed after making it.
         Ok(file) => {
