@@ -399,7 +399,10 @@ fn changes_go_on_while_another_program_takes_all_room_that_is_freed() {
     assert!(vault.reserve(&vault.file(Ino(30)), 0, 10).is_err(), "new data finds no room");
     let again = opened(&disk.crash(|_, _| false), &OpenOptions::default());
     for ino in 100..200 {
-        assert!(again.get(&key::inode(Ino(ino))).unwrap().as_ref() == Some(&value), "change {ino} was synced and is gone");
+        assert!(
+            again.get(&key::inode(Ino(ino))).unwrap().as_ref() == Some(&value),
+            "change {ino} was synced and is gone"
+        );
     }
     drop(again);
     competes.store(false, SeqCst);
