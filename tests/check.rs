@@ -768,3 +768,98 @@ fn wrong_numbers_on_the_disk_wrap_nowhere() {
     let done = repair(again().unwrap(), &again, &unlock(), &world(), Owner::default(), Share::Nothing, &|_, _| ());
     assert_eq!(done.unwrap().left, [], "what was wrong before is mended as ever");
 }
+
+/// Everything below a directory as programs see it: paths, with the content of regular files.
+fn seen(fs: &FileSystem, dir: Ino, path: &str, all: &mut BTreeMap<String, Vec<u8>>) {
+    let mut entries = Vec::new();
+    fs.readdir(dir, 0, |entry| {
+        entries.push(entry.clone());
+        true
+    })
+    .unwrap();
+    for entry in entries.into_iter().filter(|e| e.name != b"." && e.name != b"..") {
+        let path = format!("{path}/{}", String::from_utf8(entry.name.clone()).unwrap());
+        let attr = fs.lookup(dir, &entry.name).unwrap_or_else(|fault| panic!("{path}: {fault:?}"));
+        assert!(attr.nlink > 0, "{path}: shown as removed");
+        let mut data = Vec::new();
+        match attr.mode & libc::S_IFMT {
+            libc::S_IFDIR => seen(fs, attr.ino, &path, all),
+            libc::S_IFREG => fs.read(attr.ino, 0, 600_000, &mut data).unwrap(),
+            _ => {}
+        }
+        fs.forget(attr.ino, 1);
+        all.insert(path, data);
+    }
+}
+
+#[test]
+fn a_link_count_of_0_removes_nothing_that_a_name_leads_to() {
+    let all_of = |fs: &FileSystem| {
+        let mut all = BTreeMap::new();
+        seen(fs, ROOT_INO, "", &mut all);
+        all
+    };
+    let mounted = |disk: &MemoryBacking| {
+        let vault = opened(disk);
+        (Arc::clone(&vault), FileSystem::new(vault, FsOptions::default()).unwrap())
+    };
+    let (vault, fs) = mounted(&copy(&healthy().disk));
+    let want = all_of(&fs);
+    drop(fs);
+    vault.close().unwrap();
+    let &Healthy { docs, sub, b, link, .. } = healthy();
+    let mut a = Ino(0);
+    let disk = damaged(|p| {
+        a = p.entry(ROOT_INO, b"hard").ino;
+        [docs, sub, a, b, link, ROOT_INO].into_iter().for_each(|ino| p.inode(ino, |inode| inode.nlink = 0));
+    });
+    for read_only in [true, false] {
+        let vault = opened(&disk);
+        let fs = FileSystem::new(Arc::clone(&vault), FsOptions { read_only, ..FsOptions::default() }).unwrap();
+        for _ in 0..2 {
+            assert!(all_of(&fs) == want, "each look forgets what it found");
+        }
+        assert!(vault.stats().errors().iter().any(|line| line.text.contains("a stored link count of 0")));
+        drop(fs);
+        vault.close().unwrap();
+    }
+    // One of two names goes: the other still leads to the file. Then the last one goes, and the file with it.
+    let (vault, fs) = mounted(&disk);
+    fs.link(a, sub, b"third").unwrap();
+    fs.forget(a, 1);
+    fs.unlink(ROOT_INO, b"hard").unwrap();
+    fs.rename(ROOT_INO, b"replaced", sub, b"third", RenameHow::Replace).unwrap();
+    let attr = fs.lookup(docs, b"a.txt").unwrap();
+    assert_eq!((attr.ino, attr.nlink), (a, 1));
+    fs.forget(a, 1);
+    assert!(all_of(&fs)["/docs/a.txt"] == want["/docs/a.txt"]);
+    fs.unlink(docs, b"a.txt").unwrap();
+    fs.unlink(sub, b"b.bin").unwrap();
+    fs.unlink(ROOT_INO, b"link").unwrap();
+    assert!(matches!(fs.getattr(a).unwrap_err().errno(), libc::ENOENT));
+    fs.sync_wait().unwrap();
+    drop(fs);
+    vault.close().unwrap();
+    let counts = |f: &Finding| matches!(f, Finding::LinkCount { at, .. } if [docs, sub, ROOT_INO].contains(&at.ino));
+    assert!(
+        checked(&disk, true).iter().all(counts),
+        "what is left is for `check --repair`: {:?}",
+        checked(&disk, true)
+    );
+}
+
+#[test]
+fn a_directory_that_says_it_is_empty_is_removed_only_if_no_name_is_in_it() {
+    let &Healthy { docs, sub, .. } = healthy();
+    let disk = damaged(|p| [docs, sub].into_iter().for_each(|ino| p.inode(ino, |inode| inode.size = 0)));
+    let vault = opened(&disk);
+    let fs = FileSystem::new(Arc::clone(&vault), FsOptions::default()).unwrap();
+    assert_eq!(fs.rmdir(docs, b"sub").unwrap_err().errno(), libc::ENOTEMPTY);
+    dir(&fs, ROOT_INO, "empty");
+    let over = fs.rename(ROOT_INO, b"empty", ROOT_INO, b"docs", RenameHow::Replace);
+    assert_eq!(over.unwrap_err().errno(), libc::ENOTEMPTY);
+    fs.unlink(sub, b"b.bin").unwrap();
+    fs.rmdir(docs, b"sub").unwrap();
+    drop(fs);
+    vault.close().unwrap();
+}

@@ -14,6 +14,7 @@ use crate::base::world::Time;
 use crate::format::inode::Inode;
 use crate::format::key;
 use crate::vault::Admit;
+use std::sync::atomic::Ordering::SeqCst;
 
 /// What `stat` shows of a directory, whatever it holds.
 const DIRECTORY_BYTES: u64 = 4096;
@@ -102,7 +103,9 @@ impl FileSystem {
             libc::S_IFDIR => DIRECTORY_BYTES / 512,
             _ => 0,
         };
-        Ok(self.attr_from(node.ino, &inode, blocks))
+        let attr = self.attr_from(node.ino, &inode, blocks);
+        // A stored count of 0 of a file that has a name is wrong: there is one at least.
+        Ok(if attr.nlink == 0 && node.has_name() { Attr { nlink: 1, ..attr } } else { attr })
     }
 
     /// Attributes of an inode.
@@ -230,7 +233,7 @@ impl FileSystem {
             || i.atime <= i.mtime
             || i.atime <= i.ctime
             || about_now.seconds - i.atime.seconds >= RELATIME_SECONDS;
-        if !stale || i.nlink == 0 {
+        if !stale || node.gone.load(SeqCst) {
             return;
         }
         i.atime = self.now();

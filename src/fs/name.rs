@@ -53,7 +53,7 @@ impl FileSystem {
             let Some(entry) = self.find(dir, name)? else { return Ok(None) };
             match self.pin(entry.ino) {
                 // The state's lock waits for an unlink that is just at work; then the name is gone or leads elsewhere.
-                Ok(pin) if pin.inode().nlink > 0 => return Ok(Some((entry, pin))),
+                Ok(pin) if pin.has_name() => return Ok(Some((entry, pin))),
                 Ok(_) | Err(FsFault::NoEntry) => {}
                 Err(fault) => return Err(fault),
             }
@@ -81,7 +81,7 @@ impl FileSystem {
         }
         let pin = match name {
             // By these a file is found again whose handle someone kept; of a file only the first is asked for.
-            b"." => Some(self.pin(parent)?).filter(|pin| pin.inode().nlink > 0).ok_or(FsFault::NoEntry)?,
+            b"." => Some(self.pin(parent)?).filter(|pin| pin.has_name()).ok_or(FsFault::NoEntry)?,
             b".." => self.pin(self.pin_dir(parent)?.inode().parent)?,
             _ => self.resolve(self.pin_dir(parent)?.ino, name)?.ok_or(FsFault::NoEntry)?.1,
         };
@@ -164,7 +164,7 @@ impl FileSystem {
             let given = acl::inherit(default, mode, caller.umask);
             (*inode, given, known(xattrs).compression())
         };
-        if above.nlink == 0 {
+        if !dir.has_name() {
             return Err(FsFault::NoEntry);
         }
         self.vault.admit(1)?;
@@ -231,6 +231,7 @@ impl FileSystem {
         self.writable()?;
         let dir = self.pin_dir(parent)?;
         let pin = self.pin(ino)?;
+        self.count_unknown_links(&pin)?;
         self.find(parent, name)?;
         {
             let _namespace = self.namespace.held();
@@ -241,7 +242,7 @@ impl FileSystem {
             if is(&inode, libc::S_IFDIR) {
                 return Err(FsFault::NotPermitted);
             }
-            if inode.nlink == 0 || dir.inode().nlink == 0 {
+            if !pin.has_name() || !dir.has_name() {
                 return Err(FsFault::NoEntry);
             }
             if inode.nlink >= LINKS_MAX {
@@ -288,16 +289,20 @@ impl FileSystem {
             let before = self.changes.load(SeqCst);
             let (entry, pin) = self.resolve(parent, name)?.ok_or(FsFault::NoEntry)?;
             self.prepare_purge(&pin)?;
+            let mut has_entries = want_dir && self.has_entries(pin.ino)?;
 
             let _namespace = self.namespace.held();
-            if self.changes.load(SeqCst) != before && self.find(parent, name)? != Some(entry) {
-                continue;
+            if self.changes.load(SeqCst) != before {
+                if self.find(parent, name)? != Some(entry) {
+                    continue;
+                }
+                has_entries = want_dir && self.has_entries(pin.ino)?;
             }
             let inode = pin.inode();
             match (is(&inode, libc::S_IFDIR), want_dir) {
                 (true, false) => return Err(FsFault::IsDirectory),
                 (false, true) => return Err(FsFault::NotDirectory),
-                (true, true) if inode.size > 0 => return Err(FsFault::NotEmpty),
+                (true, true) if has_entries => return Err(FsFault::NotEmpty),
                 (true, true) | (false, false) => {}
             }
             let mut dir_state = dir.state();

@@ -10,7 +10,7 @@ use super::xattr::Xattrs;
 use super::{FileSystem, FsFault};
 use crate::base::id::Ino;
 use crate::base::lock::Held;
-use crate::format::inode::Inode;
+use crate::format::inode::{Inode, NameEntry};
 use crate::format::key;
 use crate::vault::{Admit, FileBuffer, Op, Vault};
 use std::ops::Deref;
@@ -19,6 +19,8 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 /// Entries per read of a range of the index.
 const SCAN_ENTRIES: usize = 256;
+/// Link count of a directory without subdirectories: its name and its own `.`.
+const DIRECTORY_LINKS_MIN: u32 = 2;
 
 /// What changes about an inode.
 pub(super) struct State {
@@ -35,7 +37,8 @@ pub(super) struct Node {
     pub(super) holds: AtomicU64,
     /// Whether anyone was at work on it since the table last looked.
     pub(super) used: AtomicBool,
-    /// It has no name any more; never taken back.
+    /// It has no name any more, because this mount removed the last one or the index lists it as an orphan. A stored
+    /// link count of 0 alone does not say so: it may be wrong. Never taken back.
     pub(super) gone: AtomicBool,
     /// Someone removes, or has removed, what is stored of it.
     purged: AtomicBool,
@@ -43,8 +46,8 @@ pub(super) struct Node {
 }
 
 impl Node {
-    fn new(ino: Ino, state: State) -> Node {
-        let gone = AtomicBool::new(state.inode.nlink == 0);
+    fn new(ino: Ino, state: State, gone: bool) -> Node {
+        let gone = AtomicBool::new(gone);
         Node {
             ino,
             state: Mutex::new(state),
@@ -57,6 +60,16 @@ impl Node {
     }
     pub(super) fn state(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.held()
+    }
+    /// Whether a name leads to it. Waits for an operation that is about to remove the last one.
+    pub(super) fn has_name(&self) -> bool {
+        let _state = self.state.held();
+        !self.gone.load(SeqCst)
+    }
+    /// Whether its names must be counted, because the stored count says that there are none.
+    fn has_unknown_links(&self) -> bool {
+        let state = self.state.held();
+        state.inode.nlink == 0 && !self.gone.load(SeqCst)
     }
     /// Whether what is stored of it is being removed, or has been.
     pub(super) fn is_purged(&self) -> bool {
@@ -110,20 +123,30 @@ impl FileSystem {
                 shard.drops
             };
             let Some(stored) = self.vault.get(&key::inode(ino))? else { return Err(FsFault::NoEntry) };
-            let state = State { inode: Inode::decode(&stored)?, xattrs: None };
+            let mut state = State { inode: Inode::decode(&stored)?, xattrs: None };
+            let says_none = state.inode.nlink == 0;
+            let gone = says_none && self.vault.get(&key::orphan(ino))?.is_some();
+            if says_none && !gone && is(&state.inode, libc::S_IFDIR) {
+                state.inode.nlink = DIRECTORY_LINKS_MIN;
+            }
             let mut shard = self.nodes.shard(ino);
             if shard.drops != drops || shard.get(ino).is_some() {
                 continue;
             }
-            let node = Arc::new(Node::new(ino, state));
+            let node = Arc::new(Node::new(ino, state, gone));
             shard.insert(&node);
-            return Ok(Pin { fs: self, node });
+            drop(shard);
+            let pin = Pin { fs: self, node };
+            if says_none && !gone {
+                self.report_links(ino, "is kept, for names may lead to it; `strongroom check --repair` counts them");
+            }
+            return Ok(pin);
         }
     }
 
     /// Puts a new inode, not yet stored, into the table.
     pub(super) fn pin_new(&self, ino: Ino, inode: Inode) -> Pin<'_> {
-        let node = Arc::new(Node::new(ino, State { inode, xattrs: Some(Xattrs::default()) }));
+        let node = Arc::new(Node::new(ino, State { inode, xattrs: Some(Xattrs::default()) }, false));
         self.nodes.shard(ino).insert(&node);
         Pin { fs: self, node }
     }
@@ -188,8 +211,9 @@ impl FileSystem {
         Ok(())
     }
 
-    /// Reads what `purge_in` will need; may read the index, so with no lock held.
+    /// Reads what `drop_name` will need; may read the index, so with no lock held.
     pub(super) fn prepare_purge(&self, node: &Node) -> Result<(), FsFault> {
+        self.count_unknown_links(node)?;
         self.load_xattrs(node)?;
         if is(&node.inode(), libc::S_IFREG) {
             node.file(&self.vault);
@@ -214,18 +238,60 @@ impl FileSystem {
         op.inodes(-1);
     }
 
+    /// Counts the names of an inode whose stored count is 0 though it is no orphan, and stores the number. Reads every
+    /// name of the vault, so it is done before a name of that inode is added or removed, and not sooner.
+    pub(super) fn count_unknown_links(&self, node: &Node) -> Result<(), FsFault> {
+        while node.has_unknown_links() {
+            let before = self.changes.load(SeqCst);
+            let mut links = 0u32;
+            self.scan_all(&[key::NAME], |_, entry| {
+                links = links.saturating_add(u32::from(NameEntry::decode(entry)?.ino == node.ino));
+                Ok(())
+            })?;
+            let _namespace = self.namespace.held();
+            if self.changes.load(SeqCst) != before {
+                continue;
+            }
+            if links == 0 {
+                return Err(FsFault::NoEntry);
+            }
+            let mut state = node.state();
+            state.inode.nlink = links;
+            let mut op = self.vault.begin();
+            op.put(key::inode(node.ino), state.inode.encode());
+            op.commit();
+            self.report_links(node.ino, &format!("was corrected to {links}, the number of names that lead to it"));
+        }
+        Ok(())
+    }
+
+    fn report_links(&self, ino: Ino, what: &str) {
+        let text = format!(
+            "inode {ino}: a stored link count of 0, without a record that its last name was removed; it {what}"
+        );
+        self.vault.stats().error(self.vault.world().now(), text);
+    }
+
+    /// Whether the index has a name in a directory. The stored number of entries may be wrong; `rmdir` goes by this.
+    pub(super) fn has_entries(&self, dir: Ino) -> Result<bool, FsFault> {
+        let names = key::prefix(key::NAME, dir.0);
+        Ok(!self.vault.scan(&names, &names, 1)?.is_empty())
+    }
+
     /// Takes one name (a directory: its only one) off an inode, whose pin the caller holds. With the last name it is
     /// removed at once, or marked for removal when nobody uses it any more. Needs `prepare_purge`.
     pub(super) fn drop_name(&self, op: &mut Op<'_>, pin: &Pin<'_>, state: &mut State) {
         let inode = &mut state.inode;
+        // A count that says that the name just removed never was proves nothing about other names.
+        let is_unknown = inode.nlink == 0;
         inode.nlink = if is(inode, libc::S_IFDIR) { 0 } else { inode.nlink.saturating_sub(1) };
-        if inode.nlink > 0 {
+        if inode.nlink > 0 || is_unknown && !is(inode, libc::S_IFDIR) {
             op.put(key::inode(pin.ino), inode.encode());
             return;
         }
         self.end_tree(op, pin.ino, inode);
         pin.gone.store(true, SeqCst);
-        // One hold is the caller's. Who takes another from now on finds nlink 0 once it gets the lock on the state.
+        // One hold is the caller's. An operation that takes another from now on finds `has_name` false.
         if pin.holds.load(SeqCst) == 1 && !pin.purged.swap(true, SeqCst) {
             self.purge_in(op, pin, state);
         } else {
@@ -243,7 +309,7 @@ impl FileSystem {
         })?;
         for ino in orphans {
             match self.pin(ino) {
-                Ok(pin) if pin.inode().nlink == 0 => drop(pin),
+                Ok(pin) if !pin.has_name() => drop(pin),
                 Err(FsFault::NoEntry) | Ok(_) => {
                     let mut op = self.vault.begin();
                     op.delete(key::orphan(ino));

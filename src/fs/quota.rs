@@ -118,7 +118,7 @@ impl FileSystem {
         {
             let _namespace = self.namespace.held();
             let inode = pin.inode();
-            if inode.nlink == 0 {
+            if !pin.has_name() {
                 return Err(FsFault::NoEntry);
             }
             let known = self.tree_begun_at(dir, &inode);
@@ -164,7 +164,7 @@ impl FileSystem {
                 {
                     let _namespace = self.namespace.held();
                     *self.renamed_meanwhile.held() = Some(Vec::new());
-                    if root.inode().tree == tree.parent && root.inode().nlink > 0 {
+                    if root.inode().tree == tree.parent && root.has_name() {
                         self.retag(&root, number);
                     }
                 }

@@ -77,15 +77,19 @@ impl FileSystem {
             if let Some((_, pin)) = &target {
                 self.prepare_purge(pin)?;
             }
+            let target_has_entries = || target.as_ref().map_or(Ok(false), |(_, pin)| self.has_entries(pin.ino));
+            let mut has_entries = target_has_entries()?;
 
             let _namespace = self.namespace.held();
-            if self.changes.load(SeqCst) != before
-                && (self.find(parent, name)? != Some(source.0)
-                    || self.find(new_parent, new_name)? != target.as_ref().map(|t| t.0))
-            {
-                continue;
+            if self.changes.load(SeqCst) != before {
+                if self.find(parent, name)? != Some(source.0)
+                    || self.find(new_parent, new_name)? != target.as_ref().map(|t| t.0)
+                {
+                    continue;
+                }
+                has_entries = target_has_entries()?;
             }
-            if self.may_rename(&from, &source, &to, target.as_ref(), how)? {
+            if self.may_rename(&from, &source, &to, target.as_ref().map(|t| (t, has_entries)), how)? {
                 self.met_by_rename(&to, &source.1);
                 match (&target, how) {
                     (Some(target), RenameHow::Exchange) => {
@@ -106,16 +110,16 @@ impl FileSystem {
         }
     }
 
-    /// Whether there is anything to do; under the namespace lock.
+    /// Whether there is anything to do; under the namespace lock. With the target: whether it has entries.
     fn may_rename(
         &self,
         from: &Pin<'_>,
         source: &Named<'_>,
         to: &Pin<'_>,
-        target: Option<&Named<'_>>,
+        target: Option<(&Named<'_>, bool)>,
         how: RenameHow,
     ) -> Result<bool, FsFault> {
-        if to.inode().nlink == 0 {
+        if !to.has_name() {
             return Err(FsFault::NoEntry);
         }
         match (how, target) {
@@ -124,13 +128,13 @@ impl FileSystem {
             }
             (RenameHow::Exchange, None) => return Err(FsFault::NoEntry),
             // Two names of one file: POSIX wants both left alone.
-            (_, Some((_, pin))) if pin.ino == source.1.ino => return Ok(false),
+            (_, Some(((_, pin), _))) if pin.ino == source.1.ino => return Ok(false),
             (RenameHow::Whiteout { .. }, _) => self.vault.admit(1)?,
             (RenameHow::Replace | RenameHow::NoReplace | RenameHow::Exchange, _) => {}
         }
         if from.ino != to.ino {
             self.may_come(source.1.ino, &source.1.inode(), &to.inode())?;
-            if let (RenameHow::Exchange, Some((_, target))) = (how, target) {
+            if let (RenameHow::Exchange, Some(((_, target), _))) = (how, target) {
                 self.may_come(target.ino, &target.inode(), &from.inode())?;
             }
         }
@@ -138,7 +142,7 @@ impl FileSystem {
         if source_is_dir && from.ino != to.ino && self.is_within(to.ino, source.1.ino)? {
             return Err(FsFault::Invalid);
         }
-        let Some((_, target)) = target else { return Ok(true) };
+        let Some(((_, target), has_entries)) = target else { return Ok(true) };
         let target_inode = target.inode();
         let target_is_dir = is(&target_inode, libc::S_IFDIR);
         if how == RenameHow::Exchange {
@@ -150,7 +154,7 @@ impl FileSystem {
         match (source_is_dir, target_is_dir) {
             (true, false) => Err(FsFault::NotDirectory),
             (false, true) => Err(FsFault::IsDirectory),
-            (true, true) if target_inode.size > 0 => Err(FsFault::NotEmpty),
+            (true, true) if has_entries => Err(FsFault::NotEmpty),
             (true, true) | (false, false) => Ok(true),
         }
     }
