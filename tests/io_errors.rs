@@ -16,7 +16,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, OnceLock};
 use strongroom::backing::{Backing, Effect, Fault, Kind, MemoryBacking, read_file};
 use strongroom::check::{Finding, Owner, Share, check, rebuild, repair, scrub_media};
-use strongroom::vault::{HeaderTexts, OpenFault, RekeyFault, ScrubState, lock};
+use strongroom::fs::{FileSystem, FsOptions};
+use strongroom::vault::{HeaderTexts, OpenFault, OpenOptions, RekeyFault, ScrubState, lock};
 
 /// Kinds of findings that say no more than that the disk did not give something.
 const UNREAD: [&str; 2] = ["file-unread", "range-unread"];
@@ -283,4 +284,37 @@ fn a_rekey_leaves_all_as_it_was_for_an_io_error() {
     attack("rekey", &disk, Changes::Tidies, rekey);
     rekeyed::rekeyed(&disk).unwrap();
     holds_all(&disk, &first());
+}
+
+#[test]
+fn a_read_tries_an_index_that_cannot_be_read_once() {
+    // More index than its cache holds.
+    let disk = rekeyed::made();
+    let fs = mounted(&disk, &first()).unwrap();
+    for n in 0..2000 {
+        rekeyed::write(&fs, &format!("file number {n}"), 0, b"a byte");
+    }
+    closed(fs);
+    let options = OpenOptions { budget_bytes: 16 << 20, workers: 1, ..OpenOptions::default() };
+    let vault = lock(backing(&disk)).unwrap().open(&first(), &options, world()).unwrap();
+    let fs = FileSystem::new(vault, FsOptions::default()).unwrap();
+    let mut failed = 0;
+    for n in 0..2000 {
+        let ino = rekeyed::find(&fs, &format!("file number {n}")).unwrap();
+        let before = disk.struck();
+        disk.plant(Fault::of(&[Kind::Read], Effect::Error(libc::EIO)).on("index"));
+        let answer = fs.read(ino, 0, 6, &mut Vec::new()).map_err(|fault| fault.errno());
+        disk.lift_all();
+        let struck = disk.struck() - before;
+        if struck > 0 {
+            failed += 1;
+            assert_eq!((answer, struck), (Err(libc::EIO), 1), "file number {n}");
+        }
+        let mut out = Vec::new();
+        fs.read(ino, 0, 6, &mut out).unwrap();
+        assert_eq!(out, b"a byte", "file number {n}, once the error has gone");
+    }
+    assert!(failed > 0, "no read needed the index");
+    assert_eq!(fs.vault().stats().damaged_frames.get(), 0, "an I/O error is no damage");
+    closed(fs);
 }

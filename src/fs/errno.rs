@@ -83,27 +83,7 @@ impl FsFault {
     #[must_use]
     pub fn errno(&self) -> i32 {
         match self {
-            FsFault::Vault(VaultFault::QuotaBytes | VaultFault::QuotaInodes | VaultFault::BackingFull) => libc::ENOSPC,
-            FsFault::Vault(VaultFault::ReadOnly) => libc::EROFS,
-            // An order's refusals: who gave it reads there what to do about it (`cli::mounted`).
-            FsFault::Vault(VaultFault::Header(HeaderRefused::NotNext { .. })) => libc::ESTALE,
-            FsFault::Vault(VaultFault::Header(HeaderRefused::OtherVault(_) | HeaderRefused::OtherKey)) => {
-                libc::EKEYREJECTED
-            }
-            FsFault::Vault(VaultFault::Header(HeaderRefused::NotNow(_))) => libc::EBUSY,
-            FsFault::Vault(VaultFault::Header(HeaderRefused::Malformed | HeaderRefused::MoreThanSlots)) => libc::EINVAL,
-            // They asked about their file, not ours: a backing ENOENT or EACCES is still EIO.
-            FsFault::Vault(
-                VaultFault::Damaged { .. }
-                | VaultFault::Index(_)
-                | VaultFault::Log(_)
-                | VaultFault::KeyMissing { .. }
-                | VaultFault::Backing(_)
-                | VaultFault::Failed(_)
-                | VaultFault::Unfinished(_)
-                | VaultFault::Panicked
-                | VaultFault::Closed,
-            ) => libc::EIO,
+            FsFault::Vault(fault) => outcome(fault).errno(),
             FsFault::NoEntry => libc::ENOENT,
             FsFault::Exists => libc::EEXIST,
             FsFault::NotDirectory => libc::ENOTDIR,
@@ -143,19 +123,49 @@ impl FsFault {
 
     /// Whether something is broken, as opposed to refused.
     fn is_harm(&self) -> bool {
-        matches!(
-            self,
-            FsFault::Vault(
-                VaultFault::Damaged { .. }
-                    | VaultFault::Index(_)
-                    | VaultFault::Log(_)
-                    | VaultFault::KeyMissing { .. }
-                    | VaultFault::Backing(_)
-                    | VaultFault::Failed(_)
-                    | VaultFault::Unfinished(_)
-                    | VaultFault::Panicked
-            )
-        )
+        matches!(self, FsFault::Vault(fault) if outcome(fault) == Outcome::Broken)
+    }
+}
+
+/// What becomes of a fault of the vault.
+#[derive(PartialEq, Eq)]
+enum Outcome {
+    /// The operation is refused with this errno; nothing is broken.
+    Refused(i32),
+    /// Something is broken: EIO, and a line in the error list.
+    Broken,
+}
+
+impl Outcome {
+    fn errno(&self) -> i32 {
+        match self {
+            Outcome::Refused(errno) => *errno,
+            Outcome::Broken => libc::EIO,
+        }
+    }
+}
+
+fn outcome(fault: &VaultFault) -> Outcome {
+    match fault {
+        VaultFault::QuotaBytes | VaultFault::QuotaInodes | VaultFault::BackingFull => Outcome::Refused(libc::ENOSPC),
+        VaultFault::ReadOnly => Outcome::Refused(libc::EROFS),
+        // The program that wrote the order to `/.storage/control` reads there what to do about it (`cli::mounted`).
+        VaultFault::Header(HeaderRefused::NotNext { .. }) => Outcome::Refused(libc::ESTALE),
+        VaultFault::Header(HeaderRefused::OtherVault(_) | HeaderRefused::OtherKey) => {
+            Outcome::Refused(libc::EKEYREJECTED)
+        }
+        VaultFault::Header(HeaderRefused::NotNow(_)) => Outcome::Refused(libc::EBUSY),
+        VaultFault::Header(HeaderRefused::Malformed | HeaderRefused::MoreThanSlots) => Outcome::Refused(libc::EINVAL),
+        VaultFault::Closed => Outcome::Refused(libc::EIO),
+        // The program asked about its file, not about a file of the vault: a backing ENOENT or EACCES is EIO as well.
+        VaultFault::Damaged { .. }
+        | VaultFault::Index(_)
+        | VaultFault::Log(_)
+        | VaultFault::KeyMissing { .. }
+        | VaultFault::Backing(_)
+        | VaultFault::Failed(_)
+        | VaultFault::Unfinished(_)
+        | VaultFault::Panicked => Outcome::Broken,
     }
 }
 

@@ -138,13 +138,21 @@ pub struct Vault {
     scrub: Arc<scrub::Scrub>,
 }
 
-/// Epoch and salt of a segment: from the index, or from the segment that is being written.
+/// Epoch and salt of a segment that is named somewhere.
 fn segment_info(shared: &Shared, id: SegmentId) -> Result<SegmentInfo, VaultFault> {
-    if let Some(info) = apply::known_segment(&shared.index, id)? {
-        return Ok(info);
-    }
-    let unknown = || VaultFault::Index(format!("segment {id} is named but not known").into());
-    shared.segments.written(id).ok_or_else(unknown)
+    segment_info_if_known(shared, id)?.ok_or_else(|| unknown_segment(id))
+}
+
+fn unknown_segment(id: SegmentId) -> VaultFault {
+    VaultFault::Index(format!("segment {id} is named but not known").into())
+}
+
+/// Epoch and salt of a segment: from the index, or from the segment that is being written. `None` if it was removed.
+fn segment_info_if_known(shared: &Shared, id: SegmentId) -> Result<Option<SegmentInfo>, VaultFault> {
+    Ok(match apply::known_segment(&shared.index, id)? {
+        Some(info) => Some(info),
+        None => shared.segments.written(id),
+    })
 }
 
 impl Vault {

@@ -1,15 +1,15 @@
 //! Reads: buffers first, then what the index says lies at rest.
 //!
 //! Promise: every byte handed out comes from a buffer, from a frame that opened under its own address, or is a zero of a
-//! hole; anything else is a fault. Why a moving index does no harm: a range that leaves a buffer is in the index before it
-//! does, and a frame that does not open is looked up once more before it is called damaged (its extent may just have been
-//! replaced, and its bytes given back). Called by: `fs`, and by `ahead`. Takes: no lock while reading.
-//! On failure: `Damaged`, counted and noted in the error list.
+//! hole; anything else is a fault. Why a moving index does no harm: a range that leaves a buffer is in the index before
+//! that, and a frame that cannot be had is looked up again before it is called damaged (the extent may just have been
+//! replaced, and its segment removed). A fault of the index itself is final. Called by: `fs`, `ahead`. Takes: no lock
+//! while reading. On failure: the fault is noted in the error list; damage is counted.
 
 use super::cache::{FrameCache, FrameKey, Plain};
 use super::shared::Shared;
 use super::window::{Advice, WINDOW_BYTES};
-use super::{VaultFault, segment_info};
+use super::{VaultFault, segment_info_if_known, unknown_segment};
 use crate::backing::AlignedBuf;
 use crate::base::id::{Ino, SegmentId};
 use crate::base::limits::{BLOCK_BYTES, CHUNK_BYTES};
@@ -46,6 +46,22 @@ struct Wanted {
     to: usize,
 }
 
+/// Why frames could not be had.
+enum Unread {
+    /// The frames, their segment or its file: the extents may have been replaced since they were looked up.
+    PerhapsReplaced(VaultFault),
+    /// The index, which is not replaced by anything.
+    Index(VaultFault),
+}
+
+impl Unread {
+    fn into_fault(self) -> VaultFault {
+        match self {
+            Unread::PerhapsReplaced(fault) | Unread::Index(fault) => fault,
+        }
+    }
+}
+
 /// Fills `out` with the file's bytes from `offset`.
 pub fn read(shared: &Shared, file: &Arc<FileBuffer>, offset: u64, out: &mut [u8]) -> Result<(), VaultFault> {
     out.fill(0);
@@ -58,21 +74,25 @@ pub fn read(shared: &Shared, file: &Arc<FileBuffer>, offset: u64, out: &mut [u8]
             let start = (at - offset) as usize;
             fetch(shared, file.ino, wanted, &mut out[start..start + len], sequential)
         };
-        let result = gaps.into_iter().try_for_each(|(at, len)| fill(at, len, &plan(shared, file.ino, at, len)?));
+        let planned =
+            |(at, len)| plan(shared, file.ino, at, len).map(|wanted| (at, len, wanted)).map_err(Unread::Index);
+        let result = gaps.into_iter().map(planned).try_for_each(|planned| {
+            let (at, len, wanted) = planned?;
+            fill(at, len, &wanted)
+        });
         let result = result.and_then(|()| {
             copied.into_iter().try_for_each(|(at, len, extent, skip)| {
                 let (mut wanted, part) = (Vec::new(), extent.part(skip, len));
-                want(file.ino, at, &part, at, at + u64::from(len), &mut wanted)?;
+                want(file.ino, at, &part, at, at + u64::from(len), &mut wanted).map_err(Unread::Index)?;
                 fill(at, len as usize, &wanted)
             })
         });
         match result {
             Ok(()) => break,
-            // Replaced meanwhile, perhaps, and what it was in removed: then the buffers or the index have it now.
-            Err(VaultFault::Damaged { .. } | VaultFault::Backing(_) | VaultFault::Index(_)) if tries_left > 0 => {
-                tries_left -= 1;
-            }
-            Err(fault) => {
+            // If the extents were replaced, the buffers or the index have the newer ones now.
+            Err(Unread::PerhapsReplaced(_)) if tries_left > 0 => tries_left -= 1,
+            Err(unread) => {
+                let fault = unread.into_fault();
                 note(shared, &fault);
                 return Err(fault);
             }
@@ -232,7 +252,7 @@ impl Drop for Claim<'_> {
 }
 
 /// Gets the wanted frames, from the cache or the disk, and copies their parts out.
-fn fetch(shared: &Shared, ino: Ino, wanted: &[Wanted], out: &mut [u8], sequential: bool) -> Result<(), VaultFault> {
+fn fetch(shared: &Shared, ino: Ino, wanted: &[Wanted], out: &mut [u8], sequential: bool) -> Result<(), Unread> {
     let keys: Vec<FrameKey> = wanted.iter().map(|w| w.key).collect();
     let mut got: Vec<Option<Plain>> = vec![None; keys.len()];
     let mut missed = 0;
@@ -272,7 +292,7 @@ fn load(
     wanted: &[Wanted],
     mine: &[FrameKey],
     mut each: impl FnMut(FrameKey, Plain),
-) -> Result<(), VaultFault> {
+) -> Result<(), Unread> {
     let began = Instant::now();
     let mut frames: Vec<(SegmentId, FrameAt)> =
         wanted.iter().filter(|w| mine.contains(&w.key)).map(|w| (w.key.segment(), w.at)).collect();
@@ -316,41 +336,53 @@ fn read_span(
     id: SegmentId,
     span: &[FrameAt],
     mut each: impl FnMut(&FrameAt, Vec<u8>),
-) -> Result<(), VaultFault> {
-    let segment = shared.segments.get(id, || segment_info(shared, id))?;
+) -> Result<(), Unread> {
+    let mut from_index = false;
+    let info = || {
+        let info = segment_info_if_known(shared, id).inspect_err(|_| from_index = true)?;
+        info.ok_or_else(|| unknown_segment(id))
+    };
+    let segment = shared.segments.get(id, info).map_err(|fault| match from_index {
+        true => Unread::Index(fault),
+        false => Unread::PerhapsReplaced(fault),
+    })?;
     let (from, to) = blocks_of(span);
     let mut advice = shared.windows.advise(id, from, to);
     loop {
         let mut damage = None;
-        SCRATCH.with_borrow_mut(|scratch| -> std::io::Result<()> {
-            let scratch = long_enough(scratch, (to - from) as usize);
-            if let Advice::Fill = advice {
-                let mut bytes = shared.windows.buffer();
-                bytes.set_len(WINDOW_BYTES);
-                let got = segment.file.read_at(&mut bytes, from)?;
-                bytes.set_len(got);
-                if from + got as u64 >= to {
-                    advice = Advice::Have(shared.windows.keep(id, from, bytes));
+        SCRATCH
+            .with_borrow_mut(|scratch| -> std::io::Result<()> {
+                let scratch = long_enough(scratch, (to - from) as usize);
+                if let Advice::Fill = advice {
+                    let mut bytes = shared.windows.buffer();
+                    bytes.set_len(WINDOW_BYTES);
+                    let got = segment.file.read_at(&mut bytes, from)?;
+                    bytes.set_len(got);
+                    if from + got as u64 >= to {
+                        advice = Advice::Have(shared.windows.keep(id, from, bytes));
+                    }
                 }
-            }
-            let len = match &advice {
-                Advice::Have(window) => {
-                    scratch.copy_from_slice(window.part(from, to));
-                    scratch.len()
-                }
-                Advice::Fill | Advice::Plain => segment.file.read_at(scratch, from)?,
-            };
-            open_frames(&segment.context, span, from, &mut scratch[..len], |at, plain| match plain {
-                Ok(plain) => each(at, plain),
-                Err(_) => damage = damage.or(Some(at.position_bytes)),
-            });
-            Ok(())
-        })?;
+                let len = match &advice {
+                    Advice::Have(window) => {
+                        scratch.copy_from_slice(window.part(from, to));
+                        scratch.len()
+                    }
+                    Advice::Fill | Advice::Plain => segment.file.read_at(scratch, from)?,
+                };
+                open_frames(&segment.context, span, from, &mut scratch[..len], |at, plain| match plain {
+                    Ok(plain) => each(at, plain),
+                    Err(_) => damage = damage.or(Some(at.position_bytes)),
+                });
+                Ok(())
+            })
+            .map_err(|e| Unread::PerhapsReplaced(e.into()))?;
         match (damage, &advice) {
             (None, _) => return Ok(()),
             // The window may be older than the frame.
             (Some(_), Advice::Have(window)) => shared.windows.forget(window),
-            (Some(position_bytes), _) => return Err(VaultFault::Damaged { ino, segment: id, position_bytes }),
+            (Some(position_bytes), _) => {
+                return Err(Unread::PerhapsReplaced(VaultFault::Damaged { ino, segment: id, position_bytes }));
+            }
         }
         advice = Advice::Plain;
     }
