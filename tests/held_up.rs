@@ -18,7 +18,7 @@ use strongroom::backing::{Backing, MemoryBacking};
 use strongroom::base::id::{Ino, ROOT_INO};
 use strongroom::base::secret::Passphrase;
 use strongroom::base::world::{RealWorld, World};
-use strongroom::fs::{Caller, FileSystem, FsOptions, WriteHow};
+use strongroom::fs::{Caller, FileSystem, FsOptions, WriteFrom, WriteHow};
 use strongroom::seal::Unlock;
 use strongroom::vault::{CreateOptions, EmergencyDir, OpenOptions, create, open};
 
@@ -209,5 +209,32 @@ fn whatever_call_of_the_disk_is_held_up_the_rest_of_the_mount_answers() {
         assert!(reached.contains(&call), "{call:?} was held, and nobody made it: nothing was tried");
     }
     assert!(fs.vault().stats().errors().is_empty(), "{:?}", fs.vault().stats().errors());
+    fs.vault().close().unwrap();
+}
+
+#[test]
+fn what_the_kernel_hands_over_is_not_admitted_by_an_old_answer() {
+    let stage = Stage::new(&fresh());
+    let fs = mounted(&stage, None);
+    let ino = make(&fs, "file", b"the disk is asked for its room");
+    let how = WriteHow { drop_set_id: false, stamp: true };
+    // Older than what counts as just now.
+    std::thread::sleep(Duration::from_millis(200));
+    let shut = stage.gate.shut();
+    *stage.chosen.lock().unwrap() = Some(Call::Space);
+    let refused =
+        fs.write_from(WriteFrom::Cache, ino, 0, &body(1), how).expect_err("nobody knows whether there is room");
+    assert!(refused.is_no_room(), "{refused:?}");
+    assert!(stage.gate.has_visitor(ANSWER), "the disk was asked");
+    // Whoever may wait goes on by the old answer, once it is plain that the disk hangs.
+    fs.write_from(WriteFrom::HeldCache, ino, 0, &body(1), how).unwrap();
+    *stage.chosen.lock().unwrap() = None;
+    drop(shut);
+    let sure = || fs.write_from(WriteFrom::Cache, ino, 0, &body(2), how).is_ok();
+    let until = std::time::Instant::now() + ANSWER;
+    while !sure() {
+        assert!(std::time::Instant::now() < until, "the disk answers again, and nothing is admitted");
+    }
+    assert_eq!(read(&fs, ino, 30_000), body(2));
     fs.vault().close().unwrap();
 }

@@ -15,10 +15,10 @@ use common::rng::Rng;
 use common::stream::stream;
 use common::{TestVault, eventually, setting};
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, IntoRawFd};
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -26,6 +26,8 @@ const WRITERS: u64 = 8;
 const MIB: u64 = 1 << 20;
 /// Most time until what was freed can be written to.
 const ROOM: Duration = Duration::from_secs(20);
+/// Most time for what takes a moment, on a machine that has other things to do.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// Most time to come home.
 const HEALING: Duration = Duration::from_secs(90);
 
@@ -346,7 +348,7 @@ fn a_program_that_only_writes_is_told_and_nothing_that_was_taken_is_dropped() {
     let refused = refused.unwrap_or_else(|| panic!("{taken:?} bytes were taken, {fits} fit, and no write was refused"));
     assert_eq!(refused.raw_os_error(), Some(libc::ENOSPC), "{refused}");
     // Neither closed nor synced: it says so all the same.
-    eventually("full", Duration::from_secs(3), || v.state() == "full");
+    eventually("full", PATIENCE, || v.state() == "full");
     assert!(v.storage("errors").contains("no room for new data"), "{}", v.storage("errors"));
     assert!(metric(&v, "strongroom_refused_for_room_total") > 0);
     assert_eq!(v.storage("errors").lines().count(), 1, "{}", v.storage("errors"));
@@ -355,7 +357,7 @@ fn a_program_that_only_writes_is_told_and_nothing_that_was_taken_is_dropped() {
     assert_eq!(fs::read_dir(&v.mnt).unwrap().count(), 2);
     let work = || metric(&v, "strongroom_commits_total") + metric(&v, "strongroom_snapshot_failures_total");
     std::thread::sleep(Duration::from_secs(2));
-    let before = work();
+    let (before, since) = (work(), Instant::now());
     let mut taken = taken;
     for n in 0..20 {
         // What is buffered may take less room in the log than it was counted for.
@@ -365,7 +367,9 @@ fn a_program_that_only_writes_is_told_and_nothing_that_was_taken_is_dropped() {
         }
         std::thread::sleep(Duration::from_millis(100));
     }
-    assert!(work() - before < 8, "{} commits and failed snapshots in two seconds with nothing to do", work() - before);
+    // Going in circles it was eleven a second.
+    let (done, took) = (work() - before, since.elapsed());
+    assert!(done < 4 * took.as_secs(), "{done} commits and failed snapshots in {took:?} with nothing to do");
     // Room was kept for what the kernel had taken.
     for (id, file) in files.iter().enumerate() {
         file.sync_all().unwrap_or_else(|e| panic!("file {id}: {e}"));
@@ -373,16 +377,17 @@ fn a_program_that_only_writes_is_told_and_nothing_that_was_taken_is_dropped() {
     assert_eq!(metric(&v, "strongroom_refused_cached_bytes_total"), 0);
     holds(&v.path("a"), 0, taken[0]);
     holds(&v.path("b"), 1, taken[1]);
-    // Deleting helps at once: `df` says so within two seconds, without anybody writing, and a small write works.
+    // Deleting helps at once: `df` says so without anybody writing, and a small write works. On a machine with nothing else to do
+    // it takes one second, and not two.
     drop(files);
     fs::remove_file(v.path("a")).unwrap();
     let begun = Instant::now();
-    eventually("df is true", Duration::from_secs(2), || available(&v.mnt) > taken[0] / 2);
+    eventually("df is true", PATIENCE, || available(&v.mnt) > taken[0] / 2);
     while let Err(e) = put(&v.mnt, 7, 4096) {
-        assert!(begun.elapsed() < Duration::from_secs(3), "a small write after deleting: {e}");
+        assert!(begun.elapsed() < PATIENCE, "a small write after deleting: {e}");
         std::thread::sleep(Duration::from_millis(20));
     }
-    eventually("no longer full", Duration::from_secs(3), || v.state() != "full");
+    eventually("no longer full", PATIENCE, || v.state() != "full");
     v.umount();
     v.check();
     v.mount();
@@ -390,54 +395,73 @@ fn a_program_that_only_writes_is_told_and_nothing_that_was_taken_is_dropped() {
     assert!(!v.states().iter().any(|s| s == "error"), "{:?}", v.states());
 }
 
+/// Reads a file of stream `id` that the kernel has in its cache from the daemon.
+fn reads_uncached(path: &Path, id: u64, len: u64) {
+    let mut file = File::open(path).unwrap();
+    // SAFETY: the descriptor is the file's.
+    let done = unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
+    assert_eq!(done, 0, "dropping the pages of {}", path.display());
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes).unwrap();
+    assert!(bytes == stream(id, 0, len), "{}", path.display());
+}
+
 #[test]
 fn what_the_kernel_hands_over_to_a_full_disk_is_held_until_there_is_room() {
     let disk = Disk::ext4(100);
     let mut v = TestVault::init_on(&disk);
-    // Nothing is handed over before it is synced.
-    let at_rest = |deadline: u32| vec![format!("full-deadline={deadline},flush-interval=300")];
-    v.options = at_rest(60);
+    // Far more than everything beside the held write takes.
+    let deadline = Duration::from_secs(120);
+    v.options = vec![format!("full-deadline={}", deadline.as_secs())];
     v.mount();
-    put(&v.mnt, 0, MIB).unwrap();
-    let write = |path: PathBuf, id: u64| {
-        let mut file = File::create(path).unwrap();
-        file.write_all(&noise(id, 0, 6 * MIB)).unwrap();
+    for id in [0, 2] {
+        put(&v.mnt, id, MIB).unwrap();
+    }
+    // More requests than the kernel has under way in the background.
+    let len = 16 * MIB;
+    let open = |path: &Path| {
+        let file = File::create(path).unwrap();
+        file.sync_all().unwrap();
         file
     };
-    let file = write(v.path("held"), 1);
+    // One call of `write`: before the next one to this file, the kernel asks. What it takes is refused by nobody yet.
+    let write_and_sync = |mut file: File, id: u64| {
+        std::thread::spawn(move || file.write_all(&noise(id, 0, len)).and_then(|()| file.sync_all()))
+    };
+    let file = open(&v.path("held"));
+    // From now on nothing that is handed over finds room, however soon the kernel does that.
     let filler = disk.fill(0);
-    let syncing = std::thread::spawn(move || file.sync_all());
-    eventually("full", Duration::from_secs(5), || v.state() == "full");
-    std::thread::sleep(Duration::from_secs(2));
-    assert!(!syncing.is_finished(), "there is no room, and somebody may make some");
-    // Everybody else is served meanwhile.
     let begun = Instant::now();
+    let syncing = write_and_sync(file, 1);
+    eventually("full", PATIENCE, || v.state() == "full");
+    // Everybody else is served meanwhile: also by the kernel's background requests, of which it has only so many.
     fs::metadata(v.path("held")).unwrap();
+    reads_uncached(&v.path("file-2"), 2, MIB);
+    v.order("flush").expect("an order through the page cache");
     assert!(v.storage("status").contains("full"));
     fs::create_dir(v.path("dir")).expect_err("a new directory takes room");
     fs::remove_file(v.path("file-0")).unwrap();
-    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    reads_uncached(&v.path("file-2"), 2, MIB);
+    assert!(begun.elapsed() < deadline / 2, "something waited for what is held: {:?}", begun.elapsed());
+    assert!(!syncing.is_finished(), "there is no room, and somebody may make some");
     fs::remove_file(filler).unwrap();
     syncing.join().unwrap().expect("there is room again");
-    holds(&v.path("held"), 1, 6 * MIB);
+    holds(&v.path("held"), 1, len);
 
     // Nobody makes room: after the deadline it is refused, and whoever syncs is told.
     v.umount();
-    v.options = at_rest(1);
+    v.options = vec!["full-deadline=1".into()];
     v.mount();
-    let file = write(v.path("refused"), 2);
+    let file = open(&v.path("refused"));
     let filler = disk.fill(0);
-    let begun = Instant::now();
-    let refused = file.sync_all().expect_err("there is no room for it");
+    let refused = write_and_sync(file, 3).join().unwrap().expect_err("there is no room for it");
     assert_eq!(refused.raw_os_error(), Some(libc::ENOSPC), "{refused}");
-    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
     assert!(metric(&v, "strongroom_refused_cached_bytes_total") > 0);
-    eventually("the loss is named", Duration::from_secs(2), || v.storage("errors").contains("the file lacks them"));
-    drop(file);
+    eventually("the loss is named", PATIENCE, || v.storage("errors").contains("the file lacks them"));
     fs::remove_file(v.path("refused")).unwrap();
     fs::remove_file(filler).unwrap();
     room_comes(&v.mnt, 3, MIB);
-    holds(&v.path("held"), 1, 6 * MIB);
+    holds(&v.path("held"), 1, len);
     assert!(!v.states().iter().any(|s| s == "error"), "{:?}", v.states());
     v.umount();
     v.check();

@@ -474,6 +474,10 @@ fn mount(plan: &Plan, mounter: &Arc<Mounter>, vault: Arc<Vault>, report: Report)
     if let Err(e) = mounter.read_further_ahead() {
         log::info!("the read-ahead stays as it is: {e}");
     }
+    match mounter.background_limit() {
+        Ok(setting) => mounted.connect_background(Box::new(setting)),
+        Err(e) => log::info!("on a full disk, reads may wait for held writes: {e}"),
+    }
     Ok(mounted)
 }
 

@@ -34,6 +34,8 @@ use std::thread::{self, JoinHandle};
 
 /// Read-ahead of the mount in KiB: one request of the largest size.
 const READ_AHEAD_KIB: &str = "1024";
+/// Most bytes that the kernel may hold back where all of them may come to be held by the daemon.
+const BACKGROUND_DIRTY_BYTES_MAX: u64 = 2 * KERNEL_ROOM_BYTES;
 /// As `ps` shows it; the daemon has the program's name.
 const NAME: &std::ffi::CStr = c"strongroom-mntr";
 /// Longest sentence of an error.
@@ -41,6 +43,7 @@ const SENTENCE_BYTES_MAX: usize = 4096;
 
 const MOUNT: u8 = b'm';
 const READ_AHEAD: u8 = b'r';
+const BACKGROUND: u8 = b'b';
 const UNMOUNT: u8 = b'u';
 const DETACH: u8 = b'd';
 const OPEN_LOG: u8 = b'l';
@@ -111,6 +114,12 @@ impl Mounter {
     /// Widens the kernel's read-ahead, which it offers only root to do. Without it, reads are only slower.
     pub fn read_further_ahead(&self) -> io::Result<()> {
         self.ask(READ_AHEAD).map(drop)
+    }
+
+    /// Opens the kernel's limit of background requests for the mount.
+    pub fn background_limit(&self) -> io::Result<File> {
+        let setting = self.ask(BACKGROUND)?;
+        setting.map(File::from).ok_or_else(|| io::Error::other("the setting came without a descriptor"))
     }
 
     /// Unmounts; fails while the mount is in use, and may then be tried again.
@@ -238,6 +247,18 @@ fn bound_dirty(bdi: &Path) {
     let _ = std::fs::write(bdi.join("strict_limit"), "1");
 }
 
+/// Opens the kernel's limit of background requests of a mount by its device number, `major:minor`, if what the daemon may then
+/// have to hold is bounded.
+fn open_background_limit(device: &str) -> io::Result<File> {
+    let most = std::fs::read_to_string(format!("/sys/class/bdi/{device}/max_bytes"))?;
+    if !most.trim().parse::<u64>().is_ok_and(|most| (1..=BACKGROUND_DIRTY_BYTES_MAX).contains(&most)) {
+        return Err(io::Error::other(format!("the kernel may hold {} bytes back", most.trim())));
+    }
+    // The kernel calls a connection by the device number as it keeps it; the major number of these is 0.
+    let minor = device.strip_prefix("0:").ok_or(io::ErrorKind::InvalidInput)?;
+    File::options().write(true).open(format!("/sys/fs/fuse/connections/{minor}/max_background"))
+}
+
 impl Attendant<'_> {
     fn follow(&mut self, order: u8) -> io::Result<Option<OwnedFd>> {
         match order {
@@ -253,6 +274,10 @@ impl Attendant<'_> {
                 bound_dirty(&bdi);
                 std::fs::write(bdi.join("read_ahead_kb"), READ_AHEAD_KIB)?;
                 Ok(None)
+            }
+            BACKGROUND => {
+                let device = self.device.as_deref().ok_or(io::ErrorKind::NotFound)?;
+                open_background_limit(device).map(|setting| Some(setting.into()))
             }
             UNMOUNT | DETACH => self.unmount(order == DETACH).map(|()| None),
             _ => Err(io::ErrorKind::Unsupported.into()),

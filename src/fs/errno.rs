@@ -112,15 +112,6 @@ impl FsFault {
         matches!(self, FsFault::Vault(VaultFault::BackingFull | VaultFault::QuotaBytes) | FsFault::QuotaReached(_))
     }
 
-    /// Keeps a fault that is no more than a lack of room, for whoever holds what the kernel's cache handed over.
-    pub fn hold(self, cached: bool, refused: &mut Option<FsFault>) -> Result<(), FsFault> {
-        if !cached || !self.is_no_room() {
-            return Err(self);
-        }
-        *refused = Some(self);
-        Ok(())
-    }
-
     /// Whether something is broken, as opposed to refused.
     fn is_harm(&self) -> bool {
         matches!(self, FsFault::Vault(fault) if outcome(fault) == Outcome::Broken)

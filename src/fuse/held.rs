@@ -5,9 +5,10 @@
 //! is told: its next `write` to such a file asks here first, and gets the fault.
 //! Why it holds: a held request keeps its pages in the kernel's dirty limit for this mount, and `mark` makes the kernel
 //! ask for a file's mode before it takes a write into its cache (only `write` asks for the mode with a file handle).
-//! Called by: `requests`. On failure: the errno that `fs::errno` decided.
+//! `background` lets the kernel read meanwhile. Called by: `requests`. On failure: the errno that `fs::errno` decided.
 
 use super::attr::file_attr;
+use super::background::Background;
 use super::operation::Asker;
 use super::seek::Kernel;
 use crate::base::id::Ino;
@@ -36,6 +37,8 @@ pub(super) struct HeldWrite {
     pub how: WriteHow,
     pub fault: FsFault,
     pub reply: ReplyWrite,
+    /// When it came. It was counted as begun then.
+    pub since: Duration,
 }
 
 enum Order {
@@ -50,11 +53,13 @@ enum Order {
 pub(super) struct Holder {
     orders: Sender<Order>,
     marked: Arc<Marked>,
+    background: Background,
 }
 
-/// The files before whose next write the kernel asks.
+/// The files before whose next write the kernel asks, and whether anything is held.
 #[derive(Default)]
 struct Marked {
+    is_holding: AtomicBool,
     is_any: AtomicBool,
     files: Mutex<HashSet<Ino>>,
 }
@@ -70,24 +75,36 @@ impl Holder {
     pub(super) fn start(asker: Asker, kernel: Kernel, deadline: Duration) -> io::Result<Holder> {
         // Bounded by the kernel: it has so many requests under way, and each program that asks waits.
         let (orders, ordered) = crossbeam_channel::unbounded();
-        let marked = Arc::new(Marked::default());
+        let (marked, background) = (Arc::new(Marked::default()), Background::default());
         let mut keeper = Keeper {
             asker,
             kernel,
+            background: background.clone(),
             deadline,
             marked: Arc::clone(&marked),
             held: VecDeque::new(),
             refused_files: HashMap::new(),
             refused_at: HashMap::new(),
             first_held: None,
+            is_full: false,
         };
         thread::Builder::new().name("held".to_owned()).spawn(move || keeper.serve(&ordered))?;
-        Ok(Holder { orders, marked })
+        Ok(Holder { orders, marked, background })
+    }
+
+    /// The kernel's limit of background requests, which is wider while writes are held.
+    pub(super) fn background(&self) -> Background {
+        self.background.clone()
     }
 
     /// Holds a write. Dropped, the reply answers EIO; the thread lives as long as we do.
     pub(super) fn hold(&self, write: HeldWrite) {
         let _ = self.orders.send(Order::Hold(Box::new(write)));
+    }
+
+    /// Whether writes are held, so that the kernel may have more requests under way than there are threads.
+    pub(super) fn is_holding(&self) -> bool {
+        self.marked.is_holding.load(SeqCst)
     }
 
     /// Has the kernel ask before the next write to a file.
@@ -106,14 +123,28 @@ impl Holder {
     }
 }
 
+impl Drop for Holder {
+    fn drop(&mut self) {
+        self.background.disconnect();
+    }
+}
+
 struct Waiting {
     write: HeldWrite,
     since: Duration,
 }
 
+/// What became of a held write when it was tried.
+enum Tried {
+    Answered,
+    /// There is no room for it yet.
+    Kept(Waiting),
+}
+
 struct Keeper {
     asker: Asker,
     kernel: Kernel,
+    background: Background,
     deadline: Duration,
     marked: Arc<Marked>,
     held: VecDeque<Waiting>,
@@ -123,6 +154,8 @@ struct Keeper {
     refused_at: HashMap<Ino, Duration>,
     /// When the first was held since room was last found.
     first_held: Option<Duration>,
+    /// Whether the disk had no room when something was last tried.
+    is_full: bool,
 }
 
 impl Keeper {
@@ -153,10 +186,41 @@ impl Keeper {
 
     fn hold(&mut self, write: HeldWrite) {
         let now = self.asker.elapsed();
-        self.asker.begin_held();
+        let waiting = Waiting { write, since: now };
+        // Whoever sent it could not wait to be sure that there is no room.
+        let tried = if self.is_full { Tried::Kept(waiting) } else { self.attempt(waiting) };
+        let Tried::Kept(waiting) = tried else { return };
+        if self.held.is_empty() {
+            self.marked.is_holding.store(true, SeqCst);
+            self.background.widen();
+        }
         self.first_held.get_or_insert(now);
-        self.mark(write.ino);
-        self.held.push_back(Waiting { write, since: now });
+        self.mark(waiting.write.ino);
+        self.held.push_back(waiting);
+    }
+
+    /// Writes what is held if there is room now, and answers.
+    fn attempt(&mut self, mut waiting: Waiting) -> Tried {
+        let write = &mut waiting.write;
+        match self.asker.write_held(write.ino, write.offset, &write.data, write.how) {
+            Ok(()) => {
+                self.asker.end_held(self.asker.elapsed().saturating_sub(write.since), false);
+                let HeldWrite { data, reply, .. } = waiting.write;
+                reply.written(data.len() as u32);
+                Tried::Answered
+            }
+            Err(fault) if fault.is_no_room() => {
+                self.is_full |= matches!(fault, FsFault::Vault(_));
+                write.fault = fault;
+                Tried::Kept(waiting)
+            }
+            Err(fault) => {
+                self.asker.end_held(self.asker.elapsed().saturating_sub(write.since), true);
+                let HeldWrite { ino, reply, .. } = waiting.write;
+                reply.error(self.asker.errno(OpKind::Write, ino, &fault));
+                Tried::Answered
+            }
+        }
     }
 
     fn mark(&self, ino: Ino) {
@@ -184,36 +248,25 @@ impl Keeper {
 
     /// Tries what is held again, the oldest first, and refuses what was held for the deadline.
     fn try_again(&mut self) {
-        let mut is_full = false;
-        for mut waiting in std::mem::take(&mut self.held) {
+        self.is_full = false;
+        for waiting in std::mem::take(&mut self.held) {
             // There is one disk, but there are many quotas.
-            if is_full && matches!(waiting.write.fault, FsFault::Vault(_)) {
+            if self.is_full && matches!(waiting.write.fault, FsFault::Vault(_)) {
                 self.end_or_keep(waiting);
                 continue;
             }
-            let write = &mut waiting.write;
-            match self.asker.write_held(write.ino, write.offset, &write.data, write.how) {
-                Ok(()) => {
+            match self.attempt(waiting) {
+                Tried::Answered => {
                     self.first_held = Some(self.asker.elapsed());
                     self.refused_at.clear();
-                    self.count_end(waiting.since, false);
-                    let HeldWrite { data, reply, .. } = waiting.write;
-                    reply.written(data.len() as u32);
                 }
-                Err(fault) if fault.is_no_room() => {
-                    is_full |= matches!(fault, FsFault::Vault(_));
-                    write.fault = fault;
-                    self.end_or_keep(waiting);
-                }
-                Err(fault) => {
-                    self.count_end(waiting.since, true);
-                    let HeldWrite { ino, reply, .. } = waiting.write;
-                    reply.error(self.asker.errno(OpKind::Write, ino, &fault));
-                }
+                Tried::Kept(waiting) => self.end_or_keep(waiting),
             }
         }
         if self.held.is_empty() {
-            self.first_held = None;
+            self.background.narrow();
+            self.marked.is_holding.store(false, SeqCst);
+            (self.first_held, self.is_full) = (None, false);
             let now = self.asker.elapsed();
             self.refused_at.retain(|_, at| now.saturating_sub(*at) < self.deadline);
             for (ino, bytes) in self.refused_files.drain() {
@@ -242,8 +295,8 @@ impl Keeper {
     }
 
     fn refuse(&mut self, waiting: Waiting) {
-        self.count_end(waiting.since, true);
-        let HeldWrite { ino, data, fault, reply, .. } = waiting.write;
+        let HeldWrite { ino, data, fault, reply, since, .. } = waiting.write;
+        self.asker.end_held(self.asker.elapsed().saturating_sub(since), true);
         self.asker.count_refused(data.len() as u64);
         *self.refused_files.entry(ino).or_default() += data.len() as u64;
         self.refused_at.insert(ino, self.asker.elapsed());
@@ -254,9 +307,5 @@ impl Keeper {
         for waiting in std::mem::take(&mut self.held) {
             self.refuse(waiting);
         }
-    }
-
-    fn count_end(&self, since: Duration, is_refused: bool) {
-        self.asker.end_held(self.asker.elapsed().saturating_sub(since), is_refused);
     }
 }

@@ -6,6 +6,7 @@
 //! On failure: the `io::Error` of the mount.
 
 mod attr;
+mod background;
 mod door;
 mod groups;
 mod held;
@@ -19,19 +20,21 @@ mod requests;
 mod seek;
 mod set_id;
 mod synchronous;
+mod writes;
 
 pub use door::Admitted;
 
 use crate::base::id::Ino;
 use crate::base::limits::{FULL_DEADLINE, FUSE_THREADS};
 use crate::fs::{AttributeCache, FileSystem};
+use background::Background;
 use door::Door;
 use fuser::{Config, INodeNo, Session, SessionACL};
 use requests::Requests;
 use seek::Kernel;
 use std::ffi::{CStr, CString};
 use std::fs::OpenOptions;
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -90,6 +93,7 @@ impl Default for MountOptions {
 pub struct Mounted {
     session: Option<Session<Requests>>,
     unmount: Unmount,
+    background: Background,
 }
 
 /// Unmounts, from any thread; fails while the mount is in use, and may then be tried again.
@@ -132,12 +136,14 @@ pub fn serve(fs: Arc<FileSystem>, device: OwnedFd, options: &MountOptions, unmou
     let kernel = Kernel::default();
     fs.set_attribute_cache(Arc::new(kernel.clone()));
     let door = options.admitted.clone().map(Door::new);
-    let session = Requests::new(fs, options, kernel.clone(), door)
-        .and_then(|requests| Session::from_fd(requests, device, SessionACL::All, config));
+    let session = Requests::new(fs, options, kernel.clone(), door).and_then(|requests| {
+        let background = requests.background();
+        Ok((Session::from_fd(requests, device, SessionACL::All, config)?, background))
+    });
     match session {
-        Ok(session) => {
+        Ok((session, background)) => {
             kernel.connect(session.notifier());
-            Ok(Mounted { session: Some(session), unmount })
+            Ok(Mounted { session: Some(session), unmount, background })
         }
         Err(e) => {
             let _ = unmount();
@@ -220,6 +226,11 @@ fn mount_directly(mountpoint: &Path, fsname: &str, words: &[&str]) -> io::Result
 }
 
 impl Mounted {
+    /// Takes the file in which the kernel keeps its limit of background requests for this mount.
+    pub fn connect_background(&self, setting: Box<dyn Write + Send>) {
+        self.background.connect(setting);
+    }
+
     /// Serves requests until the mount is gone.
     pub fn wait(mut self) -> io::Result<()> {
         let session = self.session.take().expect("only wait takes the session, and it takes the mount with it");

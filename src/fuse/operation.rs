@@ -29,6 +29,36 @@ pub(super) fn run<T>(
     result.map_err(|fault| Errno::from_i32(fs.answer(kind, ino, &fault)))
 }
 
+/// What became of a write.
+pub(super) enum Written {
+    Now,
+    /// There is no room for what the kernel's cache handed over. It counts as under way since then, until `end_held`.
+    NoRoom {
+        fault: FsFault,
+        since: Duration,
+    },
+}
+
+/// Runs a write as `run` does. With `may_hold`, one that finds no room is neither answered nor recorded.
+pub(super) fn run_write(
+    fs: &FileSystem,
+    ino: Ino,
+    may_hold: bool,
+    call: impl FnOnce(&FileSystem) -> Result<(), FsFault>,
+) -> Answer<Written> {
+    let world = fs.vault().world();
+    let since = world.elapsed();
+    fs.ops().begin(OpKind::Write);
+    match caught(OpKind::Write, ino, || call(fs)) {
+        Err(fault) if may_hold && fault.is_no_room() => Ok(Written::NoRoom { fault, since }),
+        result => {
+            fs.ops().record(OpKind::Write, world.elapsed().saturating_sub(since), result.is_err());
+            let answered = result.map_err(|fault| Errno::from_i32(fs.answer(OpKind::Write, ino, &fault)));
+            answered.map(|()| Written::Now)
+        }
+    }
+}
+
 fn caught<T>(kind: OpKind, ino: Ino, call: impl FnOnce() -> Result<T, FsFault>) -> Result<T, FsFault> {
     catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|_| {
         log::error!("{} on inode {ino} panicked", kind.name());
@@ -63,12 +93,7 @@ impl Asker {
         self.0.vault().world().elapsed()
     }
 
-    /// Counts a write that is held as under way: whoever unmounts waits for those.
-    pub(super) fn begin_held(&self) {
-        self.0.ops().begin(OpKind::Write);
-    }
-
-    /// Counts a write that was held as answered.
+    /// Counts a write that was held as answered. Until then it counts as under way: whoever unmounts waits for those.
     pub(super) fn end_held(&self, held: Duration, is_refused: bool) {
         self.0.ops().record(OpKind::Write, held, is_refused);
     }
@@ -82,5 +107,43 @@ impl Asker {
     pub(super) fn report(&self, text: String) {
         let vault = self.0.vault();
         vault.stats().error(vault.world().now(), text);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backing::{Backing, MemoryBacking};
+    use crate::base::secret::Passphrase;
+    use crate::base::world::{RealWorld, World};
+    use crate::fs::FsOptions;
+    use crate::seal::Unlock;
+    use crate::vault::{CreateOptions, OpenOptions, VaultFault, create, open};
+
+    fn mounted() -> Arc<FileSystem> {
+        let (disk, world) = (Arc::new(MemoryBacking::default()) as Arc<dyn Backing>, Arc::new(RealWorld::default()));
+        let (unlock, world) = (Unlock::KeyFile(Passphrase(vec![7; 64])), world as Arc<dyn World>);
+        create(&disk, &unlock, &CreateOptions::default(), &world).unwrap();
+        let vault = open(disk, &unlock, &OpenOptions::default(), world).unwrap();
+        Arc::new(FileSystem::new(vault, FsOptions::default()).unwrap())
+    }
+
+    #[test]
+    fn a_held_write_is_under_way_until_its_end_and_counts_once() {
+        let fs = mounted();
+        let counts = || {
+            let stat = fs.ops().of(OpKind::Write);
+            (stat.under_way(), stat.latency.snapshot().count(), stat.failures.get())
+        };
+        let full = |_: &FileSystem| Err(FsFault::Vault(VaultFault::BackingFull));
+        let held = run_write(&fs, ROOT_INO, true, full);
+        let Ok(Written::NoRoom { since, .. }) = held else { panic!("it is to be held") };
+        assert_eq!(counts(), (1, 0, 0));
+        let asker = Asker(Arc::clone(&fs));
+        asker.end_held(asker.elapsed().saturating_sub(since), false);
+        assert_eq!(counts(), (0, 1, 0));
+        assert!(run_write(&fs, ROOT_INO, false, full).is_err(), "a program's own write is told");
+        assert_eq!(counts(), (0, 2, 1));
+        fs.vault().close().unwrap();
     }
 }

@@ -6,8 +6,9 @@
 //! access, copy_file_range. Called by: `fuser`'s threads. On failure: the errno that `fs::errno` decided.
 
 use super::attr::{KEEP, file_attr, file_type, no_entry, sent, set_time, ttl};
+use super::background::Background;
 use super::door::Door;
-use super::held::{HeldWrite, Holder};
+use super::held::Holder;
 use super::negotiate::negotiate;
 use super::operation::{Answer, Asker, run};
 use super::page_cache::PageCache;
@@ -15,12 +16,11 @@ use super::reply::{empty, statfs, written, xattr};
 use super::seek::{self, Kernel, Seeker};
 use super::set_id::{self, SetIds};
 use super::synchronous::{Synchronous, sync, when_durable};
+use super::writes::{WriteRequest, Writes};
 use super::{MountOptions, groups, privileges};
 use crate::base::id::{Ino, ROOT_INO};
 use crate::base::limits::FREE_INOS;
-use crate::fs::{
-    Attr, Caller, Fallocate, FileSystem, FsFault, OpKind, RenameHow, Seek, SetAttr, WriteFrom, WriteHow, XattrHow,
-};
+use crate::fs::{Attr, Caller, Fallocate, FileSystem, FsFault, OpKind, RenameHow, Seek, SetAttr, WriteHow, XattrHow};
 use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, Generation, INodeNo, IoctlFlags,
     KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
@@ -47,15 +47,10 @@ thread_local! {
 /// The kernel's requests, put to a filesystem.
 pub(super) struct Requests {
     fs: Arc<FileSystem>,
-    /// Whether the kernel caches writes, and with them owns the times.
-    writeback: AtomicBool,
     /// Whether the kernel is to ask for access control lists.
     acl: bool,
     seeker: Seeker,
-    page_cache: PageCache,
-    synchronous: Synchronous,
-    /// Writes of the kernel's cache that wait for room.
-    holder: Holder,
+    writes: Writes,
     /// Who is let in, where the kernel lets everybody.
     door: Option<Door>,
     /// Whether the mount may be shown elsewhere with other owners. The kernel then names the user only where a request makes
@@ -82,7 +77,13 @@ impl Requests {
         let (acl, synchronous) = (options.has_lists(), Synchronous::of(&options.kernel));
         let idmap = options.kernel_checks() && door.is_none();
         let (writeback, set_ids) = (AtomicBool::new(false), SetIds::default());
-        Ok(Requests { fs, writeback, acl, seeker, holder, page_cache, synchronous, door, idmap, set_ids })
+        let writes = Writes { fs: Arc::clone(&fs), writeback, page_cache, synchronous, holder };
+        Ok(Requests { fs, acl, seeker, writes, door, idmap, set_ids })
+    }
+
+    /// The kernel's limit of background requests.
+    pub(super) fn background(&self) -> Background {
+        self.writes.holder.background()
     }
 
     /// Runs an operation for whoever the door lets in.
@@ -119,7 +120,7 @@ impl Requests {
             Err(e) => return reply.error(e),
         };
         let (fs, ttl) = (Arc::clone(&self.fs), self.ttl(&a));
-        when_durable(self.synchronous.names, &self.fs, kind, a.ino, move |durable| match durable {
+        when_durable(self.writes.synchronous.names, &self.fs, kind, a.ino, move |durable| match durable {
             Ok(()) => reply.entry(&ttl, &file_attr(&a), GENERATION),
             Err(e) => {
                 // The kernel never hears of it, so it will not forget it.
@@ -131,12 +132,12 @@ impl Requests {
 
     /// Answers a change of a directory.
     fn name_changed(&self, kind: OpKind, parent: INodeNo, reply: ReplyEmpty, done: Answer<()>) {
-        self.done(self.synchronous.names, kind, parent, reply, done);
+        self.done(self.writes.synchronous.names, kind, parent, reply, done);
     }
 
     /// Answers another change.
     fn changed(&self, kind: OpKind, ino: INodeNo, reply: ReplyEmpty, done: Answer<()>) {
-        self.done(self.synchronous.changes, kind, ino, reply, done);
+        self.done(self.writes.synchronous.changes, kind, ino, reply, done);
     }
 
     fn done(&self, wait: bool, kind: OpKind, ino: INodeNo, reply: ReplyEmpty, done: Answer<()>) {
@@ -158,7 +159,7 @@ impl Requests {
 impl Filesystem for Requests {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
         let writeback = negotiate(config, &self.fs, self.acl, self.idmap);
-        self.writeback.store(writeback, Relaxed);
+        self.writes.writeback.store(writeback, Relaxed);
         self.fs.kernel_keeps_writes(writeback);
         Ok(())
     }
@@ -189,18 +190,18 @@ impl Filesystem for Requests {
     }
 
     fn getattr(&self, request: &Request, ino: INodeNo, handle: Option<FileHandle>, reply: ReplyAttr) {
-        let is_marked = self.holder.is_marked(Ino(ino.0));
+        let is_marked = self.writes.holder.is_marked(Ino(ino.0));
         let found = self.run(request, OpKind::Getattr, ino, |fs, ino| fs.getattr(ino));
         match found {
             // A program is about to write, and its file is marked.
             Ok(a) if is_marked && handle.is_some() => {
-                self.holder.ask(a, self.ttl(&a), reply);
+                self.writes.holder.ask(a, self.ttl(&a), reply);
             }
             Ok(a) => reply.attr(&self.ttl(&a), &file_attr(&a)),
             Err(e) => reply.error(e),
         }
         if is_marked && handle.is_none() {
-            self.holder.mark(Ino(ino.0));
+            self.writes.holder.mark(Ino(ino.0));
         }
     }
 
@@ -231,7 +232,7 @@ impl Filesystem for Requests {
             Ok(a) => {
                 self.set_ids.note(task, &set, &a);
                 let ttl = self.ttl(&a);
-                let wait = self.synchronous.changes;
+                let wait = self.writes.synchronous.changes;
                 when_durable(wait, &self.fs, OpKind::Setattr, a.ino, move |durable| match durable {
                     Ok(()) => reply.attr(&ttl, &file_attr(&a)),
                     Err(e) => reply.error(e),
@@ -239,8 +240,8 @@ impl Filesystem for Requests {
             }
             Err(e) => reply.error(e),
         }
-        if self.holder.is_marked(Ino(ino.0)) {
-            self.holder.mark(Ino(ino.0));
+        if self.writes.holder.is_marked(Ino(ino.0)) {
+            self.writes.holder.mark(Ino(ino.0));
         }
     }
 
@@ -338,7 +339,7 @@ impl Filesystem for Requests {
     ) {
         // Direct reads alone name an owner; O_DIRECT in the flags would also be there for a mapping of such a file.
         if owner.is_none() {
-            self.page_cache.filled(Ino(ino.0), offset, size as usize);
+            self.writes.page_cache.filled(Ino(ino.0), offset, size as usize);
         }
         READ.with_borrow_mut(|out| {
             out.clear();
@@ -361,41 +362,14 @@ impl Filesystem for Requests {
         owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        // Direct writes alone name an owner. Where the kernel writes through, it locks pages while it waits for the answer.
-        let direct = owner.is_some();
-        if !direct {
-            self.page_cache.filled(Ino(ino.0), offset, data.len());
-        }
-        let drop_set_id = flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
-        // An order to `control` takes no room, and must come through when there is none.
-        let cached = flags.contains(WriteFlags::FUSE_WRITE_CACHE) && !FREE_INOS.contains(&ino.0);
-        let from = if cached { WriteFrom::Cache } else { WriteFrom::Program };
-        let how = WriteHow { drop_set_id, stamp: !self.writeback.load(Relaxed) };
-        let mut refused = None;
-        let call = |fs: &FileSystem, ino| {
-            fs.write_from(from, ino, offset, data, how).or_else(|e| e.hold(cached, &mut refused))
-        };
-        if let Err(e) = self.run(request, OpKind::Write, ino, call) {
+        if let Err(e) = self.admit(request) {
             return reply.error(e);
         }
-        let (len, ino) = (data.len(), Ino(ino.0));
-        if let Some(fault) = refused {
-            return self.holder.hold(HeldWrite { ino, offset, data: data.to_vec(), how, fault, reply });
-        }
-        if cached && self.fs.vault().is_nearly_full() && !self.holder.is_marked(ino) {
-            self.holder.mark(ino);
-        }
-        if !direct {
-            return reply.written(len as u32);
-        }
-        let (fs, wait) = (Arc::clone(&self.fs), self.synchronous.direct_write(open_flags));
-        let answer = move || {
-            when_durable(wait, &fs, OpKind::Write, ino, move |durable| {
-                written(reply, len as u32, durable);
-            });
-        };
-        // Where direct writes come one by one, the kernel drops the pages itself.
-        if how.stamp { answer() } else { self.page_cache.written_past(ino, offset, len, answer) }
+        // Direct writes alone name an owner. Where the kernel writes through, it locks pages while it waits for the answer.
+        let (direct, ino) = (owner.is_some(), Ino(ino.0));
+        let drop_set_id = flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        let cached = flags.contains(WriteFlags::FUSE_WRITE_CACHE);
+        self.writes.write(WriteRequest { ino, offset, data, cached, direct, drop_set_id, open_flags, reply });
     }
 
     fn flush(&self, _request: &Request, _ino: INodeNo, _handle: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
@@ -564,7 +538,7 @@ impl Filesystem for Requests {
         // The kernel says of a write whether the set-id bits must go, and not of a copy.
         let how = WriteHow {
             drop_set_id: set_id::dropped_by(&self.fs, request.pid(), Ino(ino_out.0)),
-            stamp: !self.writeback.load(Relaxed),
+            stamp: !self.writes.writeback.load(Relaxed),
         };
         // The answer has 32 bits.
         let len = len.min(u64::from(u32::MAX));
@@ -572,7 +546,7 @@ impl Filesystem for Requests {
             |fs: &FileSystem, ino_out| fs.copy_file_range(Ino(ino_in.0), offset_in, ino_out, offset_out, len, how);
         match self.run(request, OpKind::CopyFileRange, ino_out, call) {
             Ok(copied) => {
-                let (fs, wait) = (&self.fs, self.synchronous.changes);
+                let (fs, wait) = (&self.fs, self.writes.synchronous.changes);
                 when_durable(wait, fs, OpKind::CopyFileRange, Ino(ino_out.0), move |durable| {
                     written(reply, copied as u32, durable);
                 });

@@ -84,6 +84,10 @@ impl Shared {
 
     /// Enters or leaves the state `full`, and reports it.
     pub fn watch_room(&self) {
+        // Then the log says when it goes on, and where.
+        if self.progress.is_stopped() {
+            return;
+        }
         if self.is_short(FULL_BYTES) {
             // What is buffered counts twice while it is on its way to the log. Whoever is refused reports it anyway.
             if self.pending_bytes() == 0 {
@@ -204,9 +208,9 @@ impl Vault {
         Err(self.refuse_for_room())
     }
 
-    /// Refuses `bytes` that the kernel hands over if there is no room for them now. Never waits.
+    /// Refuses `bytes` that the kernel hands over if there is no room for them now, or nobody knows. Never waits.
     pub(super) fn admit_from_kernel(&self, bytes: u64) -> Result<(), VaultFault> {
-        if self.shared.is_full_now(bytes) { Err(VaultFault::BackingFull) } else { Ok(()) }
+        if self.shared.is_full_or_unsure(bytes) { Err(VaultFault::BackingFull) } else { Ok(()) }
     }
 
     /// Refuses a range of a file that could not be written as things are: beside the bytes that the file has there

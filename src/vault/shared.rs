@@ -351,7 +351,7 @@ impl Shared {
         if first {
             self.stats.error(self.world.now(), format!("writing stopped: {why}"));
         }
-        self.happened(Event::Nowhere, why);
+        self.happened(if how == Stop::NoRoom { Event::NoRoom } else { Event::Nowhere }, why);
         for w in waiters {
             let fault = self.progress.check().err();
             (w.reply)(Err(fault.unwrap_or_else(|| VaultFault::Failed(why.into()))));
@@ -423,9 +423,15 @@ impl Shared {
         self.is_full_by(bytes, SpaceWatch::room)
     }
 
-    /// Answers `is_full` by what the disks say now: for a writer that would be refused otherwise, and may wait for them.
+    /// Whether neither place has room for `bytes` more, or cannot say so at once: for data that is taken in by the answer.
+    pub fn is_full_or_unsure(&self, bytes: u64) -> bool {
+        self.is_full_by(bytes, |watch| watch.fresh_room().unwrap_or(Room::Unreachable))
+    }
+
+    /// Answers `is_full` by what the disks say now: for a writer that may wait for them.
     pub fn is_full_now(&self, bytes: u64) -> bool {
-        self.is_full(bytes) && self.is_full_by(bytes, |watch| watch.room_now(SPACE_PATIENCE))
+        self.is_full_by(bytes, SpaceWatch::settled_room)
+            && self.is_full_by(bytes, |watch| watch.room_now(SPACE_PATIENCE))
     }
 
     fn is_full_by(&self, bytes: u64, room: impl Fn(&SpaceWatch) -> Room) -> bool {

@@ -1,8 +1,8 @@
 //! Knows how much room a place has, so that nobody who serves the kernel asks the disk.
 //!
-//! Promise: `room` answers from memory. It waits for the disk at most `PATIENCE`, and not at all while an earlier question is
-//! unanswered for longer than that. What the log has written since the question counts as used, so an old answer admits no more
-//! than a new one would.
+//! Promise: `room` and `fresh_room` answer from memory. They wait for the disk at most `PATIENCE`, and not at all while an
+//! earlier question is unanswered for longer than that. What the log has written since the question counts as used.
+//! An old answer does not know what other programs have taken: only `settled_room` may admit data by one, of a hanging disk.
 //! Called by: `shared` (admission, `statfs`), `room`, background work (`look`). Takes: its own lock, never across the disk.
 //! On failure: the backing directory's last answer stays; an emergency directory that does not answer has no room.
 
@@ -19,6 +19,8 @@ use std::time::Duration;
 const FRESH: Duration = Duration::from_millis(50);
 /// Longest wait for an answer on a thread that serves the kernel. A disk that is well answers in microseconds.
 const PATIENCE: Duration = Duration::from_millis(5);
+/// A question that is unanswered for longer means that the disk hangs, and not that this machine is busy.
+const HANGING: Duration = Duration::from_secs(1);
 /// Longest wait for a disk that does not answer when the vault is closed.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -119,22 +121,39 @@ impl SpaceWatch {
         self.charged(&known)
     }
 
-    /// The room, without waiting for a disk that does not answer.
+    /// The room, without waiting for a disk that does not answer. The answer may be old: file data is not admitted by it.
     pub fn room(&self) -> Room {
+        self.room_within(PATIENCE).0
+    }
+
+    /// The room, if the disk said so just now; never waits for a disk that does not answer.
+    pub fn fresh_room(&self) -> Option<Room> {
+        let (room, is_fresh) = self.room_within(PATIENCE);
+        is_fresh.then_some(room)
+    }
+
+    /// The room as the disk said just now, or, if the disk hangs, as it said last. Waits until that is known.
+    pub fn settled_room(&self) -> Room {
+        self.room_within(HANGING).0
+    }
+
+    /// The room, and whether the disk said so just now; waits until the question is unanswered for so long.
+    fn room_within(&self, most: Duration) -> (Room, bool) {
         let now = self.world.elapsed();
         let is_fresh = |known: &Known| known.asked_at.is_some_and(|at| now.saturating_sub(at) < FRESH);
         let known = self.known.held();
         if is_fresh(&known) {
-            return self.charged(&known);
+            return (self.charged(&known), true);
         }
-        let Some(known) = self.ask(known, now) else { return self.look() };
-        let is_hanging = known.pending_since.is_some_and(|since| now.saturating_sub(since) >= PATIENCE);
-        if is_hanging {
-            return self.charged(&known);
+        let Some(mut known) = self.ask(known, now) else { return (self.look(), true) };
+        while let Some(since) = known.pending_since.filter(|since| *since <= now) {
+            let left = most.saturating_sub(self.world.elapsed().saturating_sub(since));
+            if left.is_zero() {
+                break;
+            }
+            known = self.answered.wait_timeout(known, left).unwrap_or_else(PoisonError::into_inner).0;
         }
-        let waits = |known: &mut Known| known.pending_since.is_some_and(|since| since <= now);
-        let waited = self.answered.wait_timeout_while(known, PATIENCE, waits);
-        self.charged(&waited.unwrap_or_else(PoisonError::into_inner).0)
+        (self.charged(&known), is_fresh(&known))
     }
 
     /// The room as of now, waited for, but no longer than `most`: for whoever would be refused otherwise.

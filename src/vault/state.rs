@@ -113,7 +113,8 @@ pub enum State {
     Error = 7,
     /// At an end.
     Closed = 8,
-    /// There is no room for new data: it is refused with ENOSPC. Reads, deletes, fsyncs and commits work.
+    /// There is no room for new data: it is refused with ENOSPC. Reads, deletes, fsyncs and commits work, as long as the room that
+    /// was kept for them is enough; if somebody else took it, buffers are kept and probing goes on, as in `Error`.
     Full = 9,
 }
 
@@ -142,7 +143,7 @@ pub enum Event {
     Back,
     /// Everything is home.
     Home,
-    /// New data finds no room.
+    /// New data finds no room, or no place takes the log for want of room.
     NoRoom,
     /// New data finds room again.
     Room,
@@ -186,6 +187,7 @@ impl State {
     ///   |        \________________________ Away | Nowhere | NoRoom _______/
     ///   +--> Recovering <--Back-- Backup <--Away-- (work, Full, Recovering, Error)
     ///            |  ^--Back-- Error <--Nowhere-- (work, Full, Backup, Recovering)
+    ///            |            Full <--NoRoom-- (work, Backup, Recovering, Error)
     ///            +--Home--> Ready         Full --Room--> Ready           Close leads from every state to Closed
     /// ```
     /// Under way elsewhere (Backup, Recovering, Error) and while Full the words of ordinary work change nothing.
@@ -199,13 +201,13 @@ impl State {
             (Ready | Writing | Verifying, Cut) => Ok(Flushing),
             (Flushing, Flushed) => Ok(Verifying),
             (Writing | Flushing | Verifying, Idle) => Ok(Ready),
-            (Ready | Writing | Flushing | Verifying, NoRoom) => Ok(Full),
+            (Ready | Writing | Flushing | Verifying | Backup | Recovering | Error | Full, NoRoom) => Ok(Full),
             (Writing | Flushing | Verifying, Changed)
             | (Flushing, Cut)
             | (Verifying | Writing | Ready, Flushed)
             | (Writing, Settled)
             | (Ready, Settled | Idle) => Ok(self),
-            (Backup | Recovering | Error | Full, Changed | Cut | Flushed | Settled | Idle | NoRoom)
+            (Backup | Recovering | Error | Full, Changed | Cut | Flushed | Settled | Idle)
             | (Ready | Writing | Flushing | Verifying | Backup | Recovering | Error, Room) => Ok(self),
             (Ready | Writing | Flushing | Verifying | Recovering | Error | Full, Away) => Ok(Backup),
             (Ready | Writing | Flushing | Verifying | Recovering | Backup | Full, Nowhere) => Ok(Error),
