@@ -1037,3 +1037,45 @@ fn a_vault_without_the_right_to_write_is_looked_at_and_the_way_out_is_named() {
     let said = stderr(&done);
     assert!(said.lines().count() >= 2 && said.matches("chmod u+w").count() >= 2, "{said}");
 }
+
+#[test]
+fn a_passphrase_file_of_a_windows_editor_opens_or_says_why_not() {
+    let desk = Desk::new();
+    let passphrase = fs::read(desk.path("pass")).unwrap();
+    let line = passphrase.strip_suffix(b"\n").unwrap_or(&passphrase);
+    desk.secret("crlf", &[line, b"\r\n"].concat());
+    ok(&desk.run(&["check", "--password-file", "crlf", "vault"]));
+    desk.secret("marked", &[&b"\xef\xbb\xbf"[..], line, b"\r\n"].concat());
+    let marked = desk.run(&["check", "--password-file", "marked", "vault"]);
+    assert_eq!(code(&marked), WRONG_KEY, "{}", stderr(&marked));
+    assert!(stderr(&marked).contains("warning: marked begins with a byte order mark"), "{}", stderr(&marked));
+}
+
+#[test]
+fn root_ends_and_looks_at_the_mount_of_a_user() {
+    // SAFETY: only asks.
+    if unsafe { libc::geteuid() } != 0 {
+        return;
+    }
+    let desk = Desk::new();
+    let script = r#"
+        mknod -m 666 fuse c 10 229; mount --bind fuse /dev/fuse
+        chown -R 65534:65534 vault mnt pass; chmod 711 . ; mkdir state; chown 65534 state
+        as() { setpriv --reuid=65534 --regid=65534 --clear-groups env HOME=/nonexistent STRONGROOM_STATE_DIR="$PWD/state" "$@"; }
+        as "$0" mount --password-file pass vault mnt
+        as sh -c 'echo kept > mnt/file'
+        ls mnt 2>/dev/null && exit 9
+        "$0" status mnt | grep -q ^state
+        "$0" umount --json mnt
+        mountpoint -q mnt && exit 9
+        as "$0" mount --password-file pass vault mnt
+        as cat mnt/file
+        "$0" umount mnt
+    "#;
+    let mut command = Command::new("unshare");
+    command.args(["-m", "--propagation", "private", "bash", "-euc", script, PROGRAM]).current_dir(desk.dir.path());
+    let done = command.output().unwrap();
+    assert_eq!(code(&done), OK, "{}", stderr(&done));
+    let said = String::from_utf8_lossy(&done.stdout).into_owned();
+    assert!(said.contains("\"ok\": true") && said.ends_with("kept\n"), "{said}");
+}

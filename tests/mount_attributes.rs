@@ -680,3 +680,44 @@ fn programs_of_32_bits_get_answers() {
     listed.sort();
     assert_eq!(listed, expected[2..]);
 }
+
+/// Changes the owner of a program as each of these does, and shows what is left of its mode.
+fn modes_after_chown(dir: &Path) -> Vec<String> {
+    const KEEP: u32 = u32::MAX;
+    let mut all = Vec::new();
+    for person in [ROOT, CONFINED, MEMBER] {
+        for mode in [0o6755, 0o2745, 0o2644, 0o4755, 0o6777] {
+            for (uid, gid) in [(KEEP, KEEP), (person.uid, KEEP), (KEEP, person.gid), (person.uid, person.gid)] {
+                for is_dir in [false, true] {
+                    let path = dir.join("changed");
+                    if is_dir {
+                        fs::create_dir(&path).unwrap()
+                    } else {
+                        fs::write(&path, b"x").unwrap()
+                    }
+                    chown(&path, Some(person.uid), Some(person.gid)).unwrap();
+                    fs::set_permissions(&path, PermissionsExt::from_mode(mode)).unwrap();
+                    // SAFETY: a terminated string, and numbers.
+                    let done = acting_as(person, || unsafe { libc::chown(c(&path).as_ptr(), uid, gid) });
+                    let after = fs::metadata(&path).unwrap().mode() & 0o7777;
+                    let (name, what) = (person.name, if is_dir { "directory" } else { "file" });
+                    all.push(format!("{name} sets {uid}:{gid} on a {what} {mode:o}: {done}, {after:o}"));
+                    if is_dir { fs::remove_dir(&path).unwrap() } else { fs::remove_file(&path).unwrap() }
+                }
+            }
+        }
+    }
+    all
+}
+
+#[test]
+fn chown_takes_set_id_bits_as_on_ext4_also_where_it_changes_no_owner() {
+    let _alone = alone();
+    let disk = Disk::ext4(16);
+    fs::set_permissions(&disk.at, PermissionsExt::from_mode(0o777)).unwrap();
+    let expected = modes_after_chown(&disk.at);
+    for v in [keyed(&["suid", "allow_other"]), again(without_write_back(), &["suid", "allow_other"])] {
+        fs::set_permissions(&v.mnt, PermissionsExt::from_mode(0o777)).unwrap();
+        assert_eq!(modes_after_chown(&v.mnt), expected);
+    }
+}

@@ -49,6 +49,22 @@ fn write_synced(path: &Path, data: &[u8]) {
     File::open(path).unwrap().sync_all().unwrap();
 }
 
+/// A mounted vault with a synced file, and its daemon.
+fn mounted_with_file() -> (TestVault, i32) {
+    let v = TestVault::mounted();
+    let pid = v.pid();
+    write_synced(&v.path("file"), b"data");
+    (v, pid)
+}
+
+/// Mounts the vault again, finds in the file what it must hold, and unmounts it.
+#[track_caller]
+fn keeps(v: &TestVault, name: &str, data: &[u8]) {
+    v.mount();
+    assert_eq!(fs::read(v.path(name)).unwrap(), data);
+    v.umount();
+}
+
 fn signal(signal: i32, pid: i32) {
     // SAFETY: a signal to a process that this test started.
     assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
@@ -134,9 +150,7 @@ fn a_dead_disk_with_an_emergency_directory_is_20_and_without_one_12() {
 #[test]
 fn a_vault_that_is_removed_or_replaced_is_12() {
     for replaced in [false, true] {
-        let v = TestVault::mounted();
-        let pid = v.pid();
-        write_synced(&v.path("file"), b"data");
+        let (v, pid) = mounted_with_file();
         if replaced {
             // A copy that was closed cleanly takes its place: its lock file must not speak for ours.
             let copy = v.outside("copy");
@@ -184,9 +198,7 @@ fn a_full_disk_says_what_is_not_saved_and_umount_is_0_once_there_is_room() {
 
 #[test]
 fn a_daemon_that_is_killed_at_the_end_is_12_though_the_mount_is_gone() {
-    let v = TestVault::mounted();
-    let pid = v.pid();
-    write_synced(&v.path("file"), b"data");
+    let (v, pid) = mounted_with_file();
     // It cannot end before it is killed: a stopped process does nothing.
     let holder = in_another_namespace(&v);
     let mut command = Command::new(strongroom());
@@ -197,9 +209,7 @@ fn a_daemon_that_is_killed_at_the_end_is_12_though_the_mount_is_gone() {
     drop(holder);
     let out = child.wait_with_output().unwrap();
     says(&out, FLUSH_FAILED, &["ended without a word"]);
-    v.mount();
-    assert_eq!(fs::read(v.path("file")).unwrap(), b"data");
-    v.umount();
+    keeps(&v, "file", b"data");
 }
 
 #[test]
@@ -216,8 +226,9 @@ fn whoever_comes_second_learns_how_it_ended() {
     assert!(codes.contains(&0) && codes.iter().all(|code| [0, NOT_MOUNTED].contains(code)), "{outs:?}");
     // umount(8) first, which does not wait; its daemon cannot close the vault, and that is told to whoever asks.
     v.mount();
-    fs::write(v.path("file"), vec![8; 1 << 20]).unwrap();
+    // Written under the injection: a vault that was quiet for 0.2 s has committed.
     let fails = Injection::begin(v.pid(), EIO, &[], v.outside("strace.log"));
+    fs::write(v.path("file"), vec![8; 1 << 20]).unwrap();
     run(Command::new("umount").arg(&v.mnt));
     says(&umount(&v, &[]), FLUSH_FAILED, &["unmounted, but not everything", "not saved: /file"]);
     drop(fails);
@@ -226,9 +237,7 @@ fn whoever_comes_second_learns_how_it_ended() {
 
 #[test]
 fn a_busy_mount_names_the_programs_and_force_takes_it_from_them() {
-    let v = TestVault::mounted();
-    let pid = v.pid();
-    write_synced(&v.path("file"), b"data");
+    let (v, pid) = mounted_with_file();
     let inside = Idle::start(Command::new("sleep").arg("120").current_dir(&v.mnt));
     let reader = Idle::start(Command::new("tail").arg("-f").arg(v.path("file")).stderr(Stdio::null()));
     let open = |pid| {
@@ -245,9 +254,7 @@ fn a_busy_mount_names_the_programs_and_force_takes_it_from_them() {
     assert_eq!(umount(&v, &["--force"]).status.code(), Some(0), "everything is flushed, and the vault is closed");
     assert!(!v.is_mounted());
     ends(pid);
-    v.mount();
-    assert_eq!(fs::read(v.path("file")).unwrap(), b"data");
-    v.umount();
+    keeps(&v, "file", b"data");
 }
 
 #[test]
@@ -270,16 +277,13 @@ fn where_another_namespace_holds_the_mount_umount_says_who_and_force_ends_it() {
             drop(holder);
         }
         ends(pid);
-        v.mount();
-        assert_eq!(fs::read(v.path("file")).unwrap(), b"data");
-        v.umount();
+        keeps(&v, "file", b"data");
     }
 }
 
 #[test]
 fn a_bind_mount_holds_the_filesystem_and_a_signal_takes_that_as_well() {
-    let v = TestVault::mounted();
-    let pid = v.pid();
+    let (v, pid) = mounted_with_file();
     fs::create_dir(v.path("dir")).unwrap();
     fs::write(v.path("dir/file"), b"data").unwrap();
     let place = v.outside("bound");
@@ -290,9 +294,7 @@ fn a_bind_mount_holds_the_filesystem_and_a_signal_takes_that_as_well() {
     signal(libc::SIGTERM, pid);
     ends(pid);
     assert!(!fs::read_to_string("/proc/self/mountinfo").unwrap().contains(place.to_str().unwrap()));
-    v.mount();
-    assert_eq!(fs::read(v.path("dir/file")).unwrap(), b"newer");
-    v.umount();
+    keeps(&v, "dir/file", b"newer");
 }
 
 #[test]
@@ -316,6 +318,8 @@ fn a_mount_that_was_moved_is_unmounted_by_a_signal_and_by_its_new_place() {
         if by_signal {
             signal(libc::SIGTERM, pid);
         } else {
+            let new_place = format!("strongroom umount {}", moved.display());
+            says(&umount(&v, &[]), NOT_MOUNTED, &["nothing is mounted there any more", &new_place]);
             run(Command::new(strongroom()).arg("umount").arg(&moved));
         }
         ends(pid);
@@ -361,9 +365,7 @@ fn a_stopped_daemon_is_named_at_once_and_force_loses_nothing() {
     unmounting.wait().unwrap();
     says(&umount(&v, &["--force"]), 0, &["it is let go on"]);
     ends(pid);
-    v.mount();
-    assert_eq!(fs::read(v.path("file")).unwrap(), b"data");
-    v.umount();
+    keeps(&v, "file", b"data");
 }
 
 #[test]
@@ -404,4 +406,52 @@ fn a_daemon_that_hangs_with_a_request_in_its_hands_holds_nobody() {
         (b"safe".into(), b"later".into())
     );
     v.umount();
+}
+
+#[test]
+fn the_shell_that_stands_in_the_mount_is_told_to_leave_it() {
+    let (v, _) = mounted_with_file();
+    let line = format!("cd '{}' && '{}' umount . ; exit $?", v.mnt.display(), strongroom().display());
+    let out = output(Command::new("sh").args(["-c", &line]));
+    says(&out, BUSY, &["sh (process", "from which this command was started", "which `cd /` leaves"]);
+    assert!(v.is_mounted());
+    let line = format!("cd '{}' && cd / && '{}' umount '{}'", v.mnt.display(), strongroom().display(), v.mnt.display());
+    assert_eq!(output(Command::new("sh").args(["-c", &line])).status.code(), Some(0));
+    keeps(&v, "file", b"data");
+}
+
+#[test]
+fn a_program_that_opens_files_for_moments_is_named_or_waited_for() {
+    let (v, _) = mounted_with_file();
+    // Where the mount is gone, it ends.
+    let line = format!("while [ -e '{0}/file' ]; do echo more >> '{0}/appended'; done", v.mnt.display());
+    let appending = Idle::start(Command::new("sh").args(["-c", &line]).current_dir("/"));
+    eventually("it appends", PATIENCE, || v.path("appended").exists());
+    let out = umount(&v, &[]);
+    if out.status.code() != Some(0) {
+        let said = String::from_utf8_lossy(&out.stderr).into_owned();
+        let its = format!("sh (process {})", appending.0.id());
+        assert_eq!(out.status.code(), Some(BUSY), "{said}");
+        assert!(said.contains(&its) || said.contains("opens files there for a moment at a time"), "{said}");
+    }
+}
+
+#[test]
+fn a_vault_given_for_a_mountpoint_is_told_where_it_is_mounted() {
+    let (v, _) = mounted_with_file();
+    let given = output(Command::new(strongroom()).arg("umount").arg(&v.vault));
+    says(&given, NOT_MOUNTED, &["this is a vault", &format!("strongroom umount {}", v.mnt.display())]);
+}
+
+#[test]
+fn umount_answers_in_json() {
+    let (v, _) = mounted_with_file();
+    let json = |out: &Output| serde_json::from_slice::<serde_json::Value>(&out.stdout).unwrap();
+    let inside = Idle::start(Command::new("sleep").arg("120").current_dir(&v.mnt));
+    let busy = json(&umount(&v, &["--json"]));
+    assert_eq!((&busy["ok"], &busy["exit"]), (&false.into(), &BUSY.into()), "{busy}");
+    assert!(busy["error"].as_str().unwrap().contains("EBUSY"), "{busy}");
+    drop(inside);
+    let done = json(&umount(&v, &["--json"]));
+    assert_eq!((&done["ok"], &done["mountpoint"]), (&true.into(), &v.mnt.to_str().unwrap().into()), "{done}");
 }

@@ -15,6 +15,8 @@ use std::path::{Path, PathBuf};
 
 /// Most programs and mounts that a sentence names.
 const NAMED_MOST: usize = 6;
+/// The name of the process that mounts for a daemon.
+const MOUNTER: &str = "strongroom-mntr";
 
 /// What keeps a filesystem.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -32,8 +34,9 @@ impl Holders {
         let processes = processes();
         holders.add_mounts(device, &processes);
         let own = std::process::id() as i32;
+        let callers = ancestors(own);
         for &pid in processes.iter().filter(|pid| **pid != own) {
-            holders.add_program(device, pid);
+            holders.add_program(device, pid, callers.contains(&pid));
         }
         holders
     }
@@ -98,7 +101,8 @@ impl Holders {
         }
     }
 
-    fn add_program(&mut self, device: &str, pid: i32) {
+    /// Adds a program if it uses the filesystem; `is_caller` says that this command was started from it.
+    fn add_program(&mut self, device: &str, pid: i32, is_caller: bool) {
         let at = |what: &str| PathBuf::from(format!("/proc/{pid}/{what}"));
         let shown = |link: &Path| {
             std::fs::read_link(link).map_or("a file".to_owned(), |path| printable(path.as_os_str().as_bytes()))
@@ -117,6 +121,10 @@ impl Holders {
             Err(e) if e.kind() == io::ErrorKind::PermissionDenied => self.some_unseen = true,
             Err(_) => {}
         }
+        // The process that mounts for the daemon syncs the mount now and then; it lets go by itself.
+        if name(pid) == MOUNTER {
+            return;
+        }
         if uses.is_empty() {
             let maps = std::fs::read(at("maps")).unwrap_or_default();
             uses.extend(mapped(&maps, device).map(|path| format!("it maps {path}")));
@@ -126,7 +134,11 @@ impl Holders {
                 1 => String::new(),
                 n => format!(" and {} more", n - 1),
             };
-            self.all.push(format!("{} (process {pid}): {first}{more}", name(pid)));
+            let (which, way_out) = match is_caller {
+                true => (", from which this command was started", ", which `cd /` leaves"),
+                false => ("", ""),
+            };
+            self.all.push(format!("{} (process {pid}{which}): {first}{more}{way_out}", name(pid)));
         }
     }
 }
@@ -136,6 +148,16 @@ fn processes() -> Vec<i32> {
     let mut all: Vec<i32> = entries.filter_map(|e| e.file_name().to_str()?.parse().ok()).collect();
     all.sort_unstable();
     all
+}
+
+/// The processes that started this one, nearest first.
+fn ancestors(pid: i32) -> Vec<i32> {
+    let parent = |pid: i32| -> Option<i32> {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // Behind the name, which may hold anything: state and parent.
+        stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(1)?.parse().ok()
+    };
+    std::iter::successors(parent(pid), |pid| parent(*pid)).take_while(|pid| *pid > 0).collect()
 }
 
 fn name(pid: i32) -> String {
@@ -192,10 +214,10 @@ mod tests {
         let device = mount.expect("its filesystem is mounted").device;
         let mut holders = Holders::default();
         // Its directory lies there as well: the first use is named, the others are counted.
-        holders.add_program(&device, child.id() as i32);
+        holders.add_program(&device, child.id() as i32, false);
         let nowhere = {
             let mut holders = Holders::default();
-            holders.add_program("0:999999", child.id() as i32);
+            holders.add_program("0:999999", child.id() as i32, false);
             holders
         };
         child.kill().unwrap();

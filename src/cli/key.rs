@@ -20,6 +20,8 @@ use zeroize::Zeroize;
 
 /// Most bytes taken from a passphrase or key file: more is a mistake (a disk image, `/dev/zero`), not a key.
 const SECRET_BYTES_MAX: u64 = 1 << 20;
+/// What some editors put in front of a text in UTF-8.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 /// The names of credentials in `$CREDENTIALS_DIRECTORY`. A credential is no kind of its own: it is one of these, handed over.
 const CREDENTIALS: [(&str, Kind); 3] = [
     ("strongroom.passphrase", Kind::Passphrase),
@@ -151,7 +153,13 @@ fn read_from(
 fn of_kind(kind: Kind, bytes: Passphrase, from: &Path) -> Result<Unlock, Failure> {
     match kind {
         Kind::KeyFile => Ok(Unlock::KeyFile(some(bytes, from)?)),
-        Kind::Passphrase => Ok(Unlock::Passphrase(some(without_newline(bytes), from)?)),
+        Kind::Passphrase => {
+            if bytes.0.starts_with(BYTE_ORDER_MARK) {
+                let mark = "begins with a byte order mark (EF BB BF), which counts as part of the passphrase";
+                print::complain(&format!("warning: {} {mark}; save it as UTF-8 without one", from.display()));
+            }
+            Ok(Unlock::Passphrase(some(without_newline(bytes), from)?))
+        }
         Kind::Recovery => recovery(&some(bytes, from)?, from),
     }
 }

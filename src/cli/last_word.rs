@@ -171,12 +171,12 @@ impl Witness {
     /// The one of a mount that is served; `None` if there is none that can be reached from here and trusted.
     pub fn of(mount: &Mount) -> Option<Witness> {
         // A device number comes back as soon as its mount is gone, while the daemon of that is still closing.
-        Witness::all(&mount.device, mount.owner).find_map(Witness::serving)
+        Witness::all(&mount.device, mount.owner.map(|(uid, _)| uid)).find_map(Witness::serving)
     }
 
     /// The one of a mount that answers ENOTCONN, whose daemon may still be closing the vault.
     pub fn of_cut_off(mount: &Mount) -> Option<Witness> {
-        Witness::all(&mount.device, mount.owner).next()
+        Witness::all(&mount.device, mount.owner.map(|(uid, _)| uid)).next()
     }
 
     /// The one of a mount that is gone from its place, whose daemon still has to end.

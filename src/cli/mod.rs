@@ -103,7 +103,8 @@ pub fn run(line: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     let json = match &line.command {
-        Command::Mount(_) | Command::Umount(_) => false,
+        Command::Mount(_) => false,
+        Command::Umount(args) => args.json,
         Command::Init(args) => args.json,
         Command::Status(args) => args.json,
         Command::Check(args) => args.json,

@@ -25,8 +25,8 @@ pub struct Mount {
     pub kind: Vec<u8>,
     /// The name shown in `df`: the vault's path, unless `fsname=` said otherwise.
     pub source: PathBuf,
-    /// The user who mounted it, if it is a FUSE mount.
-    pub owner: Option<u32>,
+    /// The user and group who mounted it, if it is a FUSE mount.
+    pub owner: Option<(u32, u32)>,
 }
 
 impl Mount {
@@ -36,6 +36,19 @@ impl Mount {
             b"fuse.strongroom" => true,
             b"fuse" => self.vault().is_some(),
             _ => false,
+        }
+    }
+
+    /// Takes on the rights of the user who mounted it, for good. False where that is not possible, or changes nothing:
+    /// only root may, and root's own mounts let root in.
+    pub fn act_as_owner(&self) -> bool {
+        let Some((uid, gid)) = self.owner.filter(|(uid, _)| *uid != 0) else { return false };
+        // SAFETY: plain calls with numbers and an empty list; each applies to all threads of the process.
+        unsafe {
+            libc::geteuid() == 0
+                && libc::setgroups(0, std::ptr::null()) == 0
+                && libc::setresgid(gid, gid, gid) == 0
+                && libc::setresuid(uid, uid, uid) == 0
         }
     }
 
@@ -132,7 +145,8 @@ fn parse(text: &[u8]) -> Vec<Mount> {
         fields.find(|f| *f == b"-")?;
         let (kind, source) = (fields.next()?, fields.next()?);
         let options = String::from_utf8_lossy(fields.next().unwrap_or_default());
-        let owner = options.split(',').find_map(|option| option.strip_prefix("user_id=")?.parse().ok());
+        let number = |name: &str| options.split(',').find_map(|option| option.strip_prefix(name)?.parse().ok());
+        let owner = number("user_id=").zip(number("group_id="));
         let (mountpoint, source) = (unescape(mountpoint), unescape(source));
         Some(Mount { device, mountpoint, kind: kind.to_vec(), source, owner })
     };
@@ -170,7 +184,7 @@ mod tests {
     #[test]
     fn a_mount_with_a_blank_in_its_name_is_read() {
         let text = b"22 1 254:0 / / rw shared:1 - ext4 /dev/vda rw\n\
-            90 22 0:50 / /mnt/a\\040b rw,nosuid shared:2 master:7 - fuse.strongroom /srv/v\\134x rw,user_id=0\n";
+            90 22 0:50 / /mnt/a\\040b rw,nosuid shared:2 master:7 - fuse.strongroom /srv/v\\134x rw,user_id=0,group_id=7\n";
         let mounts = parse(text);
         assert_eq!(mounts.len(), 2);
         assert!(!mounts[0].is_strongroom());
@@ -179,7 +193,7 @@ mod tests {
             (mounts[1].mountpoint.as_path(), mounts[1].source.as_path()),
             (Path::new("/mnt/a b"), Path::new("/srv/v\\x"))
         );
-        assert_eq!((mounts[0].owner, mounts[1].owner), (None, Some(0)));
+        assert_eq!((mounts[0].owner, mounts[1].owner), (None, Some((0, 7))));
     }
 
     #[test]

@@ -151,7 +151,13 @@ fn read(mountpoint: &Path, name: &str, mount: Option<&Mount>) -> Result<io::Resu
 fn of_mount(mountpoint: &Path, mount: Option<&Mount>, json: bool) -> Result<Exit, Failure> {
     let name = if json { "stats.json" } else { "status" };
     let at = mountpoint.display();
-    let text = read(mountpoint, name, mount)?.map_err(|e| match e.raw_os_error() {
+    let mut text = read(mountpoint, name, mount)?;
+    // The kernel keeps root out of a user's mount.
+    let is_refused = text.as_ref().is_err_and(|e| e.raw_os_error() == Some(libc::EACCES));
+    if is_refused && mount.is_some_and(Mount::act_as_owner) {
+        text = read(mountpoint, name, mount)?;
+    }
+    let text = text.map_err(|e| match e.raw_os_error() {
         Some(libc::ENOTCONN) => {
             Failure::new(Exit::Io, format!("{at}: its daemon has died; strongroom umount it, then mount again"))
         }

@@ -32,6 +32,8 @@ const BUSY: Duration = Duration::from_secs(2);
 const HELD_AFTER: Duration = Duration::from_secs(2);
 /// How long it may go on though nobody is found.
 const HELD_MOST: Duration = Duration::from_secs(30);
+/// How long programs are looked for that open files for a moment at a time.
+const MOMENTS: Duration = Duration::from_secs(2);
 /// How long the search for them may take.
 const SEARCH: Duration = Duration::from_secs(20);
 /// How long an answer is waited for where force was asked for.
@@ -59,23 +61,36 @@ pub struct Args {
     /// Do not ask before data is given up
     #[arg(long)]
     yes: bool,
+    /// Answer in JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Does it.
 pub fn run(args: &Args) -> Result<Exit, Failure> {
     let path = mounts::whole_path(&args.mountpoint).map_err(|e| Failure::io(&args.mountpoint, &e))?;
-    let Some(mount) = found(&path)? else { return follow_up(args, &path) };
-    // Where it was called from must not be what keeps the mount.
+    let exit = end_mount(args, &path)?;
+    if args.json {
+        print::json(&serde_json::json!({ "ok": true, "mountpoint": path.to_string_lossy() }))?;
+    }
+    Ok(exit)
+}
+
+fn end_mount(args: &Args, path: &Path) -> Result<Exit, Failure> {
+    let Some(mount) = found(path)? else { return follow_up(args, path) };
+    // The directory that this command was started in must not be what keeps the mount.
     let _ = std::env::set_current_dir("/");
     let mut ending = Ending::of(&mount);
     if args.force {
-        let_go_on(&path, &ending)?;
+        let_go_on(path, &ending)?;
     }
-    let config = match look(args, &path, &ending)? {
+    let config = match look(args, path, &ending)? {
         Some(Ok(config)) => config,
-        Some(Err(e)) if e.raw_os_error() == Some(libc::ENOTCONN) => return bury(&path, &mount),
+        Some(Err(e)) if e.raw_os_error() == Some(libc::ENOTCONN) => return bury(path, &mount),
+        // The kernel keeps root out of a user's mount; as that user the command may end it.
+        Some(Err(e)) if e.raw_os_error() == Some(libc::EACCES) && mount.act_as_owner() => return end_mount(args, path),
         Some(Err(e)) => return Err(Failure::io(&path.join(".storage"), &e)),
-        None if args.force => return end_by_force(args, &path, &mount, ending),
+        None if args.force => return end_by_force(args, path, &mount, ending),
         None => {
             let why = flush::silence(ending.pid);
             return Err(Failure::new(Exit::NoAnswer, format!("{}: {why}; it stays mounted", path.display())));
@@ -84,22 +99,22 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
     // Known while the process surely is the daemon: its number may be another's a moment after it ended.
     ending.learn(ending::pid(&config));
     // Counted from here, so that what is refused between two attempts is not taken for an earlier write.
-    let refused_before = flush::refused(&path);
-    let ground = Ground { path: &path, mount: &mount, daemon: ending.pid, refused_before };
+    let refused_before = flush::refused(path);
+    let ground = Ground { path, mount: &mount, daemon: ending.pid, refused_before };
     let given_up = match flush_and_unmount(args, &ground, &ending) {
         Ok(()) => false,
         Err(failure) if failure.exit == Exit::FlushFailed && args.discard => {
             give_up(args, &ground, &ending, failure)?;
             true
         }
-        Err(failure) if failure.exit == Exit::FlushFailed => return Err(with_the_way_out(&path, failure)),
+        Err(failure) if failure.exit == Exit::FlushFailed => return Err(with_the_way_out(path, failure)),
         Err(failure) if failure.exit == Exit::NoAnswer && args.force => {
-            return end_by_force(args, &path, &mount, ending);
+            return end_by_force(args, path, &mount, ending);
         }
         Err(failure) => return Err(failure),
     };
-    let word = await_end(args, &path, &mount.device, &mut ending)?;
-    if given_up { Err(discarded(&path, word)) } else { judge(&path, word) }
+    let word = await_end(args, path, "unmounted here, and flushed", &mount.device, &mut ending)?;
+    if given_up { Err(discarded(path, word)) } else { judge(path, word) }
 }
 
 /// The mount at a path: one of ours, or one that has our files though its kind does not tell.
@@ -123,13 +138,24 @@ fn look(args: &Args, path: &Path, ending: &Ending) -> Result<Option<io::Result<S
     Ok(read.map(|read| read.map(|text| String::from_utf8_lossy(&text).into_owned())))
 }
 
-/// Where nothing is mounted any more: whoever unmounted it may not have waited for the vault to be closed.
+/// Follows the end of a mount that is gone: the program that unmounted it may not have waited for the vault to be closed.
 fn follow_up(args: &Args, path: &Path) -> Result<Exit, Failure> {
+    let at = path.display();
+    let elsewhere = |what: &str, place: &Path| {
+        let place = place.display();
+        Failure::new(Exit::NotMounted, format!("{at}: {what} is mounted at {place}: strongroom umount {place}"))
+    };
+    if let Some(mount) = mounts::strongrooms()?.into_iter().rfind(|mount| mount.source == path) {
+        return Err(elsewhere("this is a vault, which", &mount.mountpoint));
+    }
     let Some((mut ending, device)) = Ending::left_behind(path) else {
-        let at = path.display();
         return Err(Failure::new(Exit::NotMounted, format!("{at}: no strongroom is mounted there")));
     };
-    let word = await_end(args, path, &device, &mut ending)?;
+    let places = mounts::places_of(&device).unwrap_or_default();
+    if let (Some(place), false) = (places.first(), args.force) {
+        return Err(elsewhere("nothing is mounted there any more; what was", place));
+    }
+    let word = await_end(args, path, "nothing is mounted there any more", &device, &mut ending)?;
     judge(path, word)
 }
 
@@ -194,7 +220,7 @@ fn flush_and_unmount(args: &Args, ground: &Ground<'_>, ending: &Ending) -> Resul
 /// A busy mount stays, unless force was asked for; both name who uses it.
 fn detach_if_forced(args: &Args, ground: &Ground<'_>, end: Option<&End<'_>>) -> Result<(), Failure> {
     let at = ground.path.display();
-    let users = who_holds(&ground.mount.device, &format!("it is mounted at {at}")).phrase();
+    let users = who_keeps_it_busy(&ground.mount.device, &format!("it is mounted at {at}"));
     if !args.force {
         let known = "what was written before is flushed; it stays mounted";
         return Err(Failure::new(Exit::Busy, format!("{at}: something still uses it (EBUSY): {users}; {known}")));
@@ -226,6 +252,22 @@ fn who_holds(device: &str, but: &str) -> Holders {
     holders
 }
 
+/// The programs that keep a mount busy, in words. A program that opens files for a moment at a time is looked for again.
+fn who_keeps_it_busy(device: &str, but: &str) -> String {
+    let world = RealWorld::default();
+    loop {
+        let holders = who_holds(device, but);
+        if !holders.all.is_empty() {
+            return holders.phrase();
+        }
+        if world.elapsed() >= MOMENTS {
+            let who = "a program that opens files there for a moment at a time";
+            let unseen = if holders.some_unseen { ", or one that this user may not look at" } else { "" };
+            return format!("{who}{unseen}");
+        }
+    }
+}
+
 /// False while something uses it (EBUSY).
 fn unmount(path: &Path, detach: bool, end: Option<&End<'_>>) -> Result<bool, Failure> {
     let flags = libc::UMOUNT_NOFOLLOW | if detach { libc::MNT_DETACH } else { 0 };
@@ -249,8 +291,14 @@ fn unmount(path: &Path, detach: bool, end: Option<&End<'_>>) -> Result<bool, Fai
     }
 }
 
-/// Waits until the daemon has ended; gives its last word, or `None` if it ended without one.
-fn await_end(args: &Args, path: &Path, device: &str, ending: &mut Ending) -> Result<Option<LastWord>, Failure> {
+/// Waits until the daemon has ended; gives its last word, or `None` if it ended without one. `done` says what was achieved.
+fn await_end(
+    args: &Args,
+    path: &Path,
+    done: &str,
+    device: &str,
+    ending: &mut Ending,
+) -> Result<Option<LastWord>, Failure> {
     let world = RealWorld::default();
     let progress = Progress::new("waiting for the vault to close");
     let at = path.display();
@@ -283,8 +331,8 @@ fn await_end(args: &Args, path: &Path, device: &str, ending: &mut Ending) -> Res
                 if !holders.all.is_empty() || waited >= HELD_MOST {
                     let (who, force) = (holders.phrase(), format!("strongroom umount --force {at}"));
                     let sentence = format!(
-                        "{at}: unmounted here, and flushed, but the vault stays open, for it is still in use: {who}. \
-                         It is closed when they let go; {force} closes it now"
+                        "{at}: {done}, but the vault stays open, for it is still in use: {who}. \
+                         It is closed when that ends; {force} closes it now"
                     );
                     return Err(Failure::new(Exit::Held, sentence));
                 }
@@ -456,7 +504,7 @@ mod tests {
 
     #[test]
     fn without_a_terminal_nothing_is_given_up_unless_it_was_said() {
-        let args = |yes| Args { mountpoint: "/m".into(), force: false, discard: true, yes };
+        let args = |yes| Args { mountpoint: "/m".into(), force: false, discard: true, yes, json: false };
         assert!(is_agreed(&args(true), "Lose it?").unwrap());
         if !io::stdin().is_terminal() {
             assert_eq!(is_agreed(&args(false), "Lose it?").unwrap_err().exit, Exit::Usage);
@@ -466,7 +514,7 @@ mod tests {
     #[test]
     fn where_nothing_is_mounted_nothing_is_unmounted() {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        let args = Args { mountpoint: dir.path().to_owned(), force: false, discard: false, yes: false };
+        let args = Args { mountpoint: dir.path().to_owned(), force: false, discard: false, yes: false, json: false };
         assert_eq!(run(&args).err().unwrap().exit, Exit::NotMounted);
     }
 }

@@ -1,7 +1,7 @@
 //! Decides what becomes of the set-id bits of a file that somebody changes.
 //!
-//! Promise: a change of content takes them unless the task has CAP_FSETID; a change of owner takes them unless overlayfs
-//! ends the copy of a file by it.
+//! Promise: a change of content takes them unless the task has CAP_FSETID; `chown` takes them, also one that changes no
+//! owner, unless overlayfs ends the copy of a file by it.
 //! Why overlayfs can be told from `chown`: it sets mode and then owner, with no request in between. `chown` makes the
 //! kernel ask for `security.capability` first. Both come as the same SETATTR, for which the kernel asks to take the bits.
 //! Called by: `requests`. On failure: the bits go.
@@ -34,9 +34,11 @@ impl SetIds {
     /// Decides for a change of attributes, before it is made.
     pub(super) fn decide(&self, fs: &FileSystem, task: u32, ino: Ino, set: &mut SetAttr) {
         let times = set.atime.is_some() || set.mtime.is_some();
-        // The kernel asks for no change at all where it removes privileges before a write, also one through overlayfs.
-        let is_bare = set.mode.is_none() && set.uid.is_none() && set.gid.is_none() && !times;
-        set.drop_set_id = (is_bare || set.size.is_some()) && dropped_by(fs, task, ino);
+        // The kernel asks for no change at all where it removes privileges before a write, also one through overlayfs,
+        // and for `chown` to nobody. `chown` takes the bits also from a task that a write would let keep them, and that
+        // task's writes ask for nothing.
+        let no_change = set.mode.is_none() && set.uid.is_none() && set.gid.is_none() && set.size.is_none();
+        set.drop_set_id = no_change && !times || set.size.is_some() && dropped_by(fs, task, ino);
         let ends_copy = self.ends_copy(ino, task);
         set.keep_set_id = ends_copy && set.mode.is_none() && set.size.is_none();
     }
