@@ -15,9 +15,13 @@ use common::inject::{Calls, EIO, ENOSPC, FLUSH, Injection, SLOW, copies_of, file
 use common::load::Load;
 use common::{TestVault, eventually, needs_root, output, run, setting, strongroom};
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read, Write};
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 const WRITERS: u64 = 4;
@@ -420,4 +424,78 @@ fn a_disk_that_was_unplugged_heals_when_it_is_back() {
 fn a_disk_that_was_unplugged_heals_when_it_is_back_beside_an_emergency_directory() {
     let away = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     unplugged_and_plugged_in_again(Some(away.path()));
+}
+
+/// Many more than there are threads that serve the kernel.
+const MANY: usize = 40;
+
+#[test]
+fn while_the_disk_hangs_under_many_writers_everybody_else_is_answered() {
+    let disk = Disk::ext4(400);
+    let mut v = TestVault::init_on(&disk);
+    v.options = vec!["budget=16M".into()];
+    v.mount();
+    // With such a quota each write comes as a request of its own, as many at once as there are writers.
+    fs::create_dir(v.path("dir")).unwrap();
+    let mut quota = Command::new(strongroom());
+    run(quota.args(["quota", "set"]).arg(&v.mnt).arg("--tree").arg(v.path("dir")).args(["--bytes", "300M"]));
+    v.remount();
+    let body: Vec<u8> =
+        (0..1u32 << 20).flat_map(|i| i.wrapping_mul(2_654_435_761).to_le_bytes()).take(4 << 20).collect();
+    write_synced(&v.path("seen"), &body).unwrap();
+    let files: Vec<File> = (0..MANY).map(|n| File::create(v.path(format!("dir/file-{n}"))).unwrap()).collect();
+    File::open(&v.mnt).unwrap().sync_all().unwrap();
+    let written = Arc::new(AtomicU64::new(0));
+    let hanging = disk.hang();
+    let writers: Vec<_> = files
+        .into_iter()
+        .map(|mut file| {
+            let (body, written) = (body.clone(), Arc::clone(&written));
+            std::thread::spawn(move || -> io::Result<()> {
+                for piece in body.chunks(64 << 10) {
+                    file.write_all(piece)?;
+                    written.fetch_add(1, SeqCst);
+                }
+                Ok(())
+            })
+        })
+        .collect();
+    // They have come to a halt.
+    let mut before = u64::MAX;
+    while written.load(SeqCst) != before {
+        before = written.load(SeqCst);
+        std::thread::sleep(Duration::from_secs(2));
+    }
+    let waiting = writers.iter().filter(|w| !w.is_finished()).count();
+    assert!(waiting > MANY / 2, "{waiting} wait: nothing was tried");
+    let (answer, answers) = channel();
+    let (mnt, whole) = (v.mnt.clone(), body.clone());
+    let asking = std::thread::spawn(move || {
+        let send = |what: &'static str| answer.send(what).unwrap();
+        assert!(!fs::read(mnt.join(".storage/status")).unwrap().is_empty());
+        send("/.storage");
+        assert_eq!(fs::metadata(mnt.join("seen")).unwrap().len(), 4 << 20);
+        send("stat");
+        assert_eq!(fs::read_dir(mnt.join("dir")).unwrap().count(), MANY);
+        send("a directory");
+        let mut file = File::open(mnt.join("seen")).unwrap();
+        // SAFETY: the descriptor is the file's.
+        assert_eq!(unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) }, 0);
+        let mut read = Vec::new();
+        file.read_to_end(&mut read).unwrap();
+        assert!(read == whole);
+        send("a read");
+    });
+    let told: Vec<_> = (0..4).map(|_| answers.recv_timeout(Duration::from_secs(30))).collect();
+    drop(hanging);
+    assert_eq!(told, ["/.storage", "stat", "a directory", "a read"].map(Ok), "with {MANY} writers that wait");
+    asking.join().unwrap();
+    for writer in writers {
+        writer.join().unwrap().unwrap();
+    }
+    for n in 0..MANY {
+        assert!(fs::read(v.path(format!("dir/file-{n}"))).unwrap() == body, "file-{n}");
+    }
+    v.umount();
+    v.check();
 }

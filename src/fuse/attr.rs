@@ -6,11 +6,14 @@
 use crate::base::id::Ino;
 use crate::base::world::Time;
 use crate::fs::{Attr, SetTime};
-use fuser::{FileAttr, FileType, INodeNo, TimeOrNow};
+use fuser::{FileAttr, FileType, Generation, INodeNo, TimeOrNow};
 use std::time::{Duration, SystemTime};
 
+/// Inode numbers are never used again, so one generation is enough.
+pub(super) const GENERATION: Generation = Generation(0);
 /// How long the kernel may keep what it was told: nobody else changes the vault.
 pub(super) const KEEP: Duration = Duration::from_secs(24 * 3600);
+
 pub(super) fn file_type(kind: u8) -> FileType {
     match u32::from(kind) << 12 {
         libc::S_IFDIR => FileType::Directory,

@@ -19,6 +19,7 @@ mod reply;
 mod requests;
 mod seek;
 mod set_id;
+mod spare;
 mod synchronous;
 mod writes;
 

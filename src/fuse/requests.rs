@@ -5,27 +5,28 @@
 //! opendir, create (the kernel makes the file with MKNOD, since we are the only writer nothing can come between), flush,
 //! access, copy_file_range. Called by: `fuser`'s threads. On failure: the errno that `fs::errno` decided.
 
-use super::attr::{KEEP, file_attr, file_type, no_entry, sent, set_time, ttl};
+use super::attr::{GENERATION, KEEP, file_attr, file_type, no_entry, sent, set_time, ttl};
 use super::background::Background;
 use super::door::Door;
 use super::held::Holder;
 use super::negotiate::negotiate;
 use super::operation::{Answer, Asker, run};
 use super::page_cache::PageCache;
-use super::reply::{empty, statfs, written, xattr};
+use super::reply::{statfs, written, xattr};
 use super::seek::{self, Kernel, Seeker};
 use super::set_id::{self, SetIds};
-use super::synchronous::{Synchronous, sync, when_durable};
+use super::spare::{Spare, Waits};
+use super::synchronous::{Synchronous, changed, entry, sync, when_durable};
 use super::writes::{WriteRequest, Writes};
 use super::{MountOptions, groups, privileges};
 use crate::base::id::{Ino, ROOT_INO};
 use crate::base::limits::FREE_INOS;
 use crate::fs::{Attr, Caller, Fallocate, FileSystem, FsFault, OpKind, RenameHow, Seek, SetAttr, WriteHow, XattrHow};
 use fuser::{
-    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, Generation, INodeNo, IoctlFlags,
-    KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
-    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
-    Request, TimeOrNow, WriteFlags,
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, INodeNo, IoctlFlags, KernelConfig,
+    LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
+    ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow,
+    WriteFlags,
 };
 use std::cell::RefCell;
 use std::ffi::OsStr;
@@ -35,9 +36,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, SystemTime};
-
-/// Inode numbers are never used again, so one generation is enough.
-const GENERATION: Generation = Generation(0);
 
 thread_local! {
     /// What a READ answers with; each thread has its own, kept at the size of the largest so far.
@@ -50,7 +48,9 @@ pub(super) struct Requests {
     /// Whether the kernel is to ask for access control lists.
     acl: bool,
     seeker: Seeker,
-    writes: Writes,
+    writes: Arc<Writes>,
+    /// Where operations run that may wait.
+    spare: Arc<Spare>,
     /// Who is let in, where the kernel lets everybody.
     door: Option<Door>,
     /// Whether the mount may be shown elsewhere with other owners. The kernel then names the user only where a request makes
@@ -77,8 +77,10 @@ impl Requests {
         let (acl, synchronous) = (options.has_lists(), Synchronous::of(&options.kernel));
         let idmap = options.kernel_checks() && door.is_none();
         let (writeback, set_ids) = (AtomicBool::new(false), SetIds::default());
-        let writes = Writes { fs: Arc::clone(&fs), writeback, page_cache, synchronous, holder };
-        Ok(Requests { fs, acl, seeker, writes, door, idmap, set_ids })
+        let spare = Arc::new(Spare::new(options.threads));
+        let to = Arc::clone(&spare);
+        let writes = Writes { fs: Arc::clone(&fs), writeback, page_cache, synchronous, holder, spare: to };
+        Ok(Requests { fs, acl, seeker, writes: Arc::new(writes), spare, door, idmap, set_ids })
     }
 
     /// The kernel's limit of background requests.
@@ -113,38 +115,33 @@ impl Requests {
         if self.door.is_some() && a.ino == ROOT_INO { Duration::ZERO } else { ttl(a) }
     }
 
-    /// Answers with an entry that was made in a directory.
-    fn entry(&self, kind: OpKind, reply: ReplyEntry, made: Answer<Attr>) {
-        let a = match made {
-            Ok(a) => a,
-            Err(e) => return reply.error(e),
-        };
-        let (fs, ttl) = (Arc::clone(&self.fs), self.ttl(&a));
-        when_durable(self.writes.synchronous.names, &self.fs, kind, a.ino, move |durable| match durable {
-            Ok(()) => reply.entry(&ttl, &file_attr(&a), GENERATION),
-            Err(e) => {
-                // The kernel never hears of it, so it will not forget it.
-                fs.forget(a.ino, 1);
-                reply.error(e);
-            }
+    /// Makes an inode and answers with it; may wait for room.
+    fn make(
+        &self,
+        request: &Request,
+        kind: OpKind,
+        parent: INodeNo,
+        reply: ReplyEntry,
+        make: impl FnOnce(&FileSystem, Ino) -> Result<Attr, FsFault> + Send + 'static,
+    ) {
+        if let Err(e) = self.admit(request) {
+            return reply.error(e);
+        }
+        let (fs, wait) = (Arc::clone(&self.fs), self.writes.synchronous.names);
+        self.spare.run(Waits::Changing, move || {
+            let made = run(&fs, kind, parent, make);
+            entry(&fs, wait, kind, reply, made);
         });
     }
 
     /// Answers a change of a directory.
     fn name_changed(&self, kind: OpKind, parent: INodeNo, reply: ReplyEmpty, done: Answer<()>) {
-        self.done(self.writes.synchronous.names, kind, parent, reply, done);
+        changed(&self.fs, self.writes.synchronous.names, kind, parent, reply, done);
     }
 
     /// Answers another change.
     fn changed(&self, kind: OpKind, ino: INodeNo, reply: ReplyEmpty, done: Answer<()>) {
-        self.done(self.writes.synchronous.changes, kind, ino, reply, done);
-    }
-
-    fn done(&self, wait: bool, kind: OpKind, ino: INodeNo, reply: ReplyEmpty, done: Answer<()>) {
-        match done {
-            Ok(()) => when_durable(wait, &self.fs, kind, Ino(ino.0), move |durable| empty(reply, durable)),
-            Err(e) => reply.error(e),
-        }
+        changed(&self.fs, self.writes.synchronous.changes, kind, ino, reply, done);
     }
 
     /// Answers when everything acknowledged so far is durable.
@@ -262,13 +259,14 @@ impl Filesystem for Requests {
         rdev: u32,
         reply: ReplyEntry,
     ) {
-        let call = |fs: &FileSystem, ino| fs.mknod(&caller(request, umask), ino, name.as_bytes(), mode, rdev);
-        self.entry(OpKind::Mknod, reply, self.run(request, OpKind::Mknod, parent, call));
+        let (caller, name) = (caller(request, umask), name.as_bytes().to_vec());
+        let make = move |fs: &FileSystem, ino| fs.mknod(&caller, ino, &name, mode, rdev);
+        self.make(request, OpKind::Mknod, parent, reply, make);
     }
 
     fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
-        let call = |fs: &FileSystem, ino| fs.mkdir(&caller(request, umask), ino, name.as_bytes(), mode);
-        self.entry(OpKind::Mkdir, reply, self.run(request, OpKind::Mkdir, parent, call));
+        let (caller, name) = (caller(request, umask), name.as_bytes().to_vec());
+        self.make(request, OpKind::Mkdir, parent, reply, move |fs, ino| fs.mkdir(&caller, ino, &name, mode));
     }
 
     fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -282,9 +280,9 @@ impl Filesystem for Requests {
     }
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
-        let target = target.as_os_str().as_bytes();
-        let call = |fs: &FileSystem, ino| fs.symlink(&caller(request, 0), ino, name.as_bytes(), target);
-        self.entry(OpKind::Symlink, reply, self.run(request, OpKind::Symlink, parent, call));
+        let (caller, name) = (caller(request, 0), name.as_bytes().to_vec());
+        let target = target.as_os_str().as_bytes().to_vec();
+        self.make(request, OpKind::Symlink, parent, reply, move |fs, ino| fs.symlink(&caller, ino, &name, &target));
     }
 
     fn rename(
@@ -306,7 +304,7 @@ impl Filesystem for Requests {
 
     fn link(&self, request: &Request, ino: INodeNo, new_parent: INodeNo, new_name: &OsStr, reply: ReplyEntry) {
         let call = |fs: &FileSystem, ino| fs.link(ino, Ino(new_parent.0), new_name.as_bytes());
-        self.entry(OpKind::Link, reply, self.run(request, OpKind::Link, ino, call));
+        entry(&self.fs, self.writes.synchronous.names, OpKind::Link, reply, self.run(request, OpKind::Link, ino, call));
     }
 
     fn open(&self, _request: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
@@ -341,12 +339,18 @@ impl Filesystem for Requests {
         if owner.is_none() {
             self.writes.page_cache.filled(Ino(ino.0), offset, size as usize);
         }
-        READ.with_borrow_mut(|out| {
-            out.clear();
-            match self.run(request, OpKind::Read, ino, |fs, ino| fs.read(ino, offset, size as usize, out)) {
-                Ok(()) => reply.data(out),
-                Err(e) => reply.error(e),
-            }
+        if let Err(e) = self.admit(request) {
+            return reply.error(e);
+        }
+        let fs = Arc::clone(&self.fs);
+        self.spare.run(Waits::Reading, move || {
+            READ.with_borrow_mut(|out| {
+                out.clear();
+                match run(&fs, OpKind::Read, ino, |fs, ino| fs.read(ino, offset, size as usize, out)) {
+                    Ok(()) => reply.data(out),
+                    Err(e) => reply.error(e),
+                }
+            });
         });
     }
 
@@ -498,11 +502,17 @@ impl Filesystem for Requests {
         reply: ReplyEmpty,
     ) {
         let drop_set_id = set_id::dropped_by(&self.fs, request.pid(), Ino(ino.0));
-        let call = |fs: &FileSystem, ino| {
-            let what = Fallocate::from_mode(mode).ok_or(FsFault::Unsupported)?;
-            fs.fallocate_by(ino, offset, length, what, drop_set_id)
-        };
-        self.changed(OpKind::Fallocate, ino, reply, self.run(request, OpKind::Fallocate, ino, call));
+        if let Err(e) = self.admit(request) {
+            return reply.error(e);
+        }
+        let (fs, wait) = (Arc::clone(&self.fs), self.writes.synchronous.changes);
+        self.spare.run(Waits::Changing, move || {
+            let done = run(&fs, OpKind::Fallocate, ino, |fs, ino| {
+                let what = Fallocate::from_mode(mode).ok_or(FsFault::Unsupported)?;
+                fs.fallocate_by(ino, offset, length, what, drop_set_id)
+            });
+            changed(&fs, wait, OpKind::Fallocate, ino, reply, done);
+        });
     }
 
     fn lseek(&self, request: &Request, ino: INodeNo, _handle: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {

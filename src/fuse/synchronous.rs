@@ -5,11 +5,12 @@
 //! With `sync` the kernel itself sends FSYNC after each `write`, but not after other changes, and not after asynchronous
 //! direct writes. `dirsync` is unknown to it. Called by: `requests`. On failure: the errno of a failed fsync.
 
+use super::attr::{GENERATION, file_attr, ttl};
 use super::operation::Answer;
 use super::reply::empty;
 use crate::base::id::Ino;
-use crate::fs::{FileSystem, FsFault, OpKind};
-use fuser::{Errno, OpenFlags, ReplyEmpty};
+use crate::fs::{Attr, FileSystem, FsFault, OpKind};
+use fuser::{Errno, INodeNo, OpenFlags, ReplyEmpty, ReplyEntry};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
@@ -68,6 +69,38 @@ pub(super) fn sync(fs: &Arc<FileSystem>, kind: OpKind, ino: Ino, reply: ReplyEmp
     when_durable(true, fs, kind, ino, move |durable| {
         inner.ops().record(kind, inner.vault().world().elapsed().saturating_sub(start), durable.is_err());
         empty(reply, durable);
+    });
+}
+
+/// Answers a change: at once, or when it is durable.
+pub(super) fn changed(
+    fs: &Arc<FileSystem>,
+    wait: bool,
+    kind: OpKind,
+    ino: INodeNo,
+    reply: ReplyEmpty,
+    done: Answer<()>,
+) {
+    match done {
+        Ok(()) => when_durable(wait, fs, kind, Ino(ino.0), move |durable| empty(reply, durable)),
+        Err(e) => reply.error(e),
+    }
+}
+
+/// Answers with an entry that was made in a directory: never with the root, whose attributes may not be kept.
+pub(super) fn entry(fs: &Arc<FileSystem>, wait: bool, kind: OpKind, reply: ReplyEntry, made: Answer<Attr>) {
+    let a = match made {
+        Ok(a) => a,
+        Err(e) => return reply.error(e),
+    };
+    let above = Arc::clone(fs);
+    when_durable(wait, fs, kind, a.ino, move |durable| match durable {
+        Ok(()) => reply.entry(&ttl(&a), &file_attr(&a), GENERATION),
+        Err(e) => {
+            // The kernel never hears of it, so it will not forget it.
+            above.forget(a.ino, 1);
+            reply.error(e);
+        }
     });
 }
 

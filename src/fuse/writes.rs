@@ -9,6 +9,7 @@ use super::held::{HeldWrite, Holder};
 use super::operation::{Written, run_write};
 use super::page_cache::PageCache;
 use super::reply::written;
+use super::spare::{Spare, Waits};
 use super::synchronous::{Synchronous, when_durable};
 use crate::base::id::Ino;
 use crate::base::limits::FREE_INOS;
@@ -27,6 +28,8 @@ pub(super) struct Writes {
     pub synchronous: Synchronous,
     /// Writes of the kernel's cache that wait for room.
     pub holder: Holder,
+    /// Where a write waits for the byte budget, for room, or for the disk.
+    pub spare: Arc<Spare>,
 }
 
 /// A write as the kernel asks for it.
@@ -44,8 +47,19 @@ pub(super) struct WriteRequest<'a> {
 }
 
 impl Writes {
-    /// Answers a write of somebody who is let in.
-    pub(super) fn write(&self, request: WriteRequest<'_>) {
+    /// Answers a write of somebody who is let in, on this thread if enough others are left.
+    pub(super) fn write(self: &Arc<Self>, request: WriteRequest<'_>) {
+        if let Some(_permit) = self.spare.permit() {
+            return self.answer(request);
+        }
+        let WriteRequest { ino, offset, data, cached, direct, drop_set_id, open_flags, reply } = request;
+        let (writes, data) = (Arc::clone(self), data.to_vec());
+        self.spare.hand_over(Waits::Changing, move || {
+            writes.answer(WriteRequest { ino, offset, data: &data, cached, direct, drop_set_id, open_flags, reply });
+        });
+    }
+
+    fn answer(&self, request: WriteRequest<'_>) {
         let WriteRequest { ino, offset, data, cached, direct, drop_set_id, open_flags, reply } = request;
         if !direct {
             self.page_cache.filled(ino, offset, data.len());

@@ -63,6 +63,16 @@ impl Disk {
         assert_eq!(done, 0, "shutting {} down: {}", self.at.display(), io::Error::last_os_error());
     }
 
+    /// Until what is given back is dropped, every write and flush on it hangs; reads go on.
+    pub fn hang(&self) -> Hanging {
+        const FIFREEZE: libc::c_ulong = 0xc004_5877;
+        let root = File::open(&self.at).unwrap();
+        // SAFETY: the descriptor is ours, and the argument is not used.
+        let done = unsafe { libc::ioctl(root.as_raw_fd(), FIFREEZE as _, 0) };
+        assert_eq!(done, 0, "freezing {}: {}", self.at.display(), io::Error::last_os_error());
+        Hanging(root)
+    }
+
     /// Bytes that can still be written: what ext4 keeps for itself does not count.
     pub fn free_bytes(&self) -> u64 {
         let at = CString::new(self.at.as_os_str().as_bytes()).unwrap();
@@ -116,6 +126,17 @@ impl Disk {
         let at = CString::new(self.at.as_os_str().as_bytes()).unwrap();
         // SAFETY: a terminated string.
         unsafe { libc::umount2(at.as_ptr(), libc::MNT_DETACH) };
+    }
+}
+
+/// A disk that hangs.
+pub struct Hanging(File);
+
+impl Drop for Hanging {
+    fn drop(&mut self) {
+        const FITHAW: libc::c_ulong = 0xc004_5878;
+        // SAFETY: the descriptor is ours, and the argument is not used.
+        unsafe { libc::ioctl(self.0.as_raw_fd(), FITHAW as _, 0) };
     }
 }
 
