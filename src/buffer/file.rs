@@ -205,7 +205,7 @@ impl FileBuffer {
         (parts, changes)
     }
 
-    /// Whether nothing has changed since `parts` gave that number.
+    /// Whether nothing has changed since `parts` or `cover` gave that number.
     pub fn is_unchanged(&self, changes: u64) -> bool {
         let _layers = self.layers.held();
         self.changes.load(Relaxed) == changes
@@ -300,9 +300,11 @@ impl FileBuffer {
         Rest { gaps: gaps.into_iter().map(|(a, b)| (a, (b - a) as usize)).collect(), copied }
     }
 
-    /// What the layers show of `[from, to)`: ranges of data, and the gaps that only the index can fill; neither in order.
-    pub fn cover(&self, from: u64, to: u64) -> (Vec<(u64, u64)>, Vec<(u64, u64)>) {
+    /// Says what the layers show of `[from, to)`: ranges of data, and the gaps that only the index can fill, neither in order,
+    /// and a number that another change makes another.
+    pub fn cover(&self, from: u64, to: u64) -> (Vec<(u64, u64)>, Vec<(u64, u64)>, u64) {
         let layers = self.layers.held();
+        let changes = self.changes.load(Relaxed);
         let (mut data, mut gaps) = (Vec::new(), vec![(from, to)]);
         for layer in layers.iter().rev() {
             let mut left = Vec::new();
@@ -324,7 +326,7 @@ impl FileBuffer {
             }
             gaps = left;
         }
-        (data, gaps)
+        (data, gaps, changes)
     }
 
     /// Bytes charged in all layers: at least what is buffered.

@@ -136,6 +136,7 @@ pub struct Vault {
     lost_records: u64,
     left_to_rekey: Arc<report::LeftToRekey>,
     scrub: Arc<scrub::Scrub>,
+    maps: holes::Maps,
 }
 
 /// Epoch and salt of a segment that is named somewhere.

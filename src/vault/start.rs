@@ -9,6 +9,7 @@ use super::checkpoint::{self, Housekeeper};
 use super::cleaner::Cleaner;
 use super::flusher::{Flusher, Flushes};
 use super::handover::InForce;
+use super::holes::Maps;
 use super::log::{Ends, Log};
 use super::moves::Moves;
 use super::open::Parts;
@@ -282,7 +283,8 @@ pub(super) fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sy
     let running = Mutex::new(Some(running));
     let (lost_records, scrub) = (found.lost_records, Arc::new(Scrub::new(options.scrub_rate_bytes)));
     let left_to_rekey = Arc::default();
-    let vault = Vault { shared, running, workers, suite, index_lost, lost_records, left_to_rekey, scrub };
+    let maps = Maps::default();
+    let vault = Vault { shared, running, workers, suite, index_lost, lost_records, left_to_rekey, scrub, maps };
     // Their first answers take the disk: begun and waited for here, where everything waits for it.
     vault.left_to_rekey();
     if let Err(fault) = vault.scrub_report() {
