@@ -7,6 +7,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
+#[path = "common/rng.rs"]
+#[allow(dead_code, reason = "each test binary uses its part")]
+mod rng;
+
+use rng::Rng;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use std::time::Duration;
@@ -15,8 +20,8 @@ use strongroom::base::id::{Ino, ROOT_INO};
 use strongroom::base::secret::Passphrase;
 use strongroom::base::world::{RealWorld, Time, World};
 use strongroom::fs::{
-    Atime, Attr, Caller, Fallocate, FileSystem, FsFault, FsOptions, RenameHow, STORAGE_INO, Seek, SetAttr, Shown,
-    WriteHow, XattrHow, XattrReply,
+    Atime, Attr, Caller, Fallocate, FileSystem, FsFault, FsOptions, RenameHow, STORAGE_INO, Seek, SetAttr, SetTime,
+    Shown, WriteHow, XattrHow, XattrReply,
 };
 use strongroom::seal::Unlock;
 use strongroom::vault::{self, CreateOptions, OpenOptions};
@@ -183,6 +188,68 @@ fn holes_are_told_from_buffers_and_from_what_is_at_rest() {
 }
 
 #[test]
+fn data_and_holes_agree_with_a_plain_array_whatever_was_asked_before() {
+    const BLOCK: u64 = 4096;
+    const BLOCKS: u64 = 3000;
+    for seed in 1..=2 {
+        let (fs, mut rng) = (Disk::new().fs(FsOptions::default()), Rng(seed));
+        let file = fs.mknod(&CALLER, ROOT_INO, b"f", libc::S_IFREG | 0o640, 0).unwrap().ino;
+        let (mut size, mut data) = (0, [false; BLOCKS as usize]);
+        let (mut found_data, mut found_holes) = (0, 0);
+        for step in 0..2000 {
+            let at = rng.below(BLOCKS - 8);
+            match rng.below(60) {
+                0 => fs.sync_wait().unwrap(),
+                // Islands at first; then holes and long stretches, too.
+                what if what > 20 || step < 1500 => {
+                    let len = 1 + rng.below(if what < 30 { 8 * BLOCK } else { BLOCK });
+                    fs.write(file, at * BLOCK, &vec![1; len as usize], WriteHow::default()).unwrap();
+                    data[at as usize..at as usize + len.div_ceil(BLOCK) as usize].fill(true);
+                    size = size.max(at * BLOCK + len);
+                }
+                1 => {
+                    let set = SetAttr { size: Some(at * BLOCK), ..SetAttr::default() };
+                    fs.setattr(&CALLER, file, &set).unwrap();
+                    data[at as usize..].fill(false);
+                    size = at * BLOCK;
+                }
+                _ => {
+                    let len = 1 + rng.below(8);
+                    fs.fallocate(file, at * BLOCK, len * BLOCK, Fallocate::PunchHole).unwrap();
+                    data[at as usize..(at + len) as usize].fill(false);
+                }
+            }
+            let ask = |at: u64, what| {
+                let from = (at / BLOCK..BLOCKS).find(|&b| data[b as usize] == (what == Seek::Data));
+                let from = from.map_or(u64::MAX, |b| (b * BLOCK).max(at));
+                let want = match what {
+                    _ if at >= size => Err(libc::ENXIO),
+                    Seek::Data => Some(from).filter(|&from| from < size).ok_or(libc::ENXIO),
+                    Seek::Hole => Ok(from.min(size)),
+                };
+                let found = fs.seek(file, at, what).unwrap().found().map_err(|e| e.errno());
+                assert_eq!(found, want, "seed {seed}, step {step}: {what:?} from {at} of {size}");
+                found
+            };
+            // A few in a row from anywhere, and now and then through the whole file.
+            let (mut at, mut left) = (rng.below(size + 2), 3);
+            if step % 250 == 249 {
+                (at, left) = (0, u64::MAX);
+            }
+            while left > 0
+                && let Ok(start) = ask(at, Seek::Data)
+            {
+                found_data += 1;
+                at = ask(start, Seek::Hole).unwrap();
+                found_holes += u64::from(at < size);
+                left -= 1;
+            }
+        }
+        assert!(found_data > 5000 && found_holes > 5000, "{found_data}, {found_holes}");
+    }
+}
+
+#[test]
 fn an_inode_is_found_by_its_number_alone() {
     let disk = Disk::new();
     let fs = disk.fs(FsOptions::default());
@@ -335,6 +402,54 @@ fn a_change_of_owner_takes_set_id_bits_unless_they_are_to_stay() {
     assert_eq!((kept.mode & 0o7777, kept.uid), (0o6755, 9));
     let dropped = fs.setattr(&CALLER, file, &SetAttr { drop_set_id: true, ..SetAttr::default() }).unwrap();
     assert_eq!(dropped.mode & 0o7777, 0o755);
+}
+
+/// A world that counts how often the time for a change is read: each costs two system calls.
+#[derive(Default)]
+struct Counting(RealWorld, AtomicU32);
+
+impl World for Counting {
+    fn now(&self) -> Time {
+        self.0.now()
+    }
+    fn stamp(&self) -> Time {
+        self.1.fetch_add(1, SeqCst);
+        self.0.stamp()
+    }
+    fn elapsed(&self) -> Duration {
+        self.0.elapsed()
+    }
+    fn fill(&self, out: &mut [u8]) {
+        self.0.fill(out);
+    }
+}
+
+#[test]
+fn a_change_reads_the_time_once_and_not_where_the_kernel_tells_it() {
+    let (disk, world) = (Disk::new(), Arc::new(Counting::default()));
+    let fs = disk.fs_in(world.clone(), FsOptions::default());
+    let stamps = |change: &dyn Fn()| {
+        let before = world.1.load(SeqCst);
+        change();
+        world.1.load(SeqCst) - before
+    };
+    let file = fs.mknod(&CALLER, ROOT_INO, b"f", libc::S_IFREG | 0o640, 0).unwrap().ino;
+    let set = |set: SetAttr| stamps(&|| assert_eq!(fs.setattr(&CALLER, file, &set).unwrap().ino, file));
+    let told = Time { seconds: 1_700_000_000, nanos: 1 };
+    let flushed = SetAttr { mtime: Some(SetTime::At(told)), ctime: Some(told), ..SetAttr::default() };
+    assert_eq!(set(flushed), 0, "as the kernel does before it removes a file");
+    assert_eq!(set(SetAttr { size: Some(5), ..flushed }), 0);
+    let attr = fs.getattr(file).unwrap();
+    assert_eq!((attr.mtime, attr.ctime, attr.size), (told, told, 5));
+    let touched = SetAttr { atime: Some(SetTime::Now), mtime: Some(SetTime::Now), ..SetAttr::default() };
+    assert_eq!(set(touched), 1);
+    let attr = fs.getattr(file).unwrap();
+    assert!(attr.mtime == attr.atime && attr.mtime == attr.ctime && attr.mtime > told);
+    assert_eq!(set(SetAttr { size: Some(0), ..SetAttr::default() }), 1);
+    assert!(fs.getattr(file).unwrap().mtime > attr.mtime);
+    assert_eq!(stamps(&|| assert!(fs.mkdir(&CALLER, ROOT_INO, b"d", 0o755).is_ok())), 1);
+    assert_eq!(stamps(&|| fs.rename(ROOT_INO, b"f", ROOT_INO, b"g", RenameHow::Replace).unwrap()), 1);
+    assert_eq!(stamps(&|| fs.unlink(ROOT_INO, b"g").unwrap()), 1);
 }
 
 /// A world in which a while passes between a look at the clock and the use of what it showed.

@@ -14,6 +14,7 @@ use crate::base::world::Time;
 use crate::format::inode::Inode;
 use crate::format::key;
 use crate::vault::Admit;
+use std::cell::LazyCell;
 use std::sync::atomic::Ordering::SeqCst;
 
 /// What `stat` shows of a directory, whatever it holds.
@@ -150,9 +151,14 @@ impl FileSystem {
         }
         {
             let mut state = pin.state();
-            let now = self.now();
+            // A stamp costs two system calls, and the kernel sends SETATTR with all times before it syncs or removes a file.
+            let now = LazyCell::new(|| self.now());
+            if set.ctime.is_none() {
+                // Here, since an operation that has begun keeps others from theirs.
+                LazyCell::force(&now);
+            }
             let at = |time| match time {
-                SetTime::Now => now,
+                SetTime::Now => *now,
                 SetTime::At(time) => time,
             };
             let mut op = self.vault.begin();
@@ -179,7 +185,9 @@ impl FileSystem {
                     op.punch(pin.file(&self.vault), size, u64::MAX);
                 }
                 inode.size = size;
-                inode.mtime = now;
+                if set.mtime.is_none() {
+                    inode.mtime = *now;
+                }
                 if caller.uid != 0 && set.mode.is_none() {
                     inode.mode = without_set_id(inode.mode);
                 }
@@ -189,7 +197,7 @@ impl FileSystem {
             }
             inode.atime = set.atime.map_or(inode.atime, at);
             inode.mtime = set.mtime.map_or(inode.mtime, at);
-            inode.ctime = set.ctime.unwrap_or(now);
+            inode.ctime = set.ctime.unwrap_or_else(|| *now);
             op.put(key::inode(ino), inode.encode());
             op.commit();
         }
