@@ -113,7 +113,12 @@ impl Verifier {
     /// Its life.
     pub fn run(mut self) {
         while !self.ended {
-            match self.from_log.recv_timeout(AGAIN) {
+            // Nothing else has to be looked at from time to time: an idle vault wakes nobody.
+            let item = match self.unapplied.is_empty() {
+                true => self.from_log.recv().map_err(RecvTimeoutError::from),
+                false => self.from_log.recv_timeout(AGAIN),
+            };
+            match item {
                 Ok(item) => self.take(item),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
