@@ -1081,3 +1081,56 @@ fn root_ends_and_looks_at_the_mount_of_a_user() {
     let said = String::from_utf8_lossy(&done.stdout).into_owned();
     assert!(said.contains("\"ok\": true") && said.ends_with("kept\n"), "{said}");
 }
+
+/// The fields of a file of `/.storage`, as `docs/storage.md` names them.
+fn fields_of(file: &str, text: &str) -> Vec<String> {
+    let first_column = |line: &str| line.split("  ").next().unwrap_or_default().to_owned();
+    match file {
+        "stats.json" => {
+            let json: serde_json::Value = serde_json::from_str(text).expect("it is JSON");
+            let keys = |value: &serde_json::Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+            [&json, &json["counters"], &json["gauges"], &json["latencies"]].into_iter().flat_map(keys).collect()
+        }
+        "metrics" => {
+            // Counters and gauges are listed once, by the names that `stats.json` gives them.
+            let names = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
+            let listed = |name: &str| {
+                let short = name.strip_prefix("strongroom_").expect("each name begins so");
+                let ends = ["_total", "_seconds", ""];
+                ends.iter().find_map(|end| short.strip_suffix(end)).expect("the last one always fits").to_owned()
+            };
+            names.flat_map(|name| [listed(name), name.to_owned()]).collect()
+        }
+        "status" | "buffers" | "workers" | "quota" | "config" | "scrub" => text.lines().map(first_column).collect(),
+        _ => Vec::new(),
+    }
+}
+
+#[test]
+fn every_file_and_field_of_storage_is_in_the_document() {
+    let document = include_str!("../docs/storage.md");
+    let names: Vec<&str> = document.split('`').skip(1).step_by(2).collect();
+    let desk = Desk::new();
+    ok(&desk.run(&["mount", "--password-file", "pass", "-o", "show-storage", "vault", "mnt"]));
+    let (mut seen, mut missing) = (0, Vec::new());
+    for file in fs::read_dir(desk.mnt().join(".storage")).unwrap() {
+        let file = file.unwrap().file_name().into_string().unwrap();
+        let text = fs::read_to_string(desk.mnt().join(".storage").join(&file)).unwrap();
+        let fields = fields_of(&file, &text);
+        seen += fields.len();
+        // A metric is in a table by its short name, or in the list of all others by its whole one.
+        let is_known = |field: &String| names.contains(&field.as_str());
+        match file.as_str() {
+            "metrics" => {
+                let lacks = fields.chunks(2).filter(|pair| !pair.iter().any(is_known)).map(|pair| pair[1].clone());
+                missing.extend(lacks);
+            }
+            _ => missing.extend(fields.into_iter().filter(|field| !is_known(field)).map(|f| format!("{file}: {f}"))),
+        }
+        if !document.contains(&format!("| `{file}` |")) {
+            missing.push(file);
+        }
+    }
+    ok(&desk.run(&["umount", "mnt"]));
+    assert!(missing.is_empty() && seen > 200, "docs/storage.md lacks {missing:#?}; {seen} fields were seen");
+}

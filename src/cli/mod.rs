@@ -54,7 +54,8 @@ use std::process::ExitCode;
 #[derive(Debug, Parser)]
 #[command(name = "strongroom", version, arg_required_else_help = true, max_term_width = 100)]
 #[command(
-    after_help = "Exit codes are stable and listed in docs/cli.md: 0 ok, 2 usage, 3 wrong key, 5 vault in use, …"
+    after_help = "Exit codes are stable: 0 ok, 2 usage, 3 wrong key, 5 vault in use; --help lists all",
+    after_long_help = exit_codes()
 )]
 struct Line {
     #[command(subcommand)]
@@ -83,6 +84,15 @@ enum Command {
     Quota(quota::Args),
     /// Give a vault a new master key, and seal everything in it anew
     Rekey(rekey::Args),
+}
+
+/// Every exit code, for `--help`.
+fn exit_codes() -> String {
+    let line = |exit: &Exit| format!("\n  {:>2}  {}", *exit as u8, exit.meaning().replace('`', ""));
+    let codes: String = Exit::ALL.iter().map(line).collect();
+    format!(
+        "Exit codes, which are stable:{codes}\n\nA command that a signal ends has none of these (Ctrl-C: 130 in a shell)."
+    )
 }
 
 /// Does what the command line says.

@@ -285,7 +285,7 @@ fn set(args: &Set) -> Result<Exit, Failure> {
             let shown = std::fs::read_to_string(mounts::storage(&mountpoint).join("quota")).unwrap_or_default();
             if matches!(change.bytes, Some(Some(_))) && shown.lines().any(|line| line.trim() == "write_back    on") {
                 print::complain(
-                    "until the next mount the kernel keeps writes back: who is over this limit is told at fsync or close only",
+                    "until the next mount, the kernel's cache accepts writes beyond this limit: fsync or close reports them",
                 );
             }
         }

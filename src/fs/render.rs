@@ -34,7 +34,7 @@ fn histograms(s: &Stats) -> Vec<(&'static str, &'static str, Snapshot)> {
 
 fn gauges(g: &Gauges, usage: &Usage, pending_bytes: u64, nodes: usize) -> Vec<(&'static str, &'static str, u64)> {
     vec![
-        ("pending_bytes", "Bytes acknowledged and not yet safe.", pending_bytes),
+        ("pending_bytes", "Bytes handed over by the kernel and not yet durable.", pending_bytes),
         ("used_bytes", "Bytes of files that are not holes.", usage.bytes),
         ("quota_bytes", "Quota of bytes; 0 for none.", usage.quota_bytes.unwrap_or(0)),
         ("used_inodes", "Inodes in being.", usage.inodes),
@@ -57,7 +57,7 @@ fn gauges(g: &Gauges, usage: &Usage, pending_bytes: u64, nodes: usize) -> Vec<(&
         ("cache_bytes", "Bytes of decoded frames kept.", g.cache_bytes),
         ("cache_limit_bytes", "Most bytes of decoded frames kept.", g.cache_limit_bytes),
         ("overlay_entries", "Entries of the index not yet stored.", g.overlay_entries),
-        ("overlay_bytes", "Their bytes.", g.overlay_bytes),
+        ("overlay_bytes", "Bytes of these entries.", g.overlay_bytes),
         ("waiting_writers", "Writers waiting for the byte budget.", g.waiting_writers),
         ("over_returned_bytes", "Bytes given back to the budget twice; any are a fault.", g.over_returned_bytes),
         ("sealer_queue", "Chunks waiting for a worker.", g.sealer_queue),
@@ -195,7 +195,7 @@ impl FileSystem {
         let last = errors.last().map_or(String::new(), |e| format!(", last {} {}", stamp(e.at), e.text));
         let mut rows = vec![
             ("state", vault.state().to_string()),
-            ("not yet safe", bytes(vault.pending_bytes())),
+            ("not yet safe", format!("{} of what the kernel has handed over", bytes(vault.pending_bytes()))),
             ("used", of(bytes(usage.bytes), usage.quota_bytes.map(bytes))),
             ("inodes", of(usage.inodes.to_string(), usage.quota_inodes.map(|q| q.to_string()))),
             ("backing free", usage.backing.map_or("not known".to_owned(), |space| bytes(space.free_bytes))),
@@ -205,7 +205,10 @@ impl FileSystem {
             ("compression", ratio),
             ("fsyncs", fsync),
             ("errors", format!("{}{last}", errors.len())),
-            ("away", if vault.is_away() { "segments lie in the emergency directory" } else { "nothing" }.to_owned()),
+            (
+                "emergency",
+                if vault.is_away() { "segments lie in the emergency directory" } else { "not in use" }.to_owned(),
+            ),
         ];
         let gauges = vault.gauges();
         let snapshot = match gauges.snapshots_kept {

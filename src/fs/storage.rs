@@ -38,6 +38,8 @@ const SAME_LOOK: Duration = Duration::from_secs(10);
 const LOOKS_MAX: usize = 32;
 /// The file that takes orders.
 const CONTROL: &str = "control";
+/// The orders that a person may give, for the error list.
+const ORDERS: &str = "flush, checkpoint, snapshot, clean, scrub [MIB|pause], quota check";
 /// Begins the order to put another header in force, whose text follows. It must come in one write.
 pub const HEADER_ORDER: &[u8] = b"key header\n";
 /// The same of a header with another master key: before the text stands that key, sealed under the one in force.
@@ -369,7 +371,9 @@ impl FileSystem {
             }
             _ => {
                 // Through the kernel's write-back cache the refusal reaches the caller at close, which shells ignore.
-                self.vault.stats().error(self.now(), "control: an unknown order was refused".to_owned());
+                self.vault
+                    .stats()
+                    .error(self.now(), format!("control: an unknown order was refused; known are: {ORDERS}"));
                 Err(FsFault::Invalid)
             }
         }
