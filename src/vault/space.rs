@@ -1,10 +1,10 @@
-//! Knows how much room a place has, so that nobody who serves the kernel asks the disk.
+//! Caches how much room a place has, so that threads which serve the kernel never wait for `statfs` of a slow disk.
 //!
-//! Promise: `room` and `fresh_room` answer from memory. They wait for the disk at most `PATIENCE`, and not at all while an
-//! earlier question is unanswered for longer than that. What the log has written since the question counts as used.
-//! An old answer does not know what other programs have taken: only `settled_room` may admit data by one, of a hanging disk.
+//! Promise: `room` and `fresh_room` wait for the disk at most `PATIENCE`, and not at all while an earlier question has been
+//! unanswered for longer. Bytes that the log has written since the last answer count as used. An old answer does not
+//! include what other programs have taken, so only `settled_room` admits data by one, and only if the disk hangs.
 //! Called by: `shared` (admission, `statfs`), `room`, background work (`look`). Takes: its own lock, never across the disk.
-//! On failure: the backing directory's last answer stays; an emergency directory that does not answer has no room.
+//! On failure: the primary keeps its last answer; an emergency directory that does not answer has no room.
 
 use super::place::{Place, Places};
 use crate::backing::Space;
@@ -15,14 +15,14 @@ use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// Age up to which an answer serves.
+/// An answer is fresh up to this age.
 const FRESH: Duration = Duration::from_millis(50);
-/// Age from which on the next answer is asked for, so that whoever asks often waits for none. (Without this, 76 of 100 fsyncs on a
-/// busy machine waited for the thread that asks.)
+/// The next question is put when an answer has this age, so that a thread that asks often need not wait. (Without this,
+/// 76 of 100 fsyncs on a busy machine waited for the thread that asks the disk.)
 const AHEAD: Duration = Duration::from_millis(25);
-/// Longest wait for an answer on a thread that serves the kernel. A disk that is well answers in microseconds.
+/// Longest wait for an answer on a thread that serves the kernel. A healthy disk answers in microseconds.
 const PATIENCE: Duration = Duration::from_millis(5);
-/// A question that is unanswered for longer means that the disk hangs, and not that this machine is busy.
+/// After this time without an answer the disk hangs; before, the machine may just be busy.
 const HANGING: Duration = Duration::from_secs(1);
 /// Longest wait for a disk that does not answer when the vault is closed.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
@@ -39,17 +39,17 @@ pub enum Room {
 }
 
 impl Room {
-    /// Whether so many bytes fit, as far as anyone knows; `need` is told the size of the filesystem.
+    /// Whether there is room for `need(size)` bytes in a filesystem of that size. Unknown room counts as enough.
     pub fn fits(self, need: impl FnOnce(u64) -> u64) -> bool {
         match self {
             Room::Known(space) => need(space.total_bytes) <= space.free_bytes,
-            // The write itself will tell.
+            // The write reports it if there is none.
             Room::Unknown => true,
             Room::Unreachable => false,
         }
     }
 
-    /// The numbers, if there are any.
+    /// The numbers of the filesystem, if it gives any.
     pub fn space(self) -> Option<Space> {
         match self {
             Room::Known(space) => Some(space),
@@ -60,28 +60,28 @@ impl Room {
 
 struct Known {
     room: Room,
-    /// When the question was put that `room` answers.
+    /// When the question that led to `room` was put.
     asked_at: Option<Duration>,
-    /// What the log had written then.
+    /// Bytes that the log had written at that time.
     written_before: u64,
-    /// When the question was put that has no answer yet.
+    /// When the question that has no answer yet was put.
     pending_since: Option<Duration>,
 }
 
-/// What is known of the room in one place.
+/// The room in one place, as last asked.
 pub struct SpaceWatch {
     place: Place,
     places: Arc<Places>,
     world: Arc<dyn World>,
     known: Mutex<Known>,
     answered: Condvar,
-    /// To the thread that asks; `None` in a vault without threads, where the disk is asked at once.
+    /// Wakes the thread that asks the disk. `None` in a vault without threads: the caller then asks the disk itself.
     questions: Mutex<Option<Sender<()>>>,
     written: AtomicU64,
 }
 
 impl SpaceWatch {
-    /// Of a place that has not been asked yet; `questions` goes to the thread that runs `answer`.
+    /// Begins without an answer; `questions` goes to the thread that runs `answer`.
     pub fn new(
         place: Place,
         places: Arc<Places>,
@@ -94,14 +94,14 @@ impl SpaceWatch {
         Arc::new(SpaceWatch { place, places, world, known, answered: Condvar::new(), questions, written })
     }
 
-    /// Answers questions until the watch is closed: the life of its thread.
+    /// Asks the disk for each question until the watch is closed. This is all that its thread runs.
     pub fn answer(&self, questions: &Receiver<()>) {
         for () in questions {
             self.look();
         }
     }
 
-    /// Asks the disk, on this thread.
+    /// Asks the disk on this thread, and may therefore wait for it.
     pub fn look(&self) -> Room {
         let (asked_at, written_before) = (self.world.elapsed(), self.written.load(SeqCst));
         let answer = match self.places.of(self.place).and_then(|backing| backing.space()) {
@@ -112,7 +112,7 @@ impl SpaceWatch {
         let mut known = self.known.held();
         if known.asked_at.is_none_or(|before| before <= asked_at) {
             known.asked_at = Some(asked_at);
-            // A backing directory that fails is for the log to find out, by writing.
+            // The log finds out by writing whether the primary has failed; until then its last answer stays.
             if answer != Room::Unreachable || self.place == Place::Emergency {
                 (known.room, known.written_before) = (answer, written_before);
             }
@@ -124,23 +124,23 @@ impl SpaceWatch {
         self.charged(&known)
     }
 
-    /// The room, without waiting for a disk that does not answer. The answer may be old: file data is not admitted by it.
+    /// Returns the room without waiting for a hanging disk. The answer may be old, so it must not admit file data.
     pub fn room(&self) -> Room {
         self.room_within(PATIENCE).0
     }
 
-    /// The room, if the disk said so just now; never waits for a disk that does not answer.
+    /// Returns the room if a fresh answer is there; does not wait for a hanging disk.
     pub fn fresh_room(&self) -> Option<Room> {
         let (room, is_fresh) = self.room_within(PATIENCE);
         is_fresh.then_some(room)
     }
 
-    /// The room as the disk said just now, or, if the disk hangs, as it said last. Waits until that is known.
+    /// Returns a fresh answer, or the last one if the disk hangs. Waits up to `HANGING` to know which.
     pub fn settled_room(&self) -> Room {
         self.room_within(HANGING).0
     }
 
-    /// The room, and whether the disk said so just now; waits until the question is unanswered for so long.
+    /// Returns the room and whether the answer is fresh; waits until a question has been unanswered for `most`.
     fn room_within(&self, most: Duration) -> (Room, bool) {
         let now = self.world.elapsed();
         let is_fresh = |known: &Known| known.asked_at.is_some_and(|at| now.saturating_sub(at) < FRESH);
@@ -163,7 +163,8 @@ impl SpaceWatch {
         (self.charged(&known), is_fresh(&known))
     }
 
-    /// The room as of now, waited for, but no longer than `most`: for whoever would be refused otherwise.
+    /// Asks for the room as of now and waits for the answer, at most `most`. Used before a request is refused for want
+    /// of room, so that room which was freed a moment ago is seen.
     pub fn room_now(&self, most: Duration) -> Room {
         let now = self.world.elapsed();
         let mut known = self.known.held();
@@ -181,17 +182,17 @@ impl SpaceWatch {
         self.charged(&known)
     }
 
-    /// What is known is old: room was given back, or taken by something else than the log's groups.
+    /// Makes the last answer old: room was given back, or taken by something other than the log's groups.
     pub fn forget(&self) {
         self.known.held().asked_at = None;
     }
 
-    /// The log has written so many bytes; to be called when they are written, and before their buffers are given back.
+    /// Counts bytes that the log has written. Call it after the write and before their buffers are given back.
     pub fn wrote(&self, bytes: u64) {
         self.written.fetch_add(bytes, SeqCst);
     }
 
-    /// Ends the thread that asks; says whether it has nothing to wait for.
+    /// Ends the thread that asks the disk. False if it still waits for the disk after `CLOSE_PATIENCE`.
     pub fn close(&self) -> bool {
         self.questions.held().take();
         let known = self.known.held();
@@ -199,7 +200,7 @@ impl SpaceWatch {
         waited.unwrap_or_else(PoisonError::into_inner).0.pending_since.is_none()
     }
 
-    /// Puts the question, if it is not put already; `None` if there is nobody to ask.
+    /// Puts a question unless one is pending; `None` if there is no thread that asks the disk.
     fn ask<'a>(&'a self, mut known: MutexGuard<'a, Known>, now: Duration) -> Option<MutexGuard<'a, Known>> {
         if known.pending_since.is_none() {
             let questions = self.questions.held();
