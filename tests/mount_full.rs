@@ -483,6 +483,66 @@ fn a_hard_quota_set_on_a_live_mount_is_told_by_write() {
     assert_ne!(v.state(), "full");
 }
 
+/// Writes until the backing filesystem refuses more, although it shows free bytes; deletes most of it; gives what is left.
+fn refuses_although_bytes_are_free(disk: &Disk, v: &TestVault) -> Vec<Taken> {
+    let (all, mut taken, mut id) = (disk.free_bytes(), Vec::new(), 0);
+    let refused = loop {
+        // Each is synced.
+        id += 2;
+        match put(&v.mnt, id, 3 * MIB) {
+            Ok(()) => taken.push((id, 3 * MIB)),
+            Err(e) => break e,
+        }
+        assert!(total(&taken) < all, "nothing was refused");
+    };
+    assert_eq!(refused.raw_os_error(), Some(libc::ENOSPC), "{refused}");
+    assert!(disk.free_bytes() > 16 * MIB, "{} bytes are free: it is an ordinary full disk", disk.free_bytes());
+    eventually("full", PATIENCE, || v.state() == "full");
+    assert_eq!(faults(&v.mnt, &taken), Vec::<String>::new(), "live");
+    // What takes no room works.
+    let (id, _) = taken.pop().unwrap();
+    fs::rename(v.path(format!("file-{id}")), v.path("renamed")).unwrap();
+    let cut = File::options().write(true).open(v.path("renamed")).unwrap();
+    cut.set_len(1000).unwrap();
+    cut.sync_all().unwrap();
+    delete(&v.mnt, &mut taken, |n| n % 4 == 0);
+    File::open(&v.mnt).unwrap().sync_all().unwrap();
+    taken
+}
+
+fn is_whole_and_was_no_fault(v: &TestVault, taken: &[Taken]) {
+    assert_eq!(faults(&v.mnt, taken), Vec::<String>::new(), "live, at the end");
+    assert!(!v.states().iter().any(|s| s == "error"), "{:?}", v.states());
+    v.umount();
+    v.check();
+    v.mount();
+    assert_eq!(faults(&v.mnt, taken), Vec::<String>::new(), "after a clean unmount");
+    assert_eq!(fs::read(v.path("renamed")).unwrap().len(), 1000);
+}
+
+#[test]
+fn a_backing_filesystem_without_inodes_is_a_full_disk_until_it_has_some() {
+    let disk = Disk::ext4_of_few_files(400, 64);
+    let v = TestVault::init_on(&disk);
+    v.mount();
+    let others: Vec<_> = (0..)
+        .map(|n| disk.at.join(format!("other-{n}")))
+        .take_while(|path| match File::create(path) {
+            Ok(_) => true,
+            Err(e) if e.raw_os_error() == Some(libc::ENOSPC) => false,
+            Err(e) => panic!("{}: {e}", path.display()),
+        })
+        .collect();
+    let mut taken = refuses_although_bytes_are_free(&disk, &v);
+    for other in others {
+        fs::remove_file(other).unwrap();
+    }
+    room_comes(&v.mnt, 1 << 50, MIB);
+    taken.push((1 << 50, MIB));
+    eventually("no longer full", PATIENCE, || v.state() != "full");
+    is_whole_and_was_no_fault(&v, &taken);
+}
+
 fn fallocate(file: &File, mode: i32, len: u64) -> Option<i32> {
     // SAFETY: the descriptor is the file's.
     let done = unsafe { libc::fallocate(file.as_raw_fd(), mode, 0, i64::try_from(len).unwrap()) };

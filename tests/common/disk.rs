@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-/// An ext4 in a file, mounted.
+/// A filesystem in a file, mounted.
 pub struct Disk {
     dir: tempfile::TempDir,
     /// Where it is mounted.
@@ -26,13 +26,22 @@ pub struct Disk {
 impl Disk {
     /// A fresh one.
     pub fn ext4(mib: u64) -> Disk {
+        // Nothing is kept for root: the last block is really the last.
+        Disk::made_by(Command::new("mkfs.ext4").args(["-q", "-F", "-m", "0"]), mib)
+    }
+
+    /// A fresh one that holds so many files and directories.
+    pub fn ext4_of_few_files(mib: u64, files: u64) -> Disk {
+        Disk::made_by(Command::new("mkfs.ext4").args(["-q", "-F", "-m", "0", "-N"]).arg(files.to_string()), mib)
+    }
+
+    fn made_by(mkfs: &mut Command, mib: u64) -> Disk {
         needs_root("mount a filesystem from a file");
         let dir = tempfile::Builder::new().prefix("disk-").tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let at = dir.path().join("at");
         fs::create_dir(&at).unwrap();
         File::create(dir.path().join("image")).unwrap().set_len(mib << 20).unwrap();
-        // Nothing is kept for root: the last block is really the last.
-        run(Command::new("mkfs.ext4").args(["-q", "-F", "-m", "0"]).arg(dir.path().join("image")));
+        run(mkfs.arg(dir.path().join("image")));
         let disk = Disk { dir, at };
         disk.give_back();
         disk
