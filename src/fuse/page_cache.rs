@@ -19,6 +19,11 @@ use std::thread;
 /// Pages are dropped, and known to be, in pieces of this many bytes: after a file of 1 GiB was written through the cache,
 /// 16,384 direct writes drop pages, and those that follow find none.
 const PIECE_BYTES: u64 = 64 << 10;
+/// Each invalidation of a file that needs one takes so many times (as a power of two) more pieces along than the one before, until
+/// pages are filled: then it begins with one piece again.
+const REACH_GROWTH_LOG2: u32 = 2;
+/// Most pieces taken along, as a power of two: 256 MiB.
+const REACH_LOG2_MAX: u32 = 12;
 /// Words of 64 pieces that are remembered of all files together: 1 TiB. With more, all is forgotten.
 const WORDS_MAX: usize = 1 << 18;
 
@@ -80,7 +85,7 @@ impl PageCache {
         match begun {
             None => answer(),
             // The thread lives as long as we do.
-            Some(id) => drop(self.jobs.send(Job { ino, id, pieces, answer: Box::new(answer) })),
+            Some((id, pieces)) => drop(self.jobs.send(Job { ino, id, pieces, answer: Box::new(answer) })),
         }
     }
 }
@@ -104,6 +109,8 @@ struct File {
     /// A bit for each piece, set if there is no page of it.
     words: BTreeMap<u64, u64>,
     under_way: Vec<Invalidation>,
+    /// Pieces that the next invalidation takes along, as a power of two.
+    reach_log2: u32,
 }
 
 struct Invalidation {
@@ -116,6 +123,8 @@ struct Invalidation {
 impl Bare {
     fn filled(&mut self, ino: Ino, (first, last): (u64, u64)) {
         let Some(file) = self.files.get_mut(&ino) else { return };
+        // Somebody uses the cache: no more of it than must be is dropped.
+        file.reach_log2 = 0;
         for i in file.under_way.iter_mut().filter(|i| i.pieces.0 <= last && first <= i.pieces.1) {
             i.overtaken = true;
         }
@@ -130,15 +139,19 @@ impl Bare {
         }
     }
 
-    /// The number of an invalidation that is now under way; `None` if the kernel has no page of these pieces.
-    fn begin(&mut self, ino: Ino, (first, last): (u64, u64)) -> Option<u64> {
+    /// The number of an invalidation that is now under way, and its pieces; `None` if the kernel has no page of those that were
+    /// written.
+    fn begin(&mut self, ino: Ino, (first, last): (u64, u64)) -> Option<(u64, (u64, u64))> {
         let file = self.files.entry(ino).or_default();
         if words(first, last).all(|(word, bits)| file.words.get(&word).is_some_and(|known| known & bits == bits)) {
             return None;
         }
         self.ids += 1;
-        file.under_way.push(Invalidation { id: self.ids, pieces: (first, last), overtaken: false });
-        Some(self.ids)
+        let around = (1 << file.reach_log2) - 1;
+        let pieces = (first & !around, last | around);
+        file.reach_log2 = (file.reach_log2 + REACH_GROWTH_LOG2).min(REACH_LOG2_MAX);
+        file.under_way.push(Invalidation { id: self.ids, pieces, overtaken: false });
+        Some((self.ids, pieces))
     }
 
     fn end(&mut self, ino: Ino, id: u64, dropped: bool) {
@@ -187,7 +200,7 @@ mod tests {
     fn is_cached(bare: &mut Bare, pieces: (u64, u64)) -> bool {
         match bare.begin(INO, pieces) {
             None => false,
-            Some(id) => {
+            Some((id, _)) => {
                 bare.end(INO, id, false);
                 true
             }
@@ -197,7 +210,7 @@ mod tests {
     #[test]
     fn everything_counts_as_cached_until_it_was_dropped() {
         let mut bare = Bare::default();
-        let id = bare.begin(INO, (60, 70)).unwrap();
+        let (id, _) = bare.begin(INO, (60, 70)).unwrap();
         assert!(is_cached(&mut bare, (60, 70)), "it is not dropped yet");
         bare.end(INO, id, true);
         for p in 60..=70 {
@@ -215,29 +228,56 @@ mod tests {
     #[test]
     fn pages_filled_during_an_invalidation_count_as_cached() {
         let mut bare = Bare::default();
-        let (a, b) = (bare.begin(INO, (0, 9)).unwrap(), bare.begin(INO, (5, 20)).unwrap());
+        let (a, b) = (bare.begin(INO, (0, 9)).unwrap().0, bare.begin(INO, (5, 20)).unwrap().0);
         bare.filled(INO, (9, 9));
-        let c = bare.begin(INO, (9, 9)).unwrap();
+        let (c, _) = bare.begin(INO, (9, 9)).unwrap();
         bare.end(INO, a, true);
         bare.end(INO, b, true);
         assert!(is_cached(&mut bare, (0, 0)) && is_cached(&mut bare, (9, 9)) && is_cached(&mut bare, (20, 20)));
         bare.end(INO, c, true);
         assert!(!is_cached(&mut bare, (9, 9)), "this one began later");
-        let failed = bare.begin(INO, (30, 30)).unwrap();
+        let (failed, _) = bare.begin(INO, (30, 30)).unwrap();
         bare.end(INO, failed, false);
         assert!(is_cached(&mut bare, (30, 30)));
     }
 
     #[test]
+    fn a_file_that_only_direct_requests_touch_is_bare_after_a_few_of_them() {
+        const PIECES: u64 = 100_000;
+        let invalidations = |is_read: bool| {
+            let mut bare = Bare::default();
+            let mut count = 0;
+            for n in 0..3000 {
+                let piece = n * 7919 % PIECES;
+                if is_read {
+                    bare.filled(INO, (PIECES + 1, PIECES + 1));
+                }
+                if let Some((id, pieces)) = bare.begin(INO, (piece, piece)) {
+                    assert!(pieces.0 <= piece && piece <= pieces.1 && (!is_read || pieces == (piece, piece)));
+                    bare.end(INO, id, true);
+                    count += 1;
+                }
+            }
+            count
+        };
+        assert!(invalidations(false) < 50, "{}", invalidations(false));
+        assert_eq!(invalidations(true), 3000, "of a file that somebody reads, nothing else is dropped");
+    }
+
+    #[test]
     fn what_is_remembered_is_bounded() {
         let mut bare = Bare::default();
-        let held = bare.begin(Ino(1), (0, 0)).unwrap();
-        for n in 0..WORDS_MAX as u64 + 10 {
-            let ino = Ino(2 + n % 3);
-            let id = bare.begin(ino, (n * 64, n * 64)).unwrap();
+        let (held, _) = bare.begin(Ino(1), (0, 0)).unwrap();
+        let words_each = (1 << REACH_LOG2_MAX) / 64;
+        for n in 0..WORDS_MAX as u64 / words_each + 30 {
+            let (ino, piece) = (Ino(2 + n % 3), n << REACH_LOG2_MAX);
+            let (id, _) = bare.begin(ino, (piece, piece)).unwrap();
             bare.end(ino, id, true);
         }
-        assert!(bare.words < 1000 && bare.files.values().map(|f| f.words.len()).sum::<usize>() == bare.words);
+        assert!(
+            bare.words < 30 * words_each as usize
+                && bare.files.values().map(|f| f.words.len()).sum::<usize>() == bare.words
+        );
         bare.end(Ino(1), held, true);
         assert!(bare.begin(Ino(1), (0, 0)).is_none(), "one under way is not forgotten");
     }
