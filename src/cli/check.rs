@@ -15,7 +15,7 @@ use crate::vault::{self, Locked, OpenFault, OpenOptions};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Look a vault over, and mend it if asked to.
+/// Check a vault for damage, and repair it if asked to.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The vault's directory; it must not be mounted
@@ -25,7 +25,7 @@ pub struct Args {
     /// Read, decrypt and verify the data, too: all of it, the n-th of t parts (2/7), or a random share (10%)
     #[arg(long, value_name = "SHARE", num_args = 0..=1, require_equals = true, default_missing_value = "all")]
     read_data: Option<String>,
-    /// Mend what can be mended; what lost its name goes to /lost+found, what is lost is listed
+    /// Repair what can be repaired; what lost its name goes to /lost+found, what is lost is listed
     #[arg(long, conflicts_with = "rebuild")]
     repair: bool,
     /// Throw the index away and make it anew from the log, then look

@@ -124,7 +124,8 @@ fn create(args: &Args) -> Result<Exit, Failure> {
         if let Some(key) = &options.recovery {
             print::recovery_key(key)?;
         }
-        print::answer("Without its passphrase or key nobody can read it, you included.")?;
+        let warning = "Without its passphrase or key nobody can read the vault, you included.";
+        print::answer(&format!("\n{warning} To use it: strongroom mount {at} MOUNTPOINT"))?;
     }
     Ok(Exit::Ok)
 }

@@ -68,15 +68,15 @@ enum Command {
     Init(init::Args),
     /// Mount a vault; returns once the mount is live, and a daemon stays behind
     Mount(Box<mount::Args>),
-    /// Flush and unmount; returns once everything is at rest
+    /// Flush and unmount; returns once everything is durable
     Umount(umount::Args),
     /// Show how a mount or a vault is doing; without an argument, list the mounts
     Status(status::Args),
-    /// Look a vault over, and mend it if asked to
+    /// Check a vault for damage, and repair it if asked to
     Check(check::Args),
     /// Read everything and compare it with its checksums; of a vault or a mount, with or without the key
     Scrub(scrub::Args),
-    /// Bring home what lies in an emergency directory, without mounting
+    /// Copy back what lies in an emergency directory, without mounting
     Recover(recover::Args),
     /// Show and change what opens a vault: its passphrases, key files and recovery keys
     Key(slots::Args),

@@ -17,7 +17,7 @@ use std::time::Duration;
 /// How long a backing directory that takes nothing is waited for.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Bring home what lies in an emergency directory, without mounting.
+/// Copy back what lies in an emergency directory, without mounting.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The vault's directory; it must not be mounted

@@ -47,7 +47,7 @@ const UNSAVED_WAIT: Duration = Duration::from_secs(10);
 /// Most unsaved files that are named; the rest is counted.
 const UNSAVED_LINES_MAX: usize = 100;
 
-/// Flush and unmount; returns once everything is at rest.
+/// Flush and unmount; returns once everything is durable.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Where the vault is mounted
