@@ -395,6 +395,28 @@ fn a_program_that_only_writes_is_told_and_nothing_that_was_taken_is_dropped() {
     assert!(!v.states().iter().any(|s| s == "error"), "{:?}", v.states());
 }
 
+#[test]
+fn what_a_lone_writer_fills_a_small_disk_with_is_saved() {
+    let disk = Disk::ext4(300);
+    let v = TestVault::init_on(&disk);
+    v.mount();
+    // One piece over and over: making others would take longer than writing them.
+    let (mut file, piece, mut taken) = (File::create(v.path("a")).unwrap(), noise(0, 0, MIB), 0);
+    let refused = loop {
+        match file.write(&piece) {
+            Ok(n) => taken += n,
+            Err(e) => break e,
+        }
+    };
+    assert_eq!(refused.raw_os_error(), Some(libc::ENOSPC), "{refused}");
+    // The kernel has accepted less than there was room for.
+    file.sync_all().unwrap();
+    assert_eq!(metric(&v, "strongroom_refused_cached_bytes_total"), 0);
+    let bytes = fs::read(v.path("a")).unwrap();
+    assert_eq!(bytes.len(), taken);
+    assert!(bytes.chunks(piece.len()).all(|part| *part == piece[..part.len()]), "not what was written");
+}
+
 /// Reads a file of stream `id` that the kernel has in its cache from the daemon.
 fn reads_uncached(path: &Path, id: u64, len: u64) {
     let mut file = File::open(path).unwrap();

@@ -97,7 +97,8 @@ pub trait BackingFile: Send + Sync {
     fn len(&self) -> io::Result<u64>;
     /// Cuts or grows the file.
     fn set_len(&self, len: u64) -> io::Result<()>;
-    /// Takes room for `len` bytes now; where the filesystem cannot, the file just grows.
+    /// Makes the file `len` bytes long, if it is shorter, and takes the room for what it grows by now; where the filesystem
+    /// cannot do that, the file grows as it is written.
     fn preallocate(&self, len: u64) -> io::Result<()>;
     /// Gives a range of whole blocks back; `Unsupported` where the filesystem cannot.
     fn punch(&self, offset: u64, len: u64) -> io::Result<()>;

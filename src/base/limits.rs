@@ -126,10 +126,24 @@ pub const SNAPSHOT_RATE_BYTES: u64 = 32 << 20;
 /// Generations of them that are kept.
 pub const SNAPSHOTS_KEPT: usize = 2;
 /// Room kept for what the kernel's write-back cache accepts before we see it, so that a program is refused by `write`
-/// and what it wrote before still fits; where we may, the kernel's dirty limit for the mount is set to this, …
+/// and what it wrote before still fits, …
 pub const KERNEL_ROOM_BYTES: u64 = 64 << 20;
 /// … and the part of a small backing filesystem that it may be at most: one in so many.
-pub const KERNEL_ROOM_SHARE: u64 = 16;
+const KERNEL_ROOM_SHARE: u64 = 16;
+
+/// Room kept for the kernel's write-back cache on a backing filesystem of this size.
+#[must_use]
+pub fn kernel_room_bytes(total_bytes: u64) -> u64 {
+    KERNEL_ROOM_BYTES.min(total_bytes / KERNEL_ROOM_SHARE)
+}
+
+/// Most bytes that the kernel may hold back for a mount: three quarters of the room kept for them. A write that the
+/// kernel has let in may go over its limit, and data takes a little more room in the log than it has bytes.
+#[must_use]
+pub fn kernel_dirty_bytes(total_bytes: u64) -> u64 {
+    kernel_room_bytes(total_bytes) / 4 * 3
+}
+
 /// With fewer inodes left on the backing filesystem it is tried out whether it makes new files.
 pub const SPARE_INODES: u64 = 8;
 /// How long a write that the kernel's cache hands over is held while there is no room, before it is refused, …
@@ -173,6 +187,12 @@ pub const ARGON2_CEILING: (u32, u32, u32) = (4 << 20, 64, 64);
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_kernel_holds_back_less_than_is_kept_for_it() {
+        let mib = |total: u64| (kernel_room_bytes(total << 20) >> 20, kernel_dirty_bytes(total << 20) >> 20);
+        assert_eq!([320, 1024, 1 << 20].map(mib), [(20, 15), (64, 48), (64, 48)]);
+    }
 
     #[test]
     fn requests_are_as_large_as_the_budget_lets_the_threads_keep() {

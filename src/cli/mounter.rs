@@ -18,9 +18,9 @@ use super::exit::{Exit, Failure};
 use super::last_word::{self, LastWord, Speaker};
 use super::mounts;
 use super::write_back;
-use crate::backing::{self, Broker, BrokeredDir};
+use crate::backing::{self, Backing, Broker, BrokeredDir, DirBacking};
 use crate::base::descriptor;
-use crate::base::limits::KERNEL_ROOM_BYTES;
+use crate::base::limits::{KERNEL_ROOM_BYTES, kernel_dirty_bytes};
 use crate::base::lock::Held;
 use crate::fuse::{self, MountOptions};
 use std::fs::File;
@@ -80,12 +80,13 @@ impl Mounter {
             -1 => Err(failed("fork", io::Error::last_os_error())),
             0 => {
                 settle_in(&[theirs.as_raw_fd(), word.as_raw_fd(), disk_theirs.as_raw_fd()], &null);
-                let vault = vault.to_owned();
+                let (vault, served) = (vault.to_owned(), vault.to_owned());
                 // Beside the orders, for a disk may not answer. Without it, a disk that comes back is not found.
-                let serve = move || backing::serve(&disk_theirs, &vault);
+                let serve = move || backing::serve(&disk_theirs, &served);
                 drop(thread::Builder::new().name("disk".to_owned()).spawn(serve));
                 let attendant = Attendant {
                     mountpoint: mountpoint.to_owned(),
+                    vault,
                     options,
                     log,
                     device: None,
@@ -188,6 +189,8 @@ fn settle_in(kept: &[RawFd], null: &File) {
 /// What the process knows.
 struct Attendant<'a> {
     mountpoint: PathBuf,
+    /// The vault's directory.
+    vault: PathBuf,
     options: &'a MountOptions,
     /// The log file, if there is one.
     log: Option<&'a Path>,
@@ -235,13 +238,17 @@ fn refusal(e: &io::Error) -> Vec<u8> {
     [&[REFUSED][..], &code.to_le_bytes(), &len.to_le_bytes(), &sentence].concat()
 }
 
-/// Bounds what the kernel accepts for this mount before it hands it over, however much memory the machine has: so much
-/// room is kept for it on the backing filesystem. What cannot be set stays as the kernel has it, a share of the memory.
-fn bound_dirty(bdi: &Path) {
+/// Bounds what the kernel accepts for this mount before it hands it over, however much memory the machine has: the vault
+/// keeps room for so much on the backing filesystem, whose size this goes by. What cannot be set stays as the kernel has
+/// it, a share of the memory.
+fn bound_dirty(bdi: &Path, vault: &Path) {
+    let total = DirBacking::open(vault).and_then(|dir| dir.space()).ok().flatten().map(|space| space.total_bytes);
+    // Of a filesystem that does not tell its size, no room is kept.
+    let bound = total.map_or(KERNEL_ROOM_BYTES, kernel_dirty_bytes);
     let most = std::fs::read_to_string(bdi.join("max_bytes")).ok().and_then(|text| text.trim().parse::<u64>().ok());
     // 0 stands for a share that is not bounded.
-    if most.is_some_and(|most| most == 0 || most > KERNEL_ROOM_BYTES) {
-        let _ = std::fs::write(bdi.join("max_bytes"), KERNEL_ROOM_BYTES.to_string());
+    if most.is_some_and(|most| most == 0 || most > bound) {
+        let _ = std::fs::write(bdi.join("max_bytes"), bound.to_string());
     }
     // Without it the bound counts only once the whole machine has much to write back.
     let _ = std::fs::write(bdi.join("strict_limit"), "1");
@@ -271,7 +278,7 @@ impl Attendant<'_> {
             READ_AHEAD => {
                 let device = self.device.as_deref().ok_or(io::ErrorKind::NotFound)?;
                 let bdi = PathBuf::from(format!("/sys/class/bdi/{device}"));
-                bound_dirty(&bdi);
+                bound_dirty(&bdi, &self.vault);
                 std::fs::write(bdi.join("read_ahead_kb"), READ_AHEAD_KIB)?;
                 Ok(None)
             }
@@ -350,7 +357,15 @@ mod tests {
             let options = MountOptions::default();
             attend(
                 theirs,
-                Attendant { mountpoint, options: &options, log: None, device: None, word: None, relay: None },
+                Attendant {
+                    mountpoint,
+                    vault: "/".into(),
+                    options: &options,
+                    log: None,
+                    device: None,
+                    word: None,
+                    relay: None,
+                },
             );
         });
         (with_socket(ours), attendant)
@@ -378,10 +393,29 @@ mod tests {
     }
 
     #[test]
+    fn the_kernel_may_hold_back_no_more_than_the_vault_keeps_room_for() {
+        let bdi = tempfile::tempdir().expect("a temporary directory");
+        let total = DirBacking::open(bdi.path()).unwrap().space().unwrap().unwrap().total_bytes;
+        let file = bdi.path().join("max_bytes");
+        for before in ["0\n".to_owned(), (1_u64 << 40).to_string()] {
+            std::fs::write(&file, before).unwrap();
+            bound_dirty(bdi.path(), bdi.path());
+            let after: u64 = std::fs::read_to_string(&file).unwrap().parse().unwrap();
+            assert_eq!(after, kernel_dirty_bytes(total));
+            assert!(after < crate::base::limits::kernel_room_bytes(total));
+        }
+        std::fs::write(&file, "4096").unwrap();
+        bound_dirty(bdi.path(), bdi.path());
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "4096", "a bound that is lower stays");
+        assert_eq!(std::fs::read_to_string(bdi.path().join("strict_limit")).unwrap(), "1");
+    }
+
+    #[test]
     fn another_mount_in_the_place_of_its_own_is_let_be() {
         let options = MountOptions::default();
         let (mountpoint, device) = ("/proc".into(), Some("0:999999".to_owned()));
-        let mut attendant = Attendant { mountpoint, options: &options, log: None, device, word: None, relay: None };
+        let mut attendant =
+            Attendant { mountpoint, vault: "/".into(), options: &options, log: None, device, word: None, relay: None };
         for order in [UNMOUNT, DETACH] {
             assert!(attendant.follow(order).unwrap_err().to_string().contains("something else"));
         }

@@ -11,7 +11,7 @@ use super::shared::{SPACE_PATIENCE, Shared};
 use super::state::{Event, State};
 use super::{Vault, VaultFault, read, reserve_bytes};
 use crate::backing::Space;
-use crate::base::limits::{ALLOCATE_STEP_BYTES, FULL_REPORT_PAUSE, KERNEL_ROOM_BYTES, KERNEL_ROOM_SHARE};
+use crate::base::limits::{ALLOCATE_STEP_BYTES, FULL_REPORT_PAUSE, kernel_room_bytes};
 use crate::base::lock::Held;
 use crate::buffer::FileBuffer;
 use std::sync::Mutex;
@@ -149,7 +149,7 @@ impl Vault {
         let s = &self.shared;
         // What cannot be asked now is asked again with each write; without an answer nothing is kept.
         let total = s.space.room_now(SPACE_PATIENCE).space().map_or(0, |space| space.total_bytes);
-        s.room.kernel_bytes.store(KERNEL_ROOM_BYTES.min(total / KERNEL_ROOM_SHARE), SeqCst);
+        s.room.kernel_bytes.store(kernel_room_bytes(total), SeqCst);
     }
 
     /// Waits until there is room for `bytes` more of a program's data, as far as a checkpoint can make some. Call it
