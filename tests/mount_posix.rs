@@ -23,7 +23,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 const NO_ARGUMENTS: [&str; 0] = [];
@@ -856,4 +856,60 @@ fn cached_pages_do_not_outlive_asynchronous_direct_writes() {
         unsafe { std::slice::from_raw_parts_mut(libc::memalign(4096, SIZE as usize).cast::<u8>(), SIZE as usize) };
     direct.read_exact_at(aligned, 0).unwrap();
     assert!(fs::read(&path).unwrap() == *aligned, "buffered and direct reading differ");
+}
+
+/// A reader locks pages and then waits for its turn among the kernel's background requests. Direct writes that wait for those pages
+/// must not take all turns.
+#[test]
+fn queued_direct_writes_and_buffered_readers_do_not_wait_for_each_other() {
+    const SIZE: u64 = 16 << 20;
+    const LEN: u64 = 640 << 10;
+    let v = TestVault::mounted();
+    let path = v.path("f");
+    fs::write(&path, vec![0; SIZE as usize]).unwrap();
+    let (stop, ended) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let abort = format!("/sys/fs/fuse/connections/{}/abort", libc::minor(fs::metadata(&path).unwrap().dev()));
+    let direct = || OpenOptions::new().read(true).write(true).custom_flags(libc::O_DIRECT).open(&path).unwrap();
+    std::thread::scope(|scope| {
+        for reader in 1..=3 {
+            let (path, stop, ended) = (&path, &stop, &ended);
+            scope.spawn(move || {
+                let (file, rng, mut out) = (File::open(path).unwrap(), &mut Rng(reader), vec![0; 4096]);
+                // Each read that misses the cache is a background request of its own.
+                // SAFETY: plain numbers.
+                unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_RANDOM) };
+                while !stop.load(SeqCst) && file.read_at(&mut out, 4096 * rng.below(SIZE / 4096)).is_ok() {}
+                ended.fetch_add(1, SeqCst);
+            });
+        }
+        for writer in 11..=13 {
+            let (stop, ended, file) = (&stop, &ended, direct());
+            scope.spawn(move || {
+                let (aio, rng) = (Aio::new(), &mut Rng(writer));
+                let begun = Instant::now();
+                while begun.elapsed() < Duration::from_secs(4) {
+                    let at = |_| (4096 * rng.below((SIZE - LEN) / 4096), LEN as usize, 7);
+                    aio.write(&file, &(0..16).map(at).collect::<Vec<_>>());
+                }
+                stop.store(true, SeqCst);
+                ended.fetch_add(1, SeqCst);
+            });
+        }
+        let begun = Instant::now();
+        while ended.load(SeqCst) < 6 {
+            std::thread::sleep(Duration::from_millis(50));
+            if begun.elapsed() > Duration::from_secs(60) {
+                // Not even the daemon's death would end the threads.
+                fs::write(&abort, "1").unwrap();
+                panic!("after {:?}, {} of 6 programs have ended", begun.elapsed(), ended.load(SeqCst));
+            }
+        }
+    });
+    // SAFETY: plain numbers, and a descriptor that lives through the call.
+    let aligned =
+        unsafe { std::slice::from_raw_parts_mut(libc::memalign(4096, SIZE as usize).cast::<u8>(), SIZE as usize) };
+    direct().read_exact_at(aligned, 0).unwrap();
+    common::eventually("buffered and direct reading agree", Duration::from_secs(10), || {
+        fs::read(&path).unwrap() == *aligned
+    });
 }

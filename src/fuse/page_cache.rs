@@ -1,6 +1,7 @@
 //! Keeps the kernel's page cache in step with direct writes.
 //!
-//! Promise: once a direct write is answered, no cached page shows what its range held before.
+//! Promise: once a direct write is answered, no cached page shows what its range held before; if more direct writes than
+//! `WITHHELD_MAX` wait for the kernel to drop pages, the oldest is answered at once, and its pages are dropped soon after.
 //! Why it is needed: the kernel drops the pages of a range before an asynchronous direct write, and not after it. A buffered
 //! reader that comes between fills pages with the old bytes, and they would stay (`decisions/direct-writes-drop-pages.md`).
 //! How: a thread invalidates the range, then answers. Ranges that are known to have no page are answered at once.
@@ -8,9 +9,10 @@
 
 use super::seek::Kernel;
 use crate::base::id::Ino;
+use crate::base::limits::FUSE_BACKGROUND_MAX;
 use crate::base::lock::Held;
 use crossbeam_channel::Sender;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
@@ -27,14 +29,38 @@ const REACH_LOG2_MAX: u32 = 12;
 /// Words of 64 pieces that are remembered of all files together: 1 TiB. With more, all is forgotten.
 const WORDS_MAX: usize = 1 << 18;
 
-/// What to do after a direct write.
+/// Most answers that wait until pages are dropped. An unanswered asynchronous write is one of the background requests that the
+/// kernel allows, and a reader locks pages before it waits for its turn among them: if all turns were taken by writes that wait
+/// for those pages, nobody would ever go on.
+const WITHHELD_MAX: usize = FUSE_BACKGROUND_MAX as usize - 1;
+
+/// An invalidation that is to be made.
 struct Job {
     ino: Ino,
-    /// The invalidation's number.
+    /// Its number.
     id: u64,
     /// Pieces: first, last.
     pieces: (u64, u64),
-    answer: Box<dyn FnOnce() + Send>,
+}
+
+type Answer = Box<dyn FnOnce() + Send>;
+
+/// The answers that wait for an invalidation, oldest first.
+#[derive(Default)]
+struct Withheld(VecDeque<(u64, Answer)>);
+
+impl Withheld {
+    /// Adds the answer that waits for invalidation `id`; gives the one that is not to wait any longer, if they are too many.
+    fn add(&mut self, id: u64, answer: Answer) -> Option<Answer> {
+        self.0.push_back((id, answer));
+        if self.0.len() > WITHHELD_MAX { self.0.pop_front().map(|(_, oldest)| oldest) } else { None }
+    }
+
+    /// The answer that waited for invalidation `id`, if it still does.
+    fn take(&mut self, id: u64) -> Option<Answer> {
+        let at = self.0.iter().position(|(waits_for, _)| *waits_for == id)?;
+        self.0.remove(at).map(|(_, answer)| answer)
+    }
 }
 
 /// Takes direct writes that may have left pages behind; the thread ends when this goes.
@@ -42,6 +68,7 @@ pub(super) struct PageCache {
     bare: Arc<Mutex<Bare>>,
     /// Whether a direct write has ever been seen: before it, nothing is to be remembered.
     in_use: AtomicBool,
+    withheld: Arc<Mutex<Withheld>>,
     jobs: Sender<Job>,
 }
 
@@ -50,16 +77,20 @@ impl PageCache {
         let bare = Arc::<Mutex<Bare>>::default();
         // Bounded by the kernel's requests: each that waits here is one.
         let (jobs, taken) = crossbeam_channel::unbounded::<Job>();
-        let known = Arc::clone(&bare);
+        let withheld = Arc::<Mutex<Withheld>>::default();
+        let (known, waiting) = (Arc::clone(&bare), Arc::clone(&withheld));
         thread::Builder::new().name("page-cache".to_owned()).spawn(move || {
-            for Job { ino, id, pieces, answer } in taken {
+            for Job { ino, id, pieces } in taken {
                 let range = (pieces.0 * PIECE_BYTES, (pieces.1 + 1).saturating_mul(PIECE_BYTES));
                 let dropped = kernel.invalidate(ino, range);
                 known.held().end(ino, id, dropped);
-                answer();
+                let answer = waiting.held().take(id);
+                if let Some(answer) = answer {
+                    answer();
+                }
             }
         })?;
-        Ok(PageCache { bare, in_use: AtomicBool::new(false), jobs })
+        Ok(PageCache { bare, in_use: AtomicBool::new(false), withheld, jobs })
     }
 
     /// The kernel is about to fill pages of a range, or has written some back. To be called before the bytes are read or
@@ -84,8 +115,14 @@ impl PageCache {
         };
         match begun {
             None => answer(),
-            // The thread lives as long as we do.
-            Some((id, pieces)) => drop(self.jobs.send(Job { ino, id, pieces, answer: Box::new(answer) })),
+            Some((id, pieces)) => {
+                let oldest = self.withheld.held().add(id, Box::new(answer));
+                // The thread lives as long as we do.
+                let _ = self.jobs.send(Job { ino, id, pieces });
+                if let Some(answer) = oldest {
+                    answer();
+                }
+            }
         }
     }
 }
@@ -280,6 +317,26 @@ mod tests {
         );
         bare.end(Ino(1), held, true);
         assert!(bare.begin(Ino(1), (0, 0)).is_none(), "one under way is not forgotten");
+    }
+
+    #[test]
+    fn of_too_many_answers_the_oldest_waits_no_longer() {
+        let (mut withheld, said) = (Withheld::default(), Arc::<Mutex<Vec<u64>>>::default());
+        let answer = |id: u64| -> Answer {
+            let said = Arc::clone(&said);
+            Box::new(move || said.held().push(id))
+        };
+        let last = WITHHELD_MAX as u64;
+        for id in 0..last {
+            assert!(withheld.add(id, answer(id)).is_none());
+        }
+        withheld.add(last, answer(last)).unwrap()();
+        assert_eq!(*said.held(), [0]);
+        assert!(withheld.take(0).is_none(), "it was answered");
+        withheld.take(2).unwrap()();
+        assert!(withheld.add(last + 1, answer(last + 1)).is_none(), "one has gone");
+        withheld.add(last + 2, answer(last + 2)).unwrap()();
+        assert_eq!(*said.held(), [0, 2, 1]);
     }
 
     #[test]
