@@ -489,6 +489,94 @@ fn what_the_kernel_hands_over_to_a_full_disk_is_held_until_there_is_room() {
     v.check();
 }
 
+/// A shared mapping of a file that nobody has open.
+struct Mapping(*mut libc::c_void, usize);
+
+impl Mapping {
+    /// Makes a file of so many bytes, and maps it.
+    fn of_new(path: &Path, bytes: u64) -> Mapping {
+        let file = File::options().create_new(true).read(true).write(true).open(path).unwrap();
+        file.set_len(bytes).unwrap();
+        file.sync_all().unwrap();
+        let (len, access) = (bytes as usize, libc::PROT_READ | libc::PROT_WRITE);
+        // SAFETY: a new mapping of a file that is this long.
+        let at = unsafe { libc::mmap(std::ptr::null_mut(), len, access, libc::MAP_SHARED, file.as_raw_fd(), 0) };
+        assert_ne!(at, libc::MAP_FAILED, "{}", io::Error::last_os_error());
+        Mapping(at, len)
+    }
+
+    fn fill(&self, id: u64) {
+        let bytes = noise(id, 0, self.1 as u64);
+        // SAFETY: both are this long, and nobody else uses the mapping.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.0.cast(), self.1) };
+    }
+}
+
+// SAFETY: nobody but its owner uses it.
+unsafe impl Send for Mapping {}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: our own mapping, which nobody uses any more.
+        unsafe { libc::munmap(self.0, self.1) };
+    }
+}
+
+fn umount_says(v: &TestVault) -> (Option<i32>, String) {
+    let out = common::output(Command::new(common::strongroom()).arg("umount").arg(&v.mnt));
+    (out.status.code(), String::from_utf8_lossy(&out.stderr).into_owned())
+}
+
+#[test]
+fn a_mapping_that_no_room_was_found_for_is_named_by_umount() {
+    let disk = Disk::ext4(100);
+    let mut v = TestVault::init_on(&disk);
+    v.options = vec!["full-deadline=1.5".into(), "flush-interval=0.4".into()];
+    v.mount();
+    let len = 4 * MIB;
+    let names = ["mapped", "removed", "cut", "synced"];
+    let maps = names.map(|name| Mapping::of_new(&v.path(name), len));
+    let synced = File::options().write(true).open(v.path("synced")).unwrap();
+    let filler = disk.fill(0);
+    // The kernel lets whoever fills a mapping wait while its pages are held.
+    let filling = std::thread::spawn(move || maps.iter().enumerate().for_each(|(id, map)| map.fill(id as u64)));
+    // While they are held, they are not safe, and nothing says that they are.
+    eventually("held bytes count as pending", PATIENCE, || {
+        let text = v.storage("buffers");
+        let number = |name| text.lines().find_map(|l| l.strip_prefix(name)?.trim().parse::<u64>().ok()).unwrap();
+        number("held_bytes") > 0 && number("pending_bytes") >= number("held_bytes")
+    });
+    eventually("their file is unsaved", PATIENCE, || v.storage("unsaved").lines().any(|line| line == "/mapped"));
+    eventually("they are not yet safe", PATIENCE, || v.storage("status").contains("MiB of what the kernel has handed"));
+    filling.join().unwrap();
+    assert!(synced.sync_all().is_err(), "there is no room for it");
+    eventually("all are refused", PATIENCE, || {
+        names.iter().all(|name| v.storage("unsaved").contains(&format!("/{name} (inode "))) && v.pending() == 0
+    });
+    for name in names {
+        let error = format!("/{name} (inode ");
+        eventually("the error list has the path", PATIENCE, || v.storage("errors").contains(&error));
+    }
+    fs::remove_file(v.path("removed")).unwrap();
+    File::options().write(true).open(v.path("cut")).unwrap().set_len(0).unwrap();
+    let unsaved = v.storage("unsaved");
+    assert!(!unsaved.contains("/removed (inode") && !unsaved.contains("/cut (inode"), "{unsaved}");
+    // A mount that stays because it is in use forgets nothing.
+    assert_eq!(umount_says(&v).0, Some(11), "it is open");
+    drop(synced);
+    fs::remove_file(filler).unwrap();
+    let (code, said) = umount_says(&v);
+    assert_eq!(code, Some(12), "{said}");
+    assert!(said.contains(&format!("not saved: /mapped: {len} bytes")), "{said}");
+    // The others are gone, empty, or were told by fsync.
+    assert!(!["/removed", "/cut", "/synced"].iter().any(|name| said.contains(name)), "{said}");
+    assert!(!v.is_mounted());
+    v.check();
+    v.mount();
+    assert_eq!(v.storage("unsaved"), "");
+    v.umount();
+}
+
 #[test]
 fn a_hard_quota_set_on_a_live_mount_is_told_by_write() {
     let v = TestVault::mounted();

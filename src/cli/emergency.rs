@@ -11,7 +11,7 @@ use super::options::Emergency;
 use super::print;
 use crate::backing::{Backing, DirBacking};
 use crate::base::id::Ino;
-use crate::fs;
+use crate::fs::{self, RefusedFile};
 use crate::vault::{EmergencyDir, OpenOptions, Vault, VaultFault};
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -89,18 +89,27 @@ pub fn find(path: &str) -> Option<EmergencyDir> {
 /// Closes a vault and reports what that came to: to the log, on stderr, and as the daemon's last word.
 pub fn close(vault: &Vault, path: &Path) -> LastWord {
     // While there is still an index to look into.
-    let mut names = Vec::new();
-    let result = vault.close_after(|| names = fs::paths_of(vault, &vault.unsaved()));
-    let word = judge(result, &names, vault.is_away());
+    let (mut names, mut refused) = (Vec::new(), Vec::new());
+    let result = vault.close_after(|| {
+        names = fs::paths_of(vault, &vault.unsaved());
+        refused = fs::refused_files(vault);
+    });
+    let word = judge(result, &names, &refused, vault.is_away());
     // A log may be that of many vaults.
     word.lines.iter().for_each(|line| report(&format!("{}: {line}", path.display())));
     word
 }
 
-fn judge(result: Result<(), VaultFault>, names: &[(Ino, Option<Vec<u8>>)], is_away: bool) -> LastWord {
-    if !names.is_empty() || result.is_err() && !is_away {
+fn judge(
+    result: Result<(), VaultFault>,
+    names: &[(Ino, Option<Vec<u8>>)],
+    refused: &[RefusedFile],
+    is_away: bool,
+) -> LastWord {
+    if !names.is_empty() || !refused.is_empty() || result.is_err() && !is_away {
         let fault = result.err().map(|fault| format!("not everything could be brought to rest: {fault}"));
-        return LastWord { exit: Exit::FlushFailed, lines: fault.into_iter().chain(not_saved(names)).collect() };
+        let lines = fault.into_iter().chain(not_saved(names)).chain(not_taken(refused));
+        return LastWord { exit: Exit::FlushFailed, lines: lines.collect() };
     }
     if is_away {
         let line = "everything is safe, but part of it is in the emergency directory until the next mount";
@@ -120,6 +129,20 @@ fn not_saved(names: &[(Ino, Option<Vec<u8>>)]) -> Vec<String> {
     names.iter().take(NAMED_MOST).map(line).chain(rest).collect()
 }
 
+/// A line for each file that lacks bytes which were refused, after one that explains them.
+fn not_taken(files: &[RefusedFile]) -> Vec<String> {
+    let why =
+        "programs wrote data that was refused, mostly for want of room, and fsync has not told them (close may have)";
+    let line = |file: &RefusedFile| match &file.path {
+        Some(path) => format!("not saved: {}: {} bytes", fs::printable(path), file.bytes),
+        None => format!("not saved: inode {}, which has no name: {} bytes", file.ino, file.bytes),
+    };
+    let more = files.len().saturating_sub(NAMED_MOST);
+    let rest = (more > 0).then(|| format!("not saved: {more} more"));
+    let first = (!files.is_empty()).then(|| why.to_owned());
+    first.into_iter().chain(files.iter().take(NAMED_MOST).map(line)).chain(rest).collect()
+}
+
 /// To the log, and to whoever reads stderr: a daemon has none.
 fn report(sentence: &str) {
     log::error!("{sentence}");
@@ -132,7 +155,7 @@ mod tests {
 
     #[test]
     fn the_last_word_names_what_was_not_saved_and_where_the_rest_is() {
-        let word = |result, names: &[_], is_away| judge(result, names, is_away);
+        let word = |result, names: &[_], is_away| judge(result, names, &[], is_away);
         assert_eq!(word(Ok(()), &[], false), LastWord { exit: Exit::Ok, lines: Vec::new() });
         assert_eq!(word(Ok(()), &[], true).exit, Exit::Away);
         assert_eq!(word(Err(VaultFault::Closed), &[], true).exit, Exit::Away, "the next mount finds all of it");
@@ -143,6 +166,14 @@ mod tests {
             assert_eq!((lost.exit, lost.lines.len()), (Exit::FlushFailed, 101));
             assert_eq!(lost.lines[0], "not saved: inode 0, which has no name");
             assert_eq!((lost.lines[1].as_str(), lost.lines[100].as_str()), ("not saved: /a\\n", "not saved: 2 more"));
+        }
+        let refused: Vec<_> =
+            (0..101).map(|n| RefusedFile { ino: Ino(n), path: (n > 0).then(|| b"/a\n".to_vec()), bytes: 5 }).collect();
+        for is_away in [false, true] {
+            let lost = judge(Ok(()), &[], &refused, is_away);
+            assert_eq!((lost.exit, lost.lines.len()), (Exit::FlushFailed, 102));
+            assert_eq!(lost.lines[1], "not saved: inode 0, which has no name: 5 bytes");
+            assert_eq!((&*lost.lines[2], &*lost.lines[101]), ("not saved: /a\\n: 5 bytes", "not saved: 1 more"));
         }
     }
 }

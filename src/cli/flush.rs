@@ -262,7 +262,9 @@ fn judge_push(path: &Path, e: io::Error, refused_before: Option<u64>, refused: O
 fn earlier_error(refused: Option<u64>) -> &'static str {
     match refused {
         Some(0) => "the kernel keeps an error of an earlier call, but the vault refused no write since it was mounted",
-        _ => "an earlier write failed and is not in the vault (fsync or close said so to its program)",
+        _ => {
+            "an earlier write failed and is not in the vault (if no fsync has told its program, its file is named at the end)"
+        }
     }
 }
 

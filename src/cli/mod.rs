@@ -30,6 +30,7 @@ mod prompt;
 mod quota;
 mod reach;
 mod recover;
+mod refused;
 mod rekey;
 mod sandbox;
 mod scrub;

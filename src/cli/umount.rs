@@ -13,8 +13,8 @@ use super::holders::Holders;
 use super::last_word::{LastWord, Stage};
 use super::mounts::{self, Mount};
 use super::print::{self, Progress};
-use super::reach;
 use super::taker::{self, End};
+use super::{reach, refused};
 use crate::base::world::{RealWorld, World};
 use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
@@ -204,8 +204,15 @@ fn flush_and_unmount(args: &Args, ground: &Ground<'_>, ending: &Ending) -> Resul
     let end = ending.end_of(ground.mount);
     let mut busy_since = None;
     let mut pause = PAUSE;
+    let mut has_asked = false;
     loop {
-        if flush::flush(ground)? == Flushed::Vanished || take_away(ground, false, end.as_ref())? {
+        if flush::flush(ground)? == Flushed::Vanished {
+            return Ok(());
+        }
+        if !std::mem::replace(&mut has_asked, true) {
+            refused::ask_the_kernel(ground.path);
+        }
+        if take_away(ground, false, end.as_ref())? {
             return Ok(());
         }
         let since = *busy_since.get_or_insert_with(|| world.elapsed());

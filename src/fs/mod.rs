@@ -33,13 +33,13 @@ pub use attribute_cache::AttributeCache;
 pub use data::{Fallocate, WriteFrom, WriteHow};
 pub use directory::{DirEntry, Space};
 pub use errno::FsFault;
-pub use paths::{paths_of, printable};
+pub use paths::{RefusedFile, paths_of, printable, refused_files, with_paths};
 pub use quota::{LimitChange, LimitOf};
 pub use quota_shown::{QuotaCheck, Stray};
 pub use rename::RenameHow;
 pub use seek::{Seek, Sought};
 pub use stats::{OpKind, OpStat, OpStats};
-pub use storage::{HEADER_ORDER, KEY_ORDER, STORAGE_ALWAYS, STORAGE_INO, STORAGE_NAME};
+pub use storage::{HEADER_ORDER, KEY_ORDER, REFUSED_ORDER, STORAGE_ALWAYS, STORAGE_INO, STORAGE_NAME};
 pub use xattr::{XattrHow, XattrReply};
 
 use crate::base::id::{Ino, ROOT_INO};

@@ -37,6 +37,37 @@ pub fn paths_of(vault: &Vault, inodes: &[Ino]) -> Vec<(Ino, Option<Vec<u8>>)> {
     inodes.iter().map(|&ino| (ino, path(&homes, ino))).collect()
 }
 
+/// A file that lacks bytes which were refused, as a person is told of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RefusedFile {
+    /// Its number.
+    pub ino: Ino,
+    /// Its path; `None` if it has none, or its names do not read.
+    pub path: Option<Vec<u8>>,
+    /// How many bytes it lacks.
+    pub bytes: u64,
+}
+
+/// The files of `Vault::refused`, with their paths.
+pub fn refused_files(vault: &Vault) -> Vec<RefusedFile> {
+    with_paths(vault, &vault.refused())
+}
+
+/// Adds the paths to such a list.
+pub fn with_paths(vault: &Vault, files: &[(Ino, u64)]) -> Vec<RefusedFile> {
+    let inodes: Vec<Ino> = files.iter().map(|file| file.0).collect();
+    let named = paths_of(vault, &inodes).into_iter().zip(files);
+    named.map(|((ino, path), &(_, bytes))| RefusedFile { ino, path, bytes }).collect()
+}
+
+impl RefusedFile {
+    /// `/path`, or what stands for it.
+    #[must_use]
+    pub fn name(&self) -> String {
+        self.path.as_ref().map_or_else(|| "a file without a name".to_owned(), |path| printable(path))
+    }
+}
+
 fn path(homes: &HashMap<Ino, (Ino, Vec<u8>)>, ino: Ino) -> Option<Vec<u8>> {
     let mut parts = Vec::new();
     let mut at = ino;

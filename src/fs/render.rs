@@ -4,7 +4,7 @@
 //! `unsaved` and `scrub` and the mount's own in `metrics`, which is Prometheus text exposition. `stats.json` has every number.
 //! Called by: `storage`. On failure: the vault's.
 
-use super::paths::{paths_of, printable};
+use super::paths::{paths_of, printable, refused_files};
 use super::{FileSystem, FsFault, OpKind};
 use crate::base::histogram::{EDGES_US, Histogram, Snapshot};
 use crate::base::id::Ino;
@@ -32,9 +32,14 @@ fn histograms(s: &Stats) -> Vec<(&'static str, &'static str, Snapshot)> {
     ]
 }
 
-fn gauges(g: &Gauges, usage: &Usage, pending_bytes: u64, nodes: usize) -> Vec<(&'static str, &'static str, u64)> {
+fn gauges(g: &Gauges, usage: &Usage, vault: &Vault, nodes: usize) -> Vec<(&'static str, &'static str, u64)> {
     vec![
-        ("pending_bytes", "Bytes handed over by the kernel and not yet durable.", pending_bytes),
+        ("pending_bytes", "Bytes handed over by the kernel and not yet durable.", vault.pending_bytes()),
+        (
+            "held_bytes",
+            "Bytes of the kernel's cache that wait for room; part of pending_bytes.",
+            vault.stats().unwritten.held_bytes(),
+        ),
         ("used_bytes", "Bytes of files that are not holes.", usage.bytes),
         ("quota_bytes", "Quota of bytes; 0 for none.", usage.quota_bytes.unwrap_or(0)),
         ("used_inodes", "Inodes in being.", usage.inodes),
@@ -91,6 +96,7 @@ impl FileSystem {
             "errors" => lines(&stats.errors()),
             "buffers" => self.gauge_table(&[
                 "pending_bytes",
+                "held_bytes",
                 "budget_bytes",
                 "dirty_bytes",
                 "dirty_limit_bytes",
@@ -136,7 +142,7 @@ impl FileSystem {
 
     fn gauges(&self) -> Result<Vec<(&'static str, &'static str, u64)>, FsFault> {
         let vault = &*self.vault;
-        Ok(gauges(&vault.gauges(), &vault.usage(), vault.pending_bytes(), self.nodes.count()))
+        Ok(gauges(&vault.gauges(), &vault.usage(), vault, self.nodes.count()))
     }
 
     fn gauge_table(&self, which: &[&str]) -> Result<String, FsFault> {
@@ -322,13 +328,18 @@ impl FileSystem {
     }
 }
 
-/// A line with the path of each file that has changes which are not safe yet.
+/// A line with the path of each file that has changes which are not safe yet, or lacks bytes that were refused.
 fn unsaved(vault: &Vault) -> String {
     let line = |(ino, path): (Ino, Option<Vec<u8>>)| match path {
         Some(path) => format!("{}\n", printable(&path)),
         None => format!("inode {}, which has no name\n", ino.0),
     };
-    paths_of(vault, &vault.unsaved()).into_iter().map(line).collect()
+    let unsaved = paths_of(vault, &vault.unsaved()).into_iter().map(line);
+    let refused = refused_files(vault).into_iter().map(|file| {
+        let (name, ino, bytes) = (file.name(), file.ino, file.bytes);
+        format!("{name} (inode {ino}): {bytes} bytes were refused\n")
+    });
+    unsaved.chain(refused).collect()
 }
 
 /// Prometheus text exposition, in which every sample names the vault and the mountpoint: the files of several mounts may

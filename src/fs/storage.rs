@@ -40,6 +40,9 @@ const LOOKS_MAX: usize = 32;
 const CONTROL: &str = "control";
 /// The orders that a person may give, for the error list.
 const ORDERS: &str = "flush, checkpoint, snapshot, clean, scrub [MIB|pause], quota check";
+/// Begins the order to go on naming what was refused of a file (its inode number follows): `umount` has asked the kernel, which from
+/// then on takes the loss for reported.
+pub const REFUSED_ORDER: &[u8] = b"refused ";
 /// Begins the order to put another header in force, whose text follows. It must come in one write.
 pub const HEADER_ORDER: &[u8] = b"key header\n";
 /// The same of a header with another master key: before the text stands that key, sealed under the one in force.
@@ -353,6 +356,11 @@ impl FileSystem {
                 Ok(())
             }
             b"snapshot" => Ok(self.vault.snapshot()?),
+            order if order.starts_with(REFUSED_ORDER) => {
+                let ino = str::from_utf8(&order[REFUSED_ORDER.len()..]).ok().and_then(|n| n.parse().ok());
+                self.vault.stats().unwritten.keep(Ino(ino.ok_or(FsFault::Invalid)?));
+                Ok(())
+            }
             b"quota check" => self.check_quotas().map(drop),
             order if order.starts_with(b"quota set ") => {
                 let (of, change) = limit_order(&order[10..]).ok_or(FsFault::Invalid)?;

@@ -1,7 +1,7 @@
 //! Writes of the kernel's cache for which there is no room: held, tried again, and refused after a deadline.
 //!
 //! Promise: bytes that `write` accepted are dropped only after they were held for the deadline, with a line in the error
-//! list; until then whoever makes room saves them. No thread that serves requests waits for it. A program that writes on
+//! list, and are then named at the end of the mount unless `fsync` said so; until then whoever makes room saves them. No thread that serves requests waits for it. A program that writes on
 //! is told: its next `write` to such a file asks here first, and gets the fault.
 //! Why it holds: a held request keeps its pages in the kernel's dirty limit for this mount, and `mark` makes the kernel
 //! ask for a file's mode before it takes a write into its cache (only `write` asks for the mode with a file handle).
@@ -21,7 +21,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 /// Most files that are remembered as marked.
@@ -51,6 +51,7 @@ enum Order {
 
 /// Takes writes in; its thread ends when this goes.
 pub(super) struct Holder {
+    asker: Asker,
     orders: Sender<Order>,
     marked: Arc<Marked>,
     background: Background,
@@ -77,19 +78,20 @@ impl Holder {
         let (orders, ordered) = crossbeam_channel::unbounded();
         let (marked, background) = (Arc::new(Marked::default()), Background::default());
         let mut keeper = Keeper {
-            asker,
+            asker: asker.clone(),
             kernel,
             background: background.clone(),
             deadline,
             marked: Arc::clone(&marked),
             held: VecDeque::new(),
             refused_files: HashMap::new(),
+            reporter: None,
             refused_at: HashMap::new(),
             first_held: None,
             is_full: false,
         };
         thread::Builder::new().name("held".to_owned()).spawn(move || keeper.serve(&ordered))?;
-        Ok(Holder { orders, marked, background })
+        Ok(Holder { asker, orders, marked, background })
     }
 
     /// The kernel's limit of background requests, which is wider while writes are held.
@@ -99,6 +101,7 @@ impl Holder {
 
     /// Holds a write. Dropped, the reply answers EIO; the thread lives as long as we do.
     pub(super) fn hold(&self, write: HeldWrite) {
+        self.asker.unwritten().hold(write.ino, write.data.len() as u64);
         let _ = self.orders.send(Order::Hold(Box::new(write)));
     }
 
@@ -150,6 +153,8 @@ struct Keeper {
     held: VecDeque<Waiting>,
     /// Files of which bytes were refused: how many since the last report.
     refused_files: HashMap<Ino, u64>,
+    /// Who writes the last report.
+    reporter: Option<JoinHandle<()>>,
     /// When something was last refused to a file: what it has more is not held as long again.
     refused_at: HashMap<Ino, Duration>,
     /// When the first was held since room was last found.
@@ -162,7 +167,7 @@ impl Keeper {
     fn serve(&mut self, ordered: &Receiver<Order>) {
         let mut next_try = self.asker.elapsed();
         loop {
-            let order = if self.held.is_empty() {
+            let order = if self.held.is_empty() && self.refused_files.is_empty() {
                 ordered.recv().map_err(|_| RecvTimeoutError::Disconnected)
             } else {
                 ordered.recv_timeout(next_try.saturating_sub(self.asker.elapsed()))
@@ -205,7 +210,9 @@ impl Keeper {
         match self.asker.write_held(write.ino, write.offset, &write.data, write.how) {
             Ok(()) => {
                 self.asker.end_held(self.asker.elapsed().saturating_sub(write.since), false);
-                let HeldWrite { data, reply, .. } = waiting.write;
+                let HeldWrite { ino, offset, data, reply, .. } = waiting.write;
+                self.asker.unwritten().wrote(ino, offset, data.len() as u64);
+                self.asker.unwritten().let_go(ino, data.len() as u64);
                 reply.written(data.len() as u32);
                 Tried::Answered
             }
@@ -216,7 +223,8 @@ impl Keeper {
             }
             Err(fault) => {
                 self.asker.end_held(self.asker.elapsed().saturating_sub(write.since), true);
-                let HeldWrite { ino, reply, .. } = waiting.write;
+                let HeldWrite { ino, offset, data, reply, .. } = waiting.write;
+                self.lack(ino, offset, data.len() as u64);
                 reply.error(self.asker.errno(OpKind::Write, ino, &fault));
                 Tried::Answered
             }
@@ -269,13 +277,30 @@ impl Keeper {
             (self.first_held, self.is_full) = (None, false);
             let now = self.asker.elapsed();
             self.refused_at.retain(|_, at| now.saturating_sub(*at) < self.deadline);
-            for (ino, bytes) in self.refused_files.drain() {
-                self.asker.report(format!(
-                    "inode {ino}: {bytes} bytes that programs had written were refused for want of room, after they had been \
-                     held for the deadline: the file lacks them. Its fsync and close say so; write them again."
-                ));
+            self.report();
+        }
+    }
+
+    /// Has a thread of its own name the files that were refused bytes, since nobody may wait for that; one at a time.
+    fn report(&mut self) {
+        if self.refused_files.is_empty() || self.reporter.as_ref().is_some_and(|reporter| !reporter.is_finished()) {
+            return;
+        }
+        let (asker, mut files) = (self.asker.clone(), self.refused_files.drain().collect::<Vec<_>>());
+        files.sort_unstable();
+        let report = move || asker.report_refused(&files);
+        match thread::Builder::new().name("refused".to_owned()).spawn(report) {
+            Ok(reporter) => self.reporter = Some(reporter),
+            Err(e) => {
+                log::error!("no thread to name the files that were refused bytes: {e}; /.storage/unsaved lists them")
             }
         }
+    }
+
+    /// Notes that a file lacks what was held. Noted as refused before it is held no more, so that it is always in one of the lists.
+    fn lack(&self, ino: Ino, offset: u64, bytes: u64) {
+        self.asker.unwritten().refuse(ino, offset, bytes);
+        self.asker.unwritten().let_go(ino, bytes);
     }
 
     fn end_or_keep(&mut self, waiting: Waiting) {
@@ -295,7 +320,8 @@ impl Keeper {
     }
 
     fn refuse(&mut self, waiting: Waiting) {
-        let HeldWrite { ino, data, fault, reply, since, .. } = waiting.write;
+        let HeldWrite { ino, offset, data, fault, reply, since, .. } = waiting.write;
+        self.lack(ino, offset, data.len() as u64);
         self.asker.end_held(self.asker.elapsed().saturating_sub(since), true);
         self.asker.count_refused(data.len() as u64);
         *self.refused_files.entry(ino).or_default() += data.len() as u64;

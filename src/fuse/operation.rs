@@ -4,7 +4,8 @@
 //! Called by: `requests`, `seek`, `held`, `synchronous`. On failure: the errno that `fs::errno` decided.
 
 use crate::base::id::{Ino, ROOT_INO};
-use crate::fs::{FileSystem, FsFault, OpKind, Seek, Sought, WriteFrom, WriteHow};
+use crate::fs::{self, FileSystem, FsFault, OpKind, Seek, Sought, WriteFrom, WriteHow};
+use crate::vault::Unwritten;
 use fuser::{Errno, INodeNo};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -98,15 +99,28 @@ impl Asker {
         self.0.ops().record(OpKind::Write, held, is_refused);
     }
 
-    /// Counts bytes of the kernel's cache that were refused.
+    /// What the kernel's cache handed over and the vault does not have.
+    pub(super) fn unwritten(&self) -> &Unwritten {
+        &self.0.vault().stats().unwritten
+    }
+
+    /// Counts bytes of the kernel's cache that were refused for want of room.
     pub(super) fn count_refused(&self, bytes: u64) {
         self.0.vault().stats().refused_cached_bytes.add(bytes);
     }
 
-    /// Adds a line to the error list, and logs it.
-    pub(super) fn report(&self, text: String) {
+    /// Adds a line to the error list, and logs it, for each file of which bytes were refused for want of room. Finding the paths takes
+    /// a pass over all names.
+    pub(super) fn report_refused(&self, files: &[(Ino, u64)]) {
         let vault = self.0.vault();
-        vault.stats().error(vault.world().now(), text);
+        for file in fs::with_paths(vault, files) {
+            let (name, ino, bytes) = (file.name(), file.ino, file.bytes);
+            let text = format!(
+                "{name} (inode {ino}): {bytes} bytes that programs had written were refused for want of room, after they had been \
+                 held for the deadline: the file lacks them. Its fsync says so; write them again."
+            );
+            vault.stats().error(vault.world().now(), text);
+        }
     }
 }
 

@@ -182,6 +182,8 @@ impl Filesystem for Requests {
     fn forget(&self, _request: &Request, ino: INodeNo, count: u64) {
         let _ = run(&self.fs, OpKind::Forget, ino, |fs, ino| {
             fs.forget(ino, count);
+            // With the inode, the kernel forgets the error that it had for it.
+            fs.vault().stats().unwritten.keep(ino);
             Ok(())
         });
     }
@@ -227,6 +229,9 @@ impl Filesystem for Requests {
         // Who asks was just looked up, since the request may not name the user.
         match self.run(request, OpKind::Setattr, ino, |fs, ino| fs.setattr(&Caller::default(), ino, &set)) {
             Ok(a) => {
+                if let Some(len) = size {
+                    self.fs.vault().stats().unwritten.cut(a.ino, len);
+                }
                 self.set_ids.note(task, &set, &a);
                 let ttl = self.ttl(&a);
                 let wait = self.writes.synchronous.changes;
@@ -381,6 +386,7 @@ impl Filesystem for Requests {
     }
 
     fn fsync(&self, request: &Request, ino: INodeNo, _handle: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        self.fs.vault().stats().unwritten.synced(Ino(ino.0));
         self.sync(request, OpKind::Fsync, ino, reply);
     }
 

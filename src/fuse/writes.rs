@@ -76,12 +76,17 @@ impl Writes {
             fs.write_from(from, ino, offset, data, how)
         });
         match written_now {
-            Ok(Written::Now) => {}
+            Ok(Written::Now) => self.fs.vault().stats().unwritten.wrote(ino, offset, data.len() as u64),
             Ok(Written::NoRoom { fault, since }) => {
                 let data = data.to_vec();
                 return self.holder.hold(HeldWrite { ino, offset, data, how, fault, reply, since });
             }
-            Err(e) => return reply.error(e),
+            Err(e) => {
+                if cached {
+                    self.fs.vault().stats().unwritten.refuse(ino, offset, data.len() as u64);
+                }
+                return reply.error(e);
+            }
         }
         if cached && self.fs.vault().is_nearly_full() && !self.holder.is_marked(ino) {
             self.holder.mark(ino);

@@ -66,6 +66,7 @@ mod stats;
 mod step;
 mod totals;
 mod trouble;
+mod unwritten;
 mod verifier;
 mod window;
 mod writer;
@@ -94,6 +95,7 @@ pub use state::{Held as HeldState, State};
 pub use stats::{Line, Stats};
 pub use step::Choose;
 pub use totals::Totals;
+pub use unwritten::Unwritten;
 
 use crate::backing::{Cache, Open};
 use crate::base::choice::SuiteId;
@@ -177,9 +179,9 @@ impl Vault {
         self.shared.stepper.as_ref().is_some_and(step::Stepper::step)
     }
 
-    /// Bytes acknowledged to writers and not yet safe.
+    /// Bytes taken from writers and not yet safe, those that are held until there is room included.
     pub fn pending_bytes(&self) -> u64 {
-        self.shared.pending_bytes()
+        self.shared.pending_bytes() + self.shared.stats.unwritten.held_bytes()
     }
 
     /// Why the index had to be rebuilt from the log when the vault was opened, if it had to be.
@@ -551,6 +553,7 @@ impl Vault {
         }
         s.happened(state::Event::Close, "");
         match &closed {
+            Ok(()) if !self.refused().is_empty() => self.say("failed: bytes of the kernel's cache were refused"),
             _ if self.is_away() && self.unsaved().is_empty() => self.say("away"),
             Ok(()) => self.say("closed"),
             Err(fault) => self.say(&format!("failed: {fault}")),

@@ -15,6 +15,8 @@ use crate::backing::Space;
 use crate::base::choice::Verify;
 use crate::base::id::{Ino, KeyNumber};
 use crate::base::lock::Held;
+use crate::format::inode::Inode;
+use crate::format::key;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -90,15 +92,28 @@ impl Vault {
         totals::now(&self.shared)
     }
 
-    /// Files with changes that are not at rest.
+    /// Files with changes that are not at rest, those of which writes are held until there is room included.
     pub fn unsaved(&self) -> Vec<Ino> {
         let s = &self.shared;
         let durable = s.progress.held().durable;
         let mut all: Vec<Ino> =
             s.in_flight.held().range(durable + 1..).flat_map(|(_, files)| files).map(|f| f.ino).collect();
         all.extend(s.batch.held().touched.iter().map(|f| f.ino));
+        all.extend(s.stats.unwritten.held_files());
         all.sort_unstable();
         all.dedup();
+        all
+    }
+
+    /// Files that lack bytes which the kernel's cache handed over and which were refused, and how many each: where no `fsync` is
+    /// known to have said so. A file that was removed lacks nothing.
+    pub fn refused(&self) -> Vec<(Ino, u64)> {
+        let mut all = self.shared.stats.unwritten.refused();
+        all.retain(|(ino, _)| match self.get(&key::inode(*ino)) {
+            Ok(Some(inode)) => Inode::decode(&inode).map_or(true, |inode| inode.nlink > 0),
+            Ok(None) => false,
+            Err(_) => true,
+        });
         all
     }
 

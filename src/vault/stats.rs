@@ -3,6 +3,7 @@
 //! Promise: every number only grows, except the gauges, and none is estimated. Called by: the whole of `vault` while it
 //! works; `fs::storage` when someone reads `/.storage`. Cannot fail.
 
+use super::unwritten::Unwritten;
 use crate::base::histogram::{Counter, Histogram};
 use crate::base::limits::HISTORY_LINES_MAX;
 use crate::base::lock::Held;
@@ -71,6 +72,8 @@ pub struct Stats {
     pub refused_for_room: Counter,
     /// Bytes that the kernel's cache held and that were refused for want of room after the deadline.
     pub refused_cached_bytes: Counter,
+    /// What the kernel's cache handed over and the vault does not have.
+    pub unwritten: Unwritten,
     /// Times a writer had to wait for the byte budget.
     pub writer_waits: Counter,
     /// How long they waited.
