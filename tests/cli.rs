@@ -28,6 +28,7 @@ const DAMAGED: i32 = 8;
 const FINDINGS: i32 = 9;
 const BUSY: i32 = 11;
 const FLUSH_FAILED: i32 = 12;
+const IO: i32 = 13;
 const NO_KEY: i32 = 15;
 const NOT_MOUNTED: i32 = 16;
 const ROLLED_BACK: i32 = 17;
@@ -196,6 +197,47 @@ fn init_without_a_key_leaves_nothing_behind() {
     assert!(!desk.path("vault").exists());
     ends_with(&desk.run(&["init", "--password", "hunter2", "vault"]), USAGE, "--password");
     ends_with(&desk.run(&["init", "--quota", "10X", "--password-file", "pass", "vault"]), USAGE, "10X");
+}
+
+#[test]
+fn init_that_is_interrupted_at_its_question_leaves_nothing_behind() {
+    let desk = Desk::bare();
+    let mut init = desk.command(&["init", "vault"]).stdin(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let pid = init.id();
+    // Asleep: it waits for the passphrase on standard input.
+    wait_until("init asks", || {
+        fs::read_to_string(format!("/proc/{pid}/stat"))
+            .unwrap()
+            .rsplit(')')
+            .next()
+            .unwrap()
+            .trim_start()
+            .starts_with('S')
+    });
+    kill(libc::SIGINT, pid as i32);
+    assert!(!init.wait().unwrap().success());
+    assert!(!desk.path("vault").exists());
+}
+
+#[test]
+fn a_path_that_cannot_be_used_is_told_with_its_purpose_and_a_way_out() {
+    let desk = Desk::new();
+    let at = desk.dir.path().display();
+    ends_with(&desk.run(&["init", "none/vault"]), IO, "none/vault cannot be made: none does not exist. Make it first");
+    let mount = |options: &[&str]| desk.run(&[&["mount", "vault", "mnt"], options].concat());
+    let missing = |what: &str, file: &str| format!("the {what} {file} does not exist");
+    ends_with(&mount(&["--password-file", "none"]), NO_KEY, &missing("passphrase file", "none"));
+    ends_with(&mount(&["--key-file", "none"]), NO_KEY, &missing("key file", "none"));
+    ends_with(&mount(&["--password-file", "mnt"]), NO_KEY, "the passphrase file mnt is a directory");
+    let opened = |option: &str| mount(&["--password-file", "pass", "-o", option]);
+    let wanted = format!("emergency directory {at}/none: it does not exist");
+    ends_with(&opened(&format!("emergency-dir={at}/none")), IO, &wanted);
+    ends_with(&opened("log=none/log"), IO, "none/log cannot be made: its directory");
+    // The vault has no slot of a key file: all the same the rule is told.
+    desk.secret("short", &[7; 31]);
+    ends_with(&mount(&["--key-file", "short"]), NO_KEY, "has 31 bytes; at least 32");
+    desk.secret("other", &[7; 33]);
+    ends_with(&mount(&["--key-file", "other"]), WRONG_KEY, "this one has 33 bytes, and every byte");
 }
 
 #[test]

@@ -139,7 +139,11 @@ fn a_dead_disk_with_an_emergency_directory_is_20_and_without_one_12() {
             let asked = umount(&v, &["--discard"]);
             says(&asked, 2, &["not saved: /after", "--yes"]);
             assert!(v.is_mounted(), "nobody agreed");
-            says(&umount(&v, &["--discard", "--yes"]), DISCARDED, &["not saved: /after"]);
+            let given_up = umount(&v, &["--discard", "--yes"]);
+            says(&given_up, DISCARDED, &["not saved: /after"]);
+            let said = String::from_utf8_lossy(&given_up.stderr);
+            assert!(!said.contains("it stays mounted"), "{said}");
+            assert_eq!(said.matches("not saved: /after").count(), 1, "{said}");
         }
         assert!(!v.is_mounted());
         ends(pid);
@@ -271,11 +275,17 @@ fn where_another_namespace_holds_the_mount_umount_says_who_and_force_ends_it() {
         let holder = in_another_namespace(&v);
         let who = format!("in the mount namespace of sleep (process {})", holder.0.id());
         let began = Instant::now();
-        says(&umount(&v, &[]), HELD, &[&who, "--force"]);
+        let held = umount(&v, &[]);
+        says(&held, HELD, &["unmounted here, and flushed", &who, "--force"]);
+        let said = String::from_utf8_lossy(&held.stderr);
+        assert!(!said.contains("may not look"), "the holder was found: {said}");
         assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
         assert!(!v.is_mounted() && lives(pid));
-        // Asked again, though nothing is mounted here any more.
-        says(&umount(&v, &[]), HELD, &[&who]);
+        // Asked again, though nothing is mounted here any more, or never was: that is not known.
+        let again = umount(&v, &[]);
+        says(&again, HELD, &["nothing is mounted there in this mount namespace", &who]);
+        let said = String::from_utf8_lossy(&again.stderr);
+        assert!(!said.contains("unmounted"), "{said}");
         if force {
             assert_eq!(umount(&v, &["--force"]).status.code(), Some(0));
         } else {
@@ -294,6 +304,11 @@ fn a_bind_mount_holds_the_filesystem_and_a_signal_takes_that_as_well() {
     let place = v.outside("bound");
     fs::create_dir(&place).unwrap();
     run(Command::new("mount").arg("--bind").arg(v.path("dir")).arg(&place));
+    for command in ["umount", "status"] {
+        let part = output(Command::new(strongroom()).arg(command).arg(&place));
+        let whole = format!("The whole strongroom is mounted at {}", v.mnt.display());
+        says(&part, NOT_MOUNTED, &["only the directory /dir", &whole, "umount(8)"]);
+    }
     says(&umount(&v, &[]), HELD, &[&format!("it is mounted at {}", place.display())]);
     fs::write(place.join("file"), b"newer").unwrap();
     signal(libc::SIGTERM, pid);

@@ -25,7 +25,19 @@ const ANSWER_BYTES_MAX: usize = 16 << 10;
 
 /// The master key that `unlock` opens the header or its copy for; the passphrase or key file is wiped.
 pub fn master_key(vault: &Path, headers: &HeaderTexts, unlock: Unlock) -> Result<Unlock, Failure> {
-    let refused = |fault: seal::HeaderFault| Failure::open(vault, &headers.or_unread(fault));
+    let refused = |fault: seal::HeaderFault| {
+        let failure = Failure::open(vault, &headers.or_unread(fault));
+        match &unlock {
+            Unlock::KeyFile(key) if failure.exit == Exit::WrongKey => {
+                let rule = "every byte of a key file counts, also a newline at its end";
+                Failure::new(
+                    failure.exit,
+                    format!("{}: this one has {} bytes, and {rule}", failure.sentence, key.0.len()),
+                )
+            }
+            _ => failure,
+        }
+    };
     let costs = headers.all_shown().flat_map(|header| header.slots).filter_map(|slot| match slot.kind {
         SlotKind::Passphrase { memory_kib, .. } => Some(memory_kib),
         SlotKind::KeyFile | SlotKind::RecoveryKey => None,

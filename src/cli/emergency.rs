@@ -27,8 +27,11 @@ pub fn choose(said: Option<&Emergency>, vault: &Path, options: &mut OpenOptions)
         None => {}
         Some(Emergency::None) => options.without_emergency = true,
         Some(Emergency::Dir(path)) => {
-            let whole = path.canonicalize().map_err(|e| Failure::io(path, &e))?;
             let refuse = |why: &str| Failure::new(Exit::Io, format!("emergency directory {}: {why}", path.display()));
+            let whole = path.canonicalize().map_err(|e| match e.kind() {
+                io::ErrorKind::NotFound => refuse("it does not exist; make it, or mount its filesystem, and try again"),
+                _ => refuse(&e.to_string()),
+            })?;
             if !whole.is_dir() {
                 return Err(refuse("it is not a directory"));
             }

@@ -51,7 +51,7 @@ exits! {
     Away = 20, "closed, and everything is safe, but part of it is in the emergency directory";
     SlotRefused = 21, "`key`, `rekey`: the key slots cannot be changed like that";
     Unfinished = 22, "`rekey`: part of the vault is still under an old key";
-    Held = 23, "`umount`: unmounted here and flushed, but a program or another mount still holds the filesystem; the vault is open";
+    Held = 23, "`umount`: nothing is mounted there, but a program or another mount still holds the filesystem; the vault is open";
     NoAnswer = 24, "`umount`, `status`: the daemon does not answer";
     Discarded = 25, "`umount --discard`, `--force`: unmounted, and what could not be saved is lost, as was agreed to";
 }

@@ -4,7 +4,8 @@
 //! How: the kernel's dirty pages are pushed out (`syncfs`), `control` flushes the vault and answers with an error if it could not,
 //! and both are done again until a round finds nothing to do (`Rounds`). Another process looks at the numbers meanwhile, so a
 //! daemon that stands still and a disk that takes nothing are told apart, and reported within a second.
-//! Called by: `umount`. On failure: `Exit::FlushFailed`, or `Exit::NoAnswer` where the daemon does not answer; nothing is changed.
+//! Called by: `umount`. On failure: `Exit::FlushFailed`, or `Exit::NoAnswer` where the daemon does not answer. Nothing is changed:
+//! whether the mount stays is for the caller to decide, and to say.
 
 use super::exit::{Exit, Failure};
 use super::last_word::readable;
@@ -71,7 +72,7 @@ impl Ground<'_> {
     }
 
     fn failed(&self, exit: Exit, why: &str) -> Failure {
-        Failure::new(exit, format!("{}: {why}; it stays mounted", self.path.display()))
+        Failure::new(exit, format!("{}: {why}", self.path.display()))
     }
 }
 

@@ -15,6 +15,8 @@ use std::path::{Path, PathBuf};
 
 /// Most programs and mounts that a sentence names.
 const NAMED_MOST: usize = 6;
+/// The flag of a kernel thread in `/proc/PID/stat` (PF_KTHREAD of `linux/sched.h`).
+const KERNEL_THREAD: u32 = 0x0020_0000;
 /// The name of the process that mounts for a daemon.
 const MOUNTER: &str = "strongroom-mntr";
 
@@ -62,11 +64,12 @@ impl Holders {
         if more > 0 {
             words.push(format!("{more} more"));
         }
-        if self.some_unseen {
-            words.push("perhaps processes that this user may not look at".to_owned());
-        }
         if words.is_empty() {
-            words.push("nobody who could be found".to_owned());
+            let nobody = match self.some_unseen {
+                true => "no holder was found, but this user may not look at every process",
+                false => "nobody who could be found",
+            };
+            words.push(nobody.to_owned());
         }
         words.join("; ")
     }
@@ -95,8 +98,11 @@ impl Holders {
         }
         for pid in namespaces.into_values() {
             for place in places(&format!("/proc/{pid}/mountinfo")) {
-                let who = format!("{} (process {pid})", name(pid));
-                self.all.push(format!("it is mounted at {} in the mount namespace of {who}", shown(&place)));
+                let whose = match is_kernel_thread(pid) {
+                    true => "the mount namespace that the machine was started with".to_owned(),
+                    false => format!("the mount namespace of {} (process {pid})", name(pid)),
+                };
+                self.all.push(format!("it is mounted at {} in {whose}", shown(&place)));
             }
         }
     }
@@ -158,6 +164,17 @@ fn ancestors(pid: i32) -> Vec<i32> {
         stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(1)?.parse().ok()
     };
     std::iter::successors(parent(pid), |pid| parent(*pid)).take_while(|pid| *pid > 0).collect()
+}
+
+/// Whether a process is one of the kernel's own, which live in the mount namespace of the machine's start.
+fn is_kernel_thread(pid: i32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat_flags(&stat).is_some_and(|flags| flags & KERNEL_THREAD != 0)
+}
+
+/// The flags in a line of `/proc/PID/stat`: the seventh field behind the name, which may hold anything.
+fn stat_flags(stat: &str) -> Option<u32> {
+    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(6)?.parse().ok()
 }
 
 fn name(pid: i32) -> String {
@@ -227,6 +244,14 @@ mod tests {
     }
 
     #[test]
+    fn kernel_threads_are_told_by_their_flags() {
+        let thread = "2 (a )b) S 0 0 0 0 -1 2129984 0 0";
+        assert_eq!(stat_flags(thread).map(|flags| flags & KERNEL_THREAD), Some(KERNEL_THREAD));
+        assert_eq!(stat_flags("7 (cut) S 0"), None);
+        assert!(!is_kernel_thread(std::process::id() as i32));
+    }
+
+    #[test]
     fn mappings_are_told_by_their_device() {
         let maps = b"7f00-7f01 r--p 00000000 00:39 12                 /m/a b\n7f00-7f01 rw-p 00000000 00:00 0 [heap]\n";
         assert_eq!(mapped(maps, "0:57").as_deref(), Some("/m/a b"));
@@ -236,9 +261,11 @@ mod tests {
     #[test]
     fn many_are_counted_and_nobody_is_said() {
         let holders = Holders { all: (0..8).map(|n| n.to_string()).collect(), some_unseen: true };
-        assert!(holders.phrase().starts_with("0; 1; 2; 3; 4; 5; 2 more; perhaps"));
+        assert_eq!(holders.phrase(), "0; 1; 2; 3; 4; 5; 2 more", "whoever was found is enough");
         assert_eq!(Holders::default().phrase(), "nobody who could be found");
-        for one in [holders, Holders::default()] {
+        let unseen = Holders { all: Vec::new(), some_unseen: true };
+        assert!(unseen.phrase().contains("this user may not look at every process"));
+        for one in [holders, unseen, Holders::default()] {
             assert_eq!(Holders::decode(&one.encode()), one);
         }
     }

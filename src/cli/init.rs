@@ -9,7 +9,7 @@ use crate::backing::{Backing, DirBacking};
 use crate::base::choice::{Compression, SuiteId};
 use crate::base::limits::{ARGON2_CEILING, ARGON2_FLOOR};
 use crate::base::world::{RealWorld, World};
-use crate::seal::RecoveryKey;
+use crate::seal::{RecoveryKey, Unlock};
 use crate::vault::{self, CreateOptions};
 use std::ffi::OsString;
 use std::fs::DirEntry;
@@ -77,8 +77,19 @@ impl From<Argon2> for (u32, u32, u32) {
 
 /// Does it.
 pub fn run(args: &Args) -> Result<Exit, Failure> {
+    if args.key.recovery_key_file.is_some() {
+        let why = "a recovery key is drawn, not given: make the vault with a passphrase or key file";
+        return Err(Failure::new(Exit::Usage, why));
+    }
+    if args.vault.symlink_metadata().is_ok() {
+        refuse_full(&args.vault)?;
+    } else {
+        refuse_orphan(&args.vault)?;
+    }
+    // Before the directory is made: Ctrl-C at the prompt then leaves nothing behind.
+    let unlock = key::read(&args.key, true)?;
     let made = make_dir(&args.vault)?;
-    let outcome = create(args);
+    let outcome = create(args, &unlock);
     if made && outcome.is_err() {
         // Only removes it if it is empty, and then it is as it was.
         let _ = std::fs::remove_dir(&args.vault);
@@ -86,14 +97,10 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
     outcome
 }
 
-fn create(args: &Args) -> Result<Exit, Failure> {
+fn create(args: &Args, unlock: &Unlock) -> Result<Exit, Failure> {
+    // Looked at again: the prompt may have taken long.
     refuse_full(&args.vault)?;
     let path = args.vault.canonicalize().map_err(|e| Failure::io(&args.vault, &e))?;
-    if args.key.recovery_key_file.is_some() {
-        let why = "a recovery key is drawn, not given: make the vault with a passphrase or key file";
-        return Err(Failure::new(Exit::Usage, why));
-    }
-    let unlock = key::read(&args.key, true)?;
     let backing: Arc<dyn Backing> = Arc::new(DirBacking::open(&path).map_err(|e| Failure::io(&path, &e))?);
     let world: Arc<dyn World> = Arc::new(RealWorld::default());
     let options = CreateOptions {
@@ -104,7 +111,7 @@ fn create(args: &Args) -> Result<Exit, Failure> {
         argon2: args.argon2.map(Into::into),
         recovery: (!args.no_recovery_key).then(|| RecoveryKey::generate(&*world)),
     };
-    vault::create(&backing, &unlock, &options, &world).map_err(|fault| Failure::open(&path, &fault))?;
+    vault::create(&backing, unlock, &options, &world).map_err(|fault| Failure::open(&path, &fault))?;
     let header = super::status::header(&*backing, &path)?;
     if args.json {
         print::json(&serde_json::json!({
@@ -135,7 +142,26 @@ fn make_dir(path: &Path) -> Result<bool, Failure> {
     match std::fs::DirBuilder::new().mode(0o700).create(path) {
         Ok(()) => Ok(true),
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(false),
-        Err(e) => Err(Failure::io(path, &e)),
+        Err(e) => Err(Failure::new(Exit::Io, format!("{} cannot be made: {e}", path.display()))),
+    }
+}
+
+/// Refuses a new directory that cannot be made, before anybody is asked for a passphrase.
+fn refuse_orphan(path: &Path) -> Result<(), Failure> {
+    let parent = match path.parent() {
+        Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
+        Some(parent) => parent,
+        None => return Ok(()),
+    };
+    let (at, above) = (path.display(), parent.display());
+    match parent.metadata() {
+        Ok(meta) if meta.is_dir() => Ok(()),
+        Ok(_) => Err(Failure::new(Exit::Io, format!("{at} cannot be made: {above} is not a directory"))),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            let sentence = format!("{at} cannot be made: {above} does not exist. Make it first: mkdir -p {above}");
+            Err(Failure::new(Exit::Io, sentence))
+        }
+        Err(e) => Err(Failure::new(Exit::Io, format!("{at} cannot be made: {above}: {e}"))),
     }
 }
 
@@ -225,5 +251,12 @@ mod tests {
         let fresh = dir.path().join("new");
         assert!(make_dir(&fresh).unwrap());
         assert_eq!(make_dir(&dir.path().join("a/b")).unwrap_err().exit, Exit::Io);
+        let orphan = refuse_orphan(&dir.path().join("a/b")).unwrap_err();
+        assert_eq!(orphan.exit, Exit::Io);
+        assert!(orphan.sentence.ends_with(&format!("mkdir -p {}", dir.path().join("a").display())), "{orphan}");
+        let in_a_file = refuse_orphan(&dir.path().join("x/b")).unwrap_err();
+        assert!(in_a_file.sentence.ends_with("is not a directory"), "{in_a_file}");
+        refuse_orphan(&dir.path().join("b")).unwrap();
+        refuse_orphan(Path::new("b")).unwrap();
     }
 }

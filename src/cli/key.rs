@@ -10,7 +10,7 @@ use super::exit::{Exit, Failure};
 use super::{print, prompt};
 use crate::base::secret::{self, Passphrase};
 use crate::base::world::World;
-use crate::seal::{RecoveryKey, Unlock};
+use crate::seal::{KEY_FILE_BYTES_MIN, RecoveryKey, Unlock};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -90,6 +90,27 @@ pub struct AlsoSource {
     pub also_recovery_key_file: Vec<PathBuf>,
 }
 
+impl Kind {
+    fn noun(self) -> &'static str {
+        match self {
+            Kind::Passphrase => "passphrase file",
+            Kind::KeyFile => "key file",
+            Kind::Recovery => "recovery key file",
+        }
+    }
+
+    /// A file of this kind that could not be read.
+    fn unreadable(self, path: &Path, e: &io::Error) -> Failure {
+        let (noun, at) = (self.noun(), path.display());
+        let why = match e.kind() {
+            io::ErrorKind::NotFound => "does not exist".to_owned(),
+            io::ErrorKind::IsADirectory => "is a directory".to_owned(),
+            _ => format!("could not be read: {e}"),
+        };
+        Failure::new(Exit::NoKey, format!("the {noun} {at} {why}; name a file that holds it"))
+    }
+}
+
 impl Source {
     /// Whether nothing was said.
     pub fn is_unsaid(&self) -> bool {
@@ -120,7 +141,7 @@ pub fn read_new(source: &NewSource, world: &dyn World) -> Result<Unlock, Failure
 /// Reads what else opens the vault.
 pub fn read_also(source: &AlsoSource) -> Result<Vec<Unlock>, Failure> {
     let files = |paths: &[PathBuf], kind: Kind| {
-        paths.iter().map(|path| of_kind(kind, from_path(path)?, path)).collect::<Result<Vec<_>, _>>()
+        paths.iter().map(|path| of_kind(kind, from_path(kind, path)?, path)).collect::<Result<Vec<_>, _>>()
     };
     let mut all = files(&source.also_password_file, Kind::Passphrase)?;
     all.extend(files(&source.also_key_file, Kind::KeyFile)?);
@@ -135,7 +156,7 @@ fn read_from(
     new: bool,
 ) -> Result<Unlock, Failure> {
     if let Some((path, kind)) = files.iter().find_map(|(path, kind)| Some((path.as_ref()?, *kind))) {
-        return of_kind(kind, from_path(path)?, path);
+        return of_kind(kind, from_path(kind, path)?, path);
     }
     if let Some(fd) = fd {
         let name = PathBuf::from(format!("file descriptor {fd}"));
@@ -144,7 +165,7 @@ fn read_from(
     if let Some(dir) = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from) {
         let there = |(name, kind): &(&str, Kind)| Some((dir.join(name), *kind)).filter(|(path, _)| path.is_file());
         if let Some((path, kind)) = credentials.iter().find_map(there) {
-            return of_kind(kind, from_path(&path)?, &path);
+            return of_kind(kind, from_path(kind, &path)?, &path);
         }
     }
     prompted(new)
@@ -152,7 +173,17 @@ fn read_from(
 
 fn of_kind(kind: Kind, bytes: Passphrase, from: &Path) -> Result<Unlock, Failure> {
     match kind {
-        Kind::KeyFile => Ok(Unlock::KeyFile(some(bytes, from)?)),
+        Kind::KeyFile => {
+            let key = some(bytes, from)?;
+            match key.0.len() {
+                len if len < KEY_FILE_BYTES_MIN => {
+                    let rule = format!("at least {KEY_FILE_BYTES_MIN} are needed, and each of them counts");
+                    let why = format!("the key file {} has {len} bytes; {rule}", from.display());
+                    Err(Failure::new(Exit::NoKey, why))
+                }
+                _ => Ok(Unlock::KeyFile(key)),
+            }
+        }
         Kind::Passphrase => {
             if bytes.0.starts_with(BYTE_ORDER_MARK) {
                 let mark = "begins with a byte order mark (EF BB BF), which counts as part of the passphrase";
@@ -185,13 +216,16 @@ fn prompted(new: bool) -> Result<Unlock, Failure> {
     }
 }
 
-fn from_path(path: &Path) -> Result<Passphrase, Failure> {
+fn from_path(kind: Kind, path: &Path) -> Result<Passphrase, Failure> {
     if path == Path::new("-") {
         return from_fd(0, Path::new("standard input"));
     }
-    let named = |e: &std::io::Error| Failure::new(Exit::NoKey, format!("{}: {e}", path.display()));
-    let mut file = File::open(path).map_err(|e| named(&e))?;
-    let meta = file.metadata().map_err(|e| named(&e))?;
+    let unreadable = |e: io::Error| kind.unreadable(path, &e);
+    let mut file = File::open(path).map_err(unreadable)?;
+    let meta = file.metadata().map_err(unreadable)?;
+    if meta.is_dir() {
+        return Err(unreadable(io::ErrorKind::IsADirectory.into()));
+    }
     if meta.is_file() && meta.mode() & 0o044 != 0 {
         print::complain(&format!("warning: {} can be read by other users (chmod 600 it)", path.display()));
     }
@@ -348,11 +382,31 @@ mod tests {
         let path = dir.path().join("p");
         let passphrase = Source { password_file: Some(path.clone()), ..Source::default() };
         let key = Source { key_file: Some(path.clone()), ..Source::default() };
+        let long = "k".repeat(KEY_FILE_BYTES_MIN);
         for (file, stripped) in [("a b\n", "a b"), ("a\r\n", "a"), ("a\n\n", "a\n"), ("a", "a"), (" a ", " a ")] {
             std::fs::write(&path, file).unwrap();
             assert_eq!(bytes(read(&passphrase, false).unwrap()), stripped.as_bytes());
+            let file = long.clone() + file;
+            std::fs::write(&path, &file).unwrap();
             assert_eq!(bytes(read(&key, false).unwrap()), file.as_bytes());
         }
+        std::fs::write(&path, &long[1..]).unwrap();
+        let short = read(&key, false).unwrap_err();
+        assert_eq!(short.exit, Exit::NoKey);
+        assert!(short.sentence.contains("has 31 bytes; at least 32 are needed"), "{short}");
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_is_named_with_its_purpose() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let source = |path: &Path| Source { password_file: Some(path.to_owned()), ..Source::default() };
+        let missing = read(&source(&dir.path().join("none")), false).unwrap_err();
+        assert_eq!(missing.exit, Exit::NoKey);
+        let at = dir.path().display();
+        let wanted = format!("the passphrase file {at}/none does not exist; name a file that holds it");
+        assert_eq!(missing.sentence, wanted);
+        let directory = read(&source(dir.path()), false).unwrap_err().sentence;
+        assert!(directory.contains("is a directory"), "{directory}");
     }
 
     #[test]

@@ -346,6 +346,7 @@ mod tests {
     fn mount(device: &str) -> Mount {
         Mount {
             device: device.to_owned(),
+            root: "/".into(),
             mountpoint: "/m".into(),
             kind: b"fuse.strongroom".to_vec(),
             source: "/v".into(),

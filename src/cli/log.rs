@@ -103,7 +103,7 @@ pub fn start(place: &Place, is_daemon: bool, about: &Path) -> Result<(), Failure
     let level = level(told.as_deref())?;
     let sink = match place {
         Place::Stderr => Sink::Stderr,
-        Place::File(path) => Sink::File(Mutex::new(open(path).map_err(|e| Failure::io(path, &e))?)),
+        Place::File(path) => Sink::File(Mutex::new(open(path).map_err(|e| unusable(path, &e))?)),
         Place::System => match system() {
             Ok(socket) => Sink::System(socket),
             // Without a socket there is no system log for anybody.
@@ -119,6 +119,21 @@ pub fn start(place: &Place, is_daemon: bool, about: &Path) -> Result<(), Failure
         let _ = LINES.set(lines);
     }
     Ok(())
+}
+
+/// A log file that could not be opened.
+fn unusable(path: &Path, e: &io::Error) -> Failure {
+    let at = path.display();
+    let sentence = match (e.kind(), path.parent()) {
+        (io::ErrorKind::NotFound, Some(dir)) => {
+            let dir = dir.display();
+            format!(
+                "the log file {at} cannot be made: its directory {dir} does not exist. Make it first: mkdir -p {dir}"
+            )
+        }
+        _ => format!("the log file {at} cannot be opened: {e}; name another with log=FILE"),
+    };
+    Failure::new(Exit::Io, sentence)
 }
 
 /// Opens a log file for appending.
@@ -162,6 +177,13 @@ mod tests {
         assert_eq!(level(None).unwrap(), LevelFilter::Warn);
         assert_eq!(level(Some("debug")).unwrap(), LevelFilter::Debug);
         assert_eq!(level(Some("loud")).unwrap_err().exit, Exit::Usage);
+    }
+
+    #[test]
+    fn a_log_that_cannot_be_opened_says_what_to_do() {
+        let said = |kind: io::ErrorKind| unusable(Path::new("/none/log"), &kind.into()).sentence;
+        assert!(said(io::ErrorKind::NotFound).ends_with("mkdir -p /none"));
+        assert!(said(io::ErrorKind::PermissionDenied).contains("/none/log cannot be opened"));
     }
 
     #[test]

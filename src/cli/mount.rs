@@ -52,7 +52,9 @@ pub struct Args {
     /// Stay in the foreground, and log to stderr
     #[arg(short, long)]
     foreground: bool,
-    /// Mount options, as in fstab: ro, allow_other, noatime, uid=N, budget=SIZE, … (docs/cli.md lists them)
+    /// Mount options, as in fstab: the long options below by their names (budget=1G, log=FILE), and ro, noatime,
+    /// nodev, nosuid, noexec, sync, allow_other, default_permissions, noacl, fsname=NAME, flush-deadline=SECONDS,
+    /// full-deadline=SECONDS, uid=N, gid=N, umask=OCTAL, fmask=OCTAL, dmask=OCTAL, sandbox=WHAT
     #[arg(short, value_name = "KEY=VALUE,…")]
     options: Vec<String>,
     /// Ignore mount options that are not known
@@ -117,7 +119,8 @@ pub struct Args {
     /// What .storage is called in the root of the mount, or none [default: .storage]
     #[arg(long, value_name = "NAME", value_parser = options::storage_name)]
     storage_name: Option<options::StorageName>,
-    /// Leave the daemon all its rights (-o sandbox=off; docs/cli.md says how to leave it some)
+    /// Leave the daemon all its rights, as -o sandbox=off does; -o sandbox=PARTS demands some of caps, landlock and
+    /// seccomp, with + between them
     #[arg(long)]
     no_sandbox: bool,
 }

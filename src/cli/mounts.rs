@@ -3,7 +3,7 @@
 //! Promise: looking never touches a mount, so a dead or slow one cannot hang the look.
 //! Called by: `mount`, `mounter`, `umount`, `holders`, `status`. On failure: `/proc` is named.
 
-use super::exit::Failure;
+use super::exit::{Exit, Failure};
 use crate::fs::STORAGE_ALWAYS;
 use crate::vault::{HEADER, HEADER_COPY};
 use std::ffi::OsString;
@@ -19,6 +19,8 @@ const MOUNTINFO: &str = "/proc/self/mountinfo";
 pub struct Mount {
     /// Its device number, as the kernel writes it: `0:57`.
     pub device: String,
+    /// The directory of the filesystem that is mounted there: `/`, except for a bind mount of a subdirectory.
+    pub root: PathBuf,
     /// Where it is mounted.
     pub mountpoint: PathBuf,
     /// `fuse.strongroom` for ours.
@@ -50,6 +52,25 @@ impl Mount {
                 && libc::setresgid(gid, gid, gid) == 0
                 && libc::setresuid(uid, uid, uid) == 0
         }
+    }
+
+    /// Refuses a bind mount of a subdirectory, which has no `.storage` to ask.
+    pub fn must_be_whole(&self) -> Result<(), Failure> {
+        if self.root == Path::new("/") {
+            return Ok(());
+        }
+        let (at, dir) = (self.mountpoint.display(), self.root.display());
+        let whole =
+            all().unwrap_or_default().into_iter().rfind(|m| m.device == self.device && m.root == Path::new("/"));
+        let which = match whole.map(|mount| mount.mountpoint) {
+            Some(place) => format!("The whole strongroom is mounted at {}: name that instead", place.display()),
+            None => "The whole strongroom is not mounted here any more".to_owned(),
+        };
+        let sentence = format!(
+            "{at}: only the directory {dir} of a strongroom is mounted there (a bind mount). \
+             {which}; umount(8) ends the bind mount"
+        );
+        Err(Failure::new(Exit::NotMounted, sentence))
     }
 
     /// The vault it shows, if its name tells.
@@ -141,14 +162,14 @@ fn parse(text: &[u8]) -> Vec<Mount> {
     let mount = |line: &[u8]| {
         let mut fields = line.split(|&b| b == b' ').filter(|f| !f.is_empty());
         let device = String::from_utf8_lossy(fields.nth(2)?).into_owned();
-        let mountpoint = fields.nth(1)?;
+        let (root, mountpoint) = (fields.next()?, fields.next()?);
         fields.find(|f| *f == b"-")?;
         let (kind, source) = (fields.next()?, fields.next()?);
         let options = String::from_utf8_lossy(fields.next().unwrap_or_default());
         let number = |name: &str| options.split(',').find_map(|option| option.strip_prefix(name)?.parse().ok());
         let owner = number("user_id=").zip(number("group_id="));
-        let (mountpoint, source) = (unescape(mountpoint), unescape(source));
-        Some(Mount { device, mountpoint, kind: kind.to_vec(), source, owner })
+        let (root, mountpoint, source) = (unescape(root), unescape(mountpoint), unescape(source));
+        Some(Mount { device, root, mountpoint, kind: kind.to_vec(), source, owner })
     };
     text.split(|&b| b == b'\n').filter_map(mount).collect()
 }
@@ -193,7 +214,19 @@ mod tests {
             (mounts[1].mountpoint.as_path(), mounts[1].source.as_path()),
             (Path::new("/mnt/a b"), Path::new("/srv/v\\x"))
         );
+        assert_eq!(mounts[1].root, Path::new("/"));
         assert_eq!((mounts[0].owner, mounts[1].owner), (None, Some((0, 7))));
+    }
+
+    #[test]
+    fn a_bind_mount_of_a_subdirectory_is_told_from_the_whole() {
+        let text = b"90 22 0:999999 /a\\040b /bound rw - fuse.strongroom /srv/v rw,user_id=0,group_id=0\n";
+        let part = &parse(text)[0];
+        assert_eq!(part.root, Path::new("/a b"));
+        let failure = part.must_be_whole().unwrap_err();
+        assert_eq!(failure.exit, Exit::NotMounted);
+        assert!(failure.sentence.starts_with("/bound: only the directory /a b of a strongroom"), "{failure}");
+        assert!(Mount { root: "/".into(), ..part.clone() }.must_be_whole().is_ok());
     }
 
     #[test]

@@ -159,7 +159,10 @@ pub fn obstacle(daemon: Option<i32>) -> String {
     match state(format!("/proc/{pid}/stat")) {
         None | Some('Z' | 'X') => format!("its daemon (process {pid}) has ended"),
         Some('T' | 't') => format!("its daemon (process {pid}) is stopped; kill -CONT {pid} lets it go on"),
-        Some(_) if waits_for_disk(pid) => format!("its daemon (process {pid}) waits for the disk of the vault"),
+        Some(_) if is_uninterruptible(pid) => {
+            let why = "a thread of it waits in the kernel (state D), as for a disk that does not answer";
+            format!("its daemon (process {pid}) does not answer; {why}")
+        }
         Some(_) => format!("its daemon (process {pid}) does not answer"),
     }
 }
@@ -170,7 +173,7 @@ pub fn is_stopped(pid: i32) -> bool {
 }
 
 /// Whether a thread of it is in a call that nothing interrupts.
-fn waits_for_disk(pid: i32) -> bool {
+fn is_uninterruptible(pid: i32) -> bool {
     let tasks = std::fs::read_dir(format!("/proc/{pid}/task"));
     tasks.is_ok_and(|tasks| tasks.flatten().any(|task| state(task.path().join("stat")) == Some('D')))
 }

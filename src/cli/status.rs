@@ -41,6 +41,7 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
     let Some(place) = &args.place else { return list(args.json) };
     let path = mounts::whole_path(place).map_err(|e| Failure::io(place, &e))?;
     if let Some(mount) = mounts::at(&path)? {
+        mount.must_be_whole()?;
         return of_mount(&path, Some(&mount), args.json);
     }
     // A mount whose kind does not tell, as any other that may not answer.
@@ -82,6 +83,9 @@ fn list(json: bool) -> Result<Exit, Failure> {
         for (mount, life) in all.iter().zip(&asked) {
             let at = mount.mountpoint.display();
             let more = match life {
+                _ if mount.root != Path::new("/") => {
+                    format!(": a bind mount of its directory {}", mount.root.display())
+                }
                 Life::Lives | Life::Unknown => String::new(),
                 Life::Dead => format!(": its daemon is dead; strongroom umount {at}, then mount it again"),
                 Life::Silent => format!(": {}", reach::obstacle(daemon(mount))),

@@ -47,6 +47,9 @@ const UNSAVED_WAIT: Duration = Duration::from_secs(10);
 /// Most unsaved files that are named; the rest is counted.
 const UNSAVED_LINES_MAX: usize = 100;
 
+/// What is known of a mount whose daemon is still there, and which cannot be seen at its path.
+const GONE: &str = "nothing is mounted there in this mount namespace";
+
 /// Flush and unmount; returns once everything is durable.
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -102,24 +105,34 @@ fn end_mount(args: &Args, path: &Path) -> Result<Exit, Failure> {
     let refused_before = flush::refused(path);
     let ground = Ground { path, mount: &mount, daemon: ending.pid, refused_before };
     let given_up = match flush_and_unmount(args, &ground, &ending) {
-        Ok(()) => false,
+        Ok(()) => None,
         Err(failure) if failure.exit == Exit::FlushFailed && args.discard => {
-            give_up(args, &ground, &ending, failure)?;
-            true
+            Some(give_up(args, &ground, &ending, failure)?)
         }
         Err(failure) if failure.exit == Exit::FlushFailed => return Err(with_the_way_out(path, failure)),
         Err(failure) if failure.exit == Exit::NoAnswer && args.force => {
             return end_by_force(args, path, &mount, ending);
         }
+        Err(failure) if failure.exit == Exit::NoAnswer => {
+            return Err(Failure::new(failure.exit, format!("{}; it stays mounted", failure.sentence)));
+        }
         Err(failure) => return Err(failure),
     };
-    let word = await_end(args, path, "unmounted here, and flushed", &mount.device, &mut ending)?;
-    if given_up { Err(discarded(path, word)) } else { judge(path, word) }
+    let done = match given_up {
+        None => "unmounted here, and flushed",
+        Some(_) => "unmounted here",
+    };
+    let word = await_end(args, path, done, &mount.device, &mut ending)?;
+    match given_up {
+        Some(loss) => Err(discarded(path, &loss, word)),
+        None => judge(path, word),
+    }
 }
 
 /// The mount at a path: one of ours, or one that has our files though its kind does not tell.
 fn found(path: &Path) -> Result<Option<Mount>, Failure> {
     if let Some(mount) = mounts::at(path)? {
+        mount.must_be_whole()?;
         return Ok(Some(mount));
     }
     let top = mounts::topmost(path).map_err(|e| Failure::io(path, &e))?;
@@ -155,7 +168,8 @@ fn follow_up(args: &Args, path: &Path) -> Result<Exit, Failure> {
     if let (Some(place), false) = (places.first(), args.force) {
         return Err(elsewhere("nothing is mounted there any more; what was", place));
     }
-    let word = await_end(args, path, "nothing is mounted there any more", &device, &mut ending)?;
+    // It may never have been mounted in this mount namespace, so nothing is said of an unmount.
+    let word = await_end(args, path, GONE, &device, &mut ending)?;
     judge(path, word)
 }
 
@@ -348,7 +362,8 @@ fn await_end(
         if !noticed && waited >= reach::NOTICE_AFTER {
             noticed = true;
             let daemon = ending.pid.map_or("the daemon".to_owned(), |pid| format!("the daemon (process {pid})"));
-            print::complain(&format!("{at}: unmounted; waiting for {daemon} to close the vault"));
+            let done = if done == GONE { GONE } else { "unmounted" };
+            print::complain(&format!("{at}: {done}; waiting for {daemon} to close the vault"));
         }
         progress.at(0, 0);
     }
@@ -375,17 +390,17 @@ fn judge(path: &Path, word: Option<LastWord>) -> Result<Exit, Failure> {
 fn with_the_way_out(path: &Path, failure: Failure) -> Failure {
     let at = path.display();
     let ways = format!(
-        "{at}/.storage/errors says why, {at}/.storage/unsaved what is not saved. It is saved as soon as the disk takes it; \
+        "{at}/.storage/errors says why, {at}/.storage/unsaved lists what is not saved. It is saved as soon as the disk takes it; \
          strongroom umount --discard {at} gives it up"
     );
-    Failure::new(failure.exit, format!("{}. {ways}", failure.sentence))
+    Failure::new(failure.exit, format!("{}; it stays mounted. {ways}", failure.sentence))
 }
 
-/// Takes the mount away though not everything is at rest, once that was named and agreed to.
-fn give_up(args: &Args, ground: &Ground<'_>, ending: &Ending, failure: Failure) -> Result<(), Failure> {
+/// Unmounts although not everything is durable, once the loss was listed and a person agreed. Returns the loss.
+fn give_up(args: &Args, ground: &Ground<'_>, ending: &Ending, failure: Failure) -> Result<Loss, Failure> {
     print::complain(&failure.sentence);
     let loss = name_unsaved(ground.path, UNSAVED_WAIT);
-    if !is_agreed(args, &format!("Unmount {} and lose {loss}?", ground.path.display()))? {
+    if !is_agreed(args, &format!("Unmount {} and lose {}?", ground.path.display(), loss.summary))? {
         return Err(Failure::new(
             failure.exit,
             format!("{}: nothing was given up; it stays mounted", ground.path.display()),
@@ -395,32 +410,47 @@ fn give_up(args: &Args, ground: &Ground<'_>, ending: &Ending, failure: Failure) 
     while !take_away(ground, false, end.as_ref())? {
         // The flush that failed may still have files open for a moment, as any program that has just ended.
         if world.elapsed() >= BUSY {
-            return detach_if_forced(args, ground, end.as_ref());
+            detach_if_forced(args, ground, end.as_ref())?;
+            break;
         }
         thread::sleep(GLANCE);
     }
-    Ok(())
+    Ok(loss)
 }
 
-/// Prints the path of each file that is not saved; gives what they are together.
-fn name_unsaved(path: &Path, wait: Duration) -> String {
+/// Data that is given up.
+struct Loss {
+    /// What it is in all, for a question.
+    summary: String,
+    /// The lines that named the files.
+    lines: Vec<String>,
+}
+
+/// Prints the path of each file that is not saved.
+fn name_unsaved(path: &Path, wait: Duration) -> Loss {
     let unsaved = mounts::storage(path).join("unsaved");
     let read = reach::within(wait, &[], || std::fs::read(unsaved), || ());
     match read {
         Ok(Some(Ok(text))) => {
             let text = String::from_utf8_lossy(&text);
-            text.lines().take(UNSAVED_LINES_MAX).for_each(|line| print::complain(&format!("not saved: {line}")));
+            let named = text.lines().take(UNSAVED_LINES_MAX);
+            let mut lines: Vec<String> = named.map(|line| format!("not saved: {line}")).collect();
             let count = text.lines().count();
             if count > UNSAVED_LINES_MAX {
-                print::complain(&format!("not saved: {} more", count - UNSAVED_LINES_MAX));
+                lines.push(format!("not saved: {} more", count - UNSAVED_LINES_MAX));
             }
-            match count {
+            lines.iter().for_each(|line| print::complain(line));
+            let summary = match count {
                 0 => "nothing that the daemon knows of".to_owned(),
                 1 => "what was written to 1 file and is not saved".to_owned(),
                 n => format!("what was written to {n} files and is not saved"),
-            }
+            };
+            Loss { summary, lines }
         }
-        _ => "what was written since the last fsync, which cannot be listed, for the daemon does not answer".to_owned(),
+        _ => {
+            let what = "what was written since the last fsync, which cannot be listed, for the daemon does not answer";
+            Loss { summary: what.to_owned(), lines: Vec::new() }
+        }
     }
 }
 
@@ -451,7 +481,7 @@ fn let_go_on(path: &Path, ending: &Ending) -> Result<(), Failure> {
 fn end_by_force(args: &Args, path: &Path, mount: &Mount, mut ending: Ending) -> Result<Exit, Failure> {
     let at = path.display();
     let loss = name_unsaved(path, HELD_AFTER);
-    if !is_agreed(args, &format!("Unmount {at} by force and lose {loss}?"))? {
+    if !is_agreed(args, &format!("Unmount {at} by force and lose {}?", loss.summary))? {
         return Err(Failure::new(Exit::NoAnswer, format!("{at}: nothing was given up; it stays mounted")));
     }
     let ground = Ground { path, mount, daemon: ending.pid, refused_before: None };
@@ -460,23 +490,24 @@ fn end_by_force(args: &Args, path: &Path, mount: &Mount, mut ending: Ending) -> 
     take_away(&ground, true, None)?;
     let _ = ending.tell_to_end();
     if let Some(word) = ended_within(&mut ending, END_WAIT) {
-        return Err(discarded(path, word));
+        return Err(discarded(path, &loss, word));
     }
     let _ = ending.signal(libc::SIGKILL);
     if let Some(word) = ended_within(&mut ending, HELD_AFTER) {
-        return Err(discarded(path, word));
+        return Err(discarded(path, &loss, word));
     }
     let why = reach::obstacle(ending.pid);
     Err(Failure::new(Exit::NoAnswer, format!("{at}: unmounted, but {why}: the vault is locked until it has ended")))
 }
 
-/// The end of a mount of which data was given up.
-fn discarded(path: &Path, word: Option<LastWord>) -> Failure {
+/// The end of a mount of which data was given up. A file that was listed before is not listed again.
+fn discarded(path: &Path, loss: &Loss, word: Option<LastWord>) -> Failure {
     let at = path.display();
     let end = match &word {
         Some(word) if word.exit == Exit::Ok => "the vault is closed".to_owned(),
         Some(word) => {
-            word.lines.iter().for_each(|line| print::complain(line));
+            let news = word.lines.iter().filter(|line| !loss.lines.contains(line));
+            news.for_each(|line| print::complain(line));
             "the vault recovers at its next mount".to_owned()
         }
         None => "its daemon was killed, the vault recovers at its next mount".to_owned(),
@@ -505,7 +536,8 @@ mod tests {
     fn what_was_given_up_is_never_success() {
         let word = |exit| Some(LastWord { exit, lines: Vec::new() });
         for word in [None, word(Exit::Ok), word(Exit::FlushFailed)] {
-            assert_eq!(discarded(Path::new("/m"), word).exit, Exit::Discarded);
+            let loss = Loss { summary: String::new(), lines: Vec::new() };
+            assert_eq!(discarded(Path::new("/m"), &loss, word).exit, Exit::Discarded);
         }
     }
 

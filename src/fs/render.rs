@@ -198,7 +198,7 @@ impl FileSystem {
             n => format!("{n}, p50 {}, p99 {}", latency(fsync.quantile_us(0.5)), latency(fsync.quantile_us(0.99))),
         };
         let errors = stats.errors();
-        let last = errors.last().map_or(String::new(), |e| format!(", last {} {}", stamp(e.at), e.text));
+        let last = errors.last().map_or(String::new(), |e| format!(", last {} {}", stamp(e.last()), e.text));
         let mut rows = vec![
             ("state", vault.state().to_string()),
             ("not yet safe", format!("{} of what the kernel has handed over", bytes(vault.pending_bytes()))),
@@ -210,7 +210,7 @@ impl FileSystem {
             ("verified", bytes(stats.verified_bytes.get())),
             ("compression", ratio),
             ("fsyncs", fsync),
-            ("errors", format!("{}{last}", errors.len())),
+            ("errors", format!("{}{last}", stats.error_count())),
             (
                 "emergency",
                 if vault.is_away() { "segments lie in the emergency directory" } else { "not in use" }.to_owned(),
@@ -266,7 +266,7 @@ impl FileSystem {
             "totals": vault.totals(),
             "counters": numbers(stats.counters()),
             "gauges": numbers(self.gauges()?),
-            "errors": stats.errors().len(),
+            "errors": stats.error_count(),
             // Not 0 while nobody has counted.
             "rekey_left_bytes": match vault.left_to_rekey() {
                 Some((_, left)) => Value::from(left),
@@ -303,8 +303,8 @@ impl FileSystem {
         for (state, held) in State::ALL.into_iter().zip(vault.states()) {
             out.line("state_seconds_total", &format!("state=\"{state}\""), &held.time.as_secs_f64().to_string());
         }
-        out.header("errors", "Lines of the error list.", "gauge");
-        out.line("errors", "", &stats.errors().len().to_string());
+        out.header("errors", "Errors in the error list, each repetition counted.", "gauge");
+        out.line("errors", "", &stats.error_count().to_string());
         for (name, help, h) in histograms(stats) {
             let name = format!("{name}_seconds");
             out.header(&name, help, "histogram");
@@ -418,7 +418,11 @@ fn table(rows: &[(&str, String)]) -> String {
 }
 
 fn lines(lines: &[Line]) -> String {
-    lines.iter().map(|l| format!("{} {}\n", stamp(l.at), l.text)).collect()
+    let line = |l: &Line| match l.repeats {
+        None => format!("{} {}\n", stamp(l.at), l.text),
+        Some(_) => format!("{} {} ({} times, last {})\n", stamp(l.at), l.text, l.times(), stamp(l.last())),
+    };
+    lines.iter().map(line).collect()
 }
 
 fn bytes(n: u64) -> String {
@@ -473,6 +477,18 @@ mod tests {
         assert_eq!(at(951_782_400), "2000-02-29T00:00:00.005Z");
         assert_eq!(at(1_795_377_599), "2026-11-22T19:59:59.005Z");
         assert_eq!(at(-1), "1969-12-31T23:59:59.005Z");
+    }
+
+    #[test]
+    fn a_repeated_error_is_one_line_with_its_count() {
+        let at = |seconds| Time { seconds, nanos: 0 };
+        let stats = crate::vault::Stats::default();
+        stats.error(at(0), "the disk".to_owned());
+        assert_eq!(lines(&stats.errors()), "1970-01-01T00:00:00.000Z the disk\n");
+        stats.error(at(1), "the disk".to_owned());
+        stats.error(at(2), "the disk".to_owned());
+        let told = "1970-01-01T00:00:00.000Z the disk (3 times, last 1970-01-01T00:00:02.000Z)\n";
+        assert_eq!(lines(&stats.errors()), told);
     }
 
     #[test]

@@ -28,7 +28,7 @@ pub use key::{MasterKey, PageKey, SegmentKey};
 pub use keys::{NEXT_KEY_BYTES, VaultKeys, open_next_key, seal_next_key, wrap_old_key};
 pub use pin::{moved_lines, open_pin, says_moved, write_pin, write_pins};
 pub use recovery::RecoveryKey;
-pub use slot::{Unlock, add_slot, fitting_slots, replace_slot};
+pub use slot::{KEY_FILE_BYTES_MIN, Unlock, add_slot, fitting_slots, replace_slot};
 pub use suite::preferred_suite;
 
 pub use crate::format::header::{Header, KeySlot, LABEL_BYTES_MAX, OLD_KEYS_MAX, SLOTS_MAX, SlotKind};

@@ -19,7 +19,7 @@ use std::time::Duration;
 use zeroize::Zeroize;
 
 /// Fewest bytes of a key file: it goes through no slow hash, so it must be as hard to guess as a key.
-const KEY_FILE_BYTES_MIN: usize = 32;
+pub const KEY_FILE_BYTES_MIN: usize = 32;
 /// How long a calibrated Argon2id takes.
 const CALIBRATED: Duration = Duration::from_secs(1);
 /// Most memory that calibration chooses by itself, so that the vault still opens on a small machine.

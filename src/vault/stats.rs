@@ -107,14 +107,52 @@ pub struct Line {
     pub at: Time,
     /// What; never a name, a key or plaintext.
     pub text: String,
+    /// How often the same text came again at once, and when last.
+    pub repeats: Option<Repeats>,
 }
 
-fn push(lines: &Mutex<VecDeque<Line>>, at: Time, text: String) {
-    let mut lines = lines.held();
+/// Repetitions of one line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Repeats {
+    /// How many, beside the first.
+    pub count: u64,
+    /// When the last one came.
+    pub last: Time,
+}
+
+impl Line {
+    /// A line that came once.
+    #[must_use]
+    pub fn new(at: Time, text: String) -> Line {
+        Line { at, text, repeats: None }
+    }
+
+    /// How often it came.
+    #[must_use]
+    pub fn times(&self) -> u64 {
+        1 + self.repeats.map_or(0, |repeats| repeats.count)
+    }
+
+    /// When it came last.
+    #[must_use]
+    pub fn last(&self) -> Time {
+        self.repeats.map_or(self.at, |repeats| repeats.last)
+    }
+}
+
+fn push(lines: &mut VecDeque<Line>, line: Line) {
     if lines.len() == HISTORY_LINES_MAX {
         lines.pop_front();
     }
-    lines.push_back(Line { at, text });
+    lines.push_back(line);
+}
+
+/// Adds a line; one with the text of the line before it is counted there instead.
+fn push_or_count(lines: &mut VecDeque<Line>, at: Time, text: String) {
+    match lines.back_mut() {
+        Some(newest) if newest.text == text => newest.repeats = Some(Repeats { count: newest.times(), last: at }),
+        _ => push(lines, Line::new(at, text)),
+    }
 }
 
 impl Stats {
@@ -168,17 +206,21 @@ impl Stats {
 
     /// Notes what earlier mounts left in the history.
     pub fn remember(&self, lines: Vec<Line>) {
-        lines.into_iter().for_each(|l| push(&self.history, l.at, l.text));
+        lines.into_iter().for_each(|l| push(&mut self.history.held(), l));
     }
 
     /// Notes an error for `/.storage/errors`, and logs it.
     pub fn error(&self, at: Time, text: String) {
         log::error!("{text}");
-        push(&self.errors, at, text);
+        push_or_count(&mut self.errors.held(), at, text);
     }
     /// Notes a change of state for `/.storage/history`.
     pub fn event(&self, at: Time, text: String) {
-        push(&self.history, at, text);
+        push(&mut self.history.held(), Line::new(at, text));
+    }
+    /// How many errors the list holds, each repetition counted.
+    pub fn error_count(&self) -> u64 {
+        self.errors.held().iter().map(Line::times).sum()
     }
     /// The newest errors, oldest first.
     pub fn errors(&self) -> Vec<Line> {
@@ -187,5 +229,24 @@ impl Stats {
     /// The newest changes of state, oldest first.
     pub fn history(&self) -> Vec<Line> {
         self.history.held().iter().cloned().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_that_comes_again_at_once_is_counted() {
+        let (stats, at) = (Stats::default(), |seconds| Time { seconds, nanos: 0 });
+        for (second, text) in [(1, "a"), (2, "a"), (3, "a"), (4, "b"), (5, "a")] {
+            stats.error(at(second), text.to_owned());
+            stats.event(at(second), text.to_owned());
+        }
+        let errors = stats.errors();
+        let told: Vec<_> = errors.iter().map(|l| (l.text.as_str(), l.times(), l.at, l.last())).collect();
+        assert_eq!(told, [("a", 3, at(1), at(3)), ("b", 1, at(4), at(4)), ("a", 1, at(5), at(5))]);
+        assert_eq!(stats.error_count(), 5);
+        assert_eq!(stats.history().len(), 5, "a state that comes again is a change");
     }
 }

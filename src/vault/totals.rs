@@ -38,7 +38,7 @@ pub fn load(index: &Index, stats: &Stats) -> Result<Totals, IndexFault> {
 fn line(text: &str) -> Option<Line> {
     let mut parts = text.splitn(3, ' ');
     let (seconds, nanos) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
-    Some(Line { at: Time { seconds, nanos }, text: parts.next()?.to_owned() })
+    Some(Line::new(Time { seconds, nanos }, parts.next()?.to_owned()))
 }
 
 /// All totals as of now: those of earlier mounts and ours.
