@@ -383,6 +383,9 @@ fn a_first_limit_on_a_live_mount_is_told_at_fsync() {
     // SAFETY: the descriptor is nobody's else.
     let closed = unsafe { libc::close(std::os::fd::IntoRawFd::into_raw_fd(write("closed").unwrap())) };
     assert_eq!(last(closed, ()), Err(libc::EIO));
+    // Nobody can tell from outside that `close` said so, so `umount` would name the file. It knows what `fsync` said.
+    assert!(v.storage("unsaved").contains("/t/closed (inode "), "{}", v.storage("unsaved"));
+    fs::remove_file(v.path("t/closed")).unwrap();
     v.remount();
     assert_eq!(write("asked").map(drop).unwrap_err().raw_os_error(), Some(libc::EDQUOT));
     v.umount();
