@@ -681,6 +681,65 @@ fn room_that_could_not_be_given_back_is_given_back_later() {
     assert!(given > 1_000_000, "{given} bytes were given back of a hole of a mebibyte");
 }
 
+/// Room that a vault shows, in KiB.
+fn free_kib(vault: &Vault) -> u64 {
+    vault.usage().backing.expect("the disk says how much there is").free_bytes >> 10
+}
+
+#[test]
+fn the_room_that_is_shown_is_what_can_be_written() {
+    const MIB: usize = 1 << 20;
+    let disk = MemoryBacking::default();
+    disk.limit(Some(200 << 20));
+    fresh(&disk);
+    let vault = opened(&disk, &OpenOptions::default());
+    // An answer may be 50 ms old.
+    let settle = || std::thread::sleep(Duration::from_millis(100));
+    settle();
+    let (empty, data) = (free_kib(&vault), noise(MIB));
+    // Two segments, the second hardly begun; what is buffered at the time has room taken ahead.
+    for piece in 0..70 {
+        write(&vault, 5, piece * MIB as u64, &data);
+    }
+    vault.checkpoint().unwrap();
+    settle();
+    let shown = free_kib(&vault);
+    assert!(shown + 72 * 1024 > empty, "{empty} KiB at first, and after 70 MiB {shown}");
+    // Never more than can be written.
+    let mut written = 0;
+    while vault.make_room(MIB as u64).is_ok() && written < 200 {
+        write(&vault, 6, written * MIB as u64, &data);
+        written += 1;
+    }
+    vault.sync_wait().unwrap();
+    assert!(written * 1024 + 3 * 1024 > shown, "{shown} KiB were shown, {written} MiB could be written");
+    vault.close().unwrap();
+}
+
+#[test]
+fn much_that_was_deleted_is_given_back_soon_although_nobody_needs_the_room() {
+    const MIB: usize = 1 << 20;
+    let disk = MemoryBacking::default();
+    disk.limit(Some(200 << 20));
+    fresh(&disk);
+    let (vault, data) = (opened(&disk, &OpenOptions::default()), noise(MIB));
+    for piece in 0..70 {
+        write(&vault, 5, piece * MIB as u64, &data);
+    }
+    vault.checkpoint().unwrap();
+    // An answer may be 50 ms old.
+    std::thread::sleep(Duration::from_millis(100));
+    let (begun, before) = (std::time::Instant::now(), free_kib(&vault));
+    punch(&vault, 5, 0, u64::MAX);
+    vault.sync_wait().unwrap();
+    while free_kib(&vault) < before + 68 * 1024 {
+        let free = free_kib(&vault);
+        assert!(begun.elapsed() < Duration::from_secs(15), "{before} KiB, and after 70 MiB were deleted {free}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    vault.close().unwrap();
+}
+
 #[test]
 fn a_disk_that_refuses_direct_reads_is_read_through_the_cache() {
     let disk = MemoryBacking::default();

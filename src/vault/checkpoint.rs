@@ -191,6 +191,8 @@ impl Housekeeper {
         self.looked_for_room = now;
         if is_full {
             shared.give_back_deleted();
+        } else {
+            shared.give_back_much();
         }
         shared.watch_room();
     }
@@ -344,9 +346,16 @@ fn prepare_segment(shared: &Shared, id: SegmentId) -> std::io::Result<()> {
         }
         made => made?,
     };
-    // More, if more is on its way than the segment before it can take.
+    // More, if more is on its way than the segment before it can take, and there is room for the rest of that one, too.
+    let spare = shared.spare_bytes().saturating_sub(shared.space.rest_bytes());
     let beyond = shared.dirty.used_bytes().saturating_sub(SEGMENT_BYTES);
-    file.preallocate(ALLOCATE_STEP_BYTES.max(beyond.min(SEGMENT_BYTES)))?;
+    let wanted = ALLOCATE_STEP_BYTES.max(beyond.min(SEGMENT_BYTES).min(spare));
+    match file.preallocate(wanted) {
+        // The log has taken the room meanwhile.
+        Err(e) if is_full(&e) => file.preallocate(ALLOCATE_STEP_BYTES)?,
+        other => other?,
+    }
+    shared.space.set_prepared(file.taken_bytes()?.min(wanted));
     file.sync_data()?;
     shared.backing.sync_dir("segments")
 }

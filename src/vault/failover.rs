@@ -117,7 +117,7 @@ impl Log {
     /// nothing that anyone needs: their room is given back, for it may be what is wanting.
     fn abandon(&mut self) {
         let s = Arc::clone(&self.shared);
-        let last = self.writer.take().map(|w| w.segment);
+        let last = self.writer.take().map(|w| Arc::clone(&w.segment));
         let written = std::mem::take(&mut self.written).into_iter().map(|(segment, _)| segment);
         for segment in written.chain(last) {
             let id = segment.context.id;

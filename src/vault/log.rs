@@ -194,7 +194,7 @@ impl Log {
             did = true;
         }
         if closing && !due && self.shared.batch.held().is_empty() && self.cuts.is_empty() {
-            let last = self.writer.take().map(|w| (w.segment, Some(w.position)));
+            let last = self.writer.take().map(|w| (Arc::clone(&w.segment), Some(w.position)));
             self.written.extend(last);
             let mut flush = Flush::of(std::mem::take(&mut self.written), self.generation, self.shared.place());
             flush.run(&self.shared);
@@ -331,7 +331,7 @@ impl Log {
         let s = Arc::clone(&self.shared);
         if let Some(old) = self.writer.take() {
             // Its frames may be named by the next commit, which flushes it too.
-            self.written.push((old.segment, Some(old.position)));
+            self.written.push((Arc::clone(&old.segment), Some(old.position)));
         }
         if context.id.0 <= s.newest_begun.load(SeqCst) {
             let why = format!("segment {} was to be begun a second time", context.id);

@@ -11,7 +11,7 @@ use super::shared::{SPACE_PATIENCE, Shared};
 use super::state::{Event, State};
 use super::{Vault, VaultFault, read, reserve_bytes};
 use crate::backing::Space;
-use crate::base::limits::{ALLOCATE_STEP_BYTES, FULL_REPORT_PAUSE, kernel_room_bytes};
+use crate::base::limits::{ALLOCATE_STEP_BYTES, CHECKPOINT_LOG_BYTES, FULL_REPORT_PAUSE, kernel_room_bytes};
 use crate::base::lock::Held;
 use crate::buffer::FileBuffer;
 use std::sync::Mutex;
@@ -23,6 +23,12 @@ const CHECKPOINTS_MOST: usize = 2;
 
 /// The vault is called full when it has not even room for this much: one request.
 const FULL_BYTES: u64 = 1 << 20;
+/// Deletions of so many bytes have a checkpoint stored to give them back, …
+const MUCH_DELETED_BYTES: u64 = 16 << 20;
+/// … if the free room is no more than so many times as much, …
+const MUCH_DELETED_ONE_IN: u64 = 16;
+/// … and no more often than this: a program may go on to overwrite its files.
+const GIVE_BACK_PAUSE: Duration = Duration::from_secs(1);
 /// With so much free, a write of ours that finds no room is refused for another reason.
 const SHOWN_ROOM_BYTES: u64 = 2 * ALLOCATE_STEP_BYTES;
 
@@ -33,6 +39,10 @@ pub struct RoomWatch {
     kernel_bytes: AtomicU64,
     /// Whether something was deleted that no checkpoint has given back yet.
     is_freed: AtomicBool,
+    /// Bytes that commits have left dead since the last checkpoint.
+    dead_bytes: AtomicU64,
+    /// When a checkpoint was last asked for because much was deleted.
+    gave_back_at: Mutex<Option<Duration>>,
     /// Whether the backing filesystem refused a write for want of room although `statfs` showed some: it has a quota
     /// of its own, or no inode left.
     is_refused: AtomicBool,
@@ -47,6 +57,16 @@ impl RoomWatch {
         if !self.is_freed.load(SeqCst) {
             self.is_freed.store(true, SeqCst);
         }
+    }
+
+    /// Notes that a commit has left so many bytes dead.
+    pub fn note_dead(&self, bytes: u64) {
+        self.dead_bytes.fetch_add(bytes, SeqCst);
+    }
+
+    /// Notes that a checkpoint has begun, which gives all dead bytes back.
+    pub fn clear_dead(&self) {
+        self.dead_bytes.store(0, SeqCst);
     }
 
     /// Notes that the backing filesystem made a new file, and took as much again as the reserve holds.
@@ -136,6 +156,30 @@ impl Shared {
             }
         }
         holds
+    }
+
+    /// Bytes that the log may take of the backing filesystem before it needs them. Waits for the disk.
+    pub fn spare_bytes(&self) -> u64 {
+        // Exactly: the last answer may be from before the last megabytes were taken.
+        let Ok(Some(space)) = self.backing.space() else { return u64::MAX };
+        space.free_bytes.saturating_sub(reserve_bytes(space.total_bytes) + self.reserve.missing_bytes())
+    }
+
+    /// Asks for that checkpoint if what was deleted is much beside what is free: `df` is to show it within two seconds.
+    pub fn give_back_much(&self) {
+        let dead = self.room.dead_bytes.load(SeqCst);
+        if dead < MUCH_DELETED_BYTES {
+            return;
+        }
+        let is_much = self.space.room().space().is_some_and(|space| dead >= space.free_bytes / MUCH_DELETED_ONE_IN);
+        if !is_much && dead < CHECKPOINT_LOG_BYTES {
+            return;
+        }
+        let now = self.world.elapsed();
+        let mut last = self.room.gave_back_at.held();
+        if last.is_none_or(|at| now.saturating_sub(at) >= GIVE_BACK_PAUSE) && self.give_back_deleted() {
+            *last = Some(now);
+        }
     }
 
     fn holds_deleted(&self) -> bool {

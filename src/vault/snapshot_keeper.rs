@@ -247,7 +247,7 @@ fn may_work(shared: &Shared) -> bool {
 /// Whether there is room for so many bytes beside all that is kept for the vault's other writes.
 fn room_for(shared: &Shared, bytes: u64) -> Result<(), VaultFault> {
     let beside = bytes + shared.reserve.missing_bytes() + shared.dirty.used_bytes();
-    let fits = shared.space.room().fits(|total| beside + reserve_bytes(total));
+    let fits = shared.space.room_beside_log().fits(|total| beside + reserve_bytes(total));
     if fits { Ok(()) } else { Err(VaultFault::BackingFull) }
 }
 

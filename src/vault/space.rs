@@ -3,10 +3,12 @@
 //! Promise: `room` and `fresh_room` wait for the disk at most `PATIENCE`, and not at all while an earlier question has been
 //! unanswered for longer. Bytes that the log has written since the last answer count as used. An old answer does not
 //! include what other programs have taken, so only `settled_room` admits data by one, and only if the disk hangs.
+//! Room that the log has taken for its segments and not yet written to counts as free, for data goes there first.
 //! Called by: `shared` (admission, `statfs`), `room`, background work (`look`). Takes: its own lock, never across the disk.
 //! On failure: the primary keeps its last answer; an emergency directory that does not answer has no room.
 
 use super::place::{Place, Places};
+use super::reserve_bytes;
 use crate::backing::Space;
 use crate::base::lock::Held;
 use crate::base::world::World;
@@ -26,6 +28,12 @@ const PATIENCE: Duration = Duration::from_millis(5);
 const HANGING: Duration = Duration::from_secs(1);
 /// Longest wait for a disk that does not answer when the vault is closed.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// With less than this part of its reserve really free, a place has no room, whatever the log has taken ahead: the index
+/// needs room, too.
+const REALLY_FREE_PART: u64 = 2;
+/// How often the disk is asked again where the log takes room meanwhile.
+const LOOKS_MOST: usize = 4;
 
 /// The room of one place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,8 +66,30 @@ impl Room {
     }
 }
 
+/// Room that the log has taken and not written to.
+#[derive(Clone, Copy, Default)]
+struct Ahead {
+    /// In the segment being written.
+    open_bytes: u64,
+    /// For the next segment.
+    prepared_bytes: u64,
+}
+
+impl Ahead {
+    /// What counts as free beside `free` bytes of a filesystem of `total` bytes.
+    fn counts(self, free: u64, total: u64) -> u64 {
+        if free < reserve_bytes(total) / REALLY_FREE_PART {
+            return 0;
+        }
+        // The log gives the next segment's room back if it needs it for the one being written.
+        self.open_bytes + self.prepared_bytes
+    }
+}
+
 struct Known {
     room: Room,
+    /// Room that the log had taken ahead at that time, which `room` does not include.
+    ahead: Ahead,
     /// When the question that led to `room` was put.
     asked_at: Option<Duration>,
     /// Bytes that the log had written at that time.
@@ -78,6 +108,12 @@ pub struct SpaceWatch {
     /// Wakes the thread that asks the disk. `None` in a vault without threads: the caller then asks the disk itself.
     questions: Mutex<Option<Sender<()>>>,
     written: AtomicU64,
+    /// Room in the segment being written that is taken and not written to.
+    open_bytes: AtomicU64,
+    /// What that segment may still take.
+    rest_bytes: AtomicU64,
+    /// Room taken for the next segment.
+    prepared_bytes: AtomicU64,
 }
 
 impl SpaceWatch {
@@ -89,9 +125,22 @@ impl SpaceWatch {
         questions: Option<Sender<()>>,
     ) -> Arc<SpaceWatch> {
         let unasked = if place == Place::Primary { Room::Unknown } else { Room::Unreachable };
-        let known = Known { room: unasked, asked_at: None, written_before: 0, pending_since: None };
-        let (known, questions, written) = (Mutex::new(known), Mutex::new(questions), AtomicU64::new(0));
-        Arc::new(SpaceWatch { place, places, world, known, answered: Condvar::new(), questions, written })
+        let known =
+            Known { room: unasked, ahead: Ahead::default(), asked_at: None, written_before: 0, pending_since: None };
+        let (known, questions, answered) = (Mutex::new(known), Mutex::new(questions), Condvar::new());
+        let (written, open_bytes, rest_bytes, prepared_bytes) = Default::default();
+        Arc::new(SpaceWatch {
+            place,
+            places,
+            world,
+            known,
+            answered,
+            questions,
+            written,
+            open_bytes,
+            rest_bytes,
+            prepared_bytes,
+        })
     }
 
     /// Asks the disk for each question until the watch is closed. This is all that its thread runs.
@@ -103,18 +152,22 @@ impl SpaceWatch {
 
     /// Asks the disk on this thread, and may therefore wait for it.
     pub fn look(&self) -> Room {
-        let (asked_at, written_before) = (self.world.elapsed(), self.written.load(SeqCst));
-        let answer = match self.places.of(self.place).and_then(|backing| backing.space()) {
-            Ok(Some(space)) => Room::Known(space),
-            Ok(None) => Room::Unknown,
-            Err(_) => Room::Unreachable,
-        };
+        let asked_at = self.world.elapsed();
+        let (mut written_before, mut ahead, mut answer) = self.ask_disk();
+        for _ in 1..LOOKS_MOST {
+            // What was taken in between is in neither number.
+            let now = self.ahead();
+            if now.open_bytes + now.prepared_bytes <= ahead.open_bytes + ahead.prepared_bytes {
+                break;
+            }
+            (written_before, ahead, answer) = self.ask_disk();
+        }
         let mut known = self.known.held();
         if known.asked_at.is_none_or(|before| before <= asked_at) {
             known.asked_at = Some(asked_at);
             // The log finds out by writing whether the primary has failed; until then its last answer stays.
             if answer != Room::Unreachable || self.place == Place::Emergency {
-                (known.room, known.written_before) = (answer, written_before);
+                (known.room, known.ahead, known.written_before) = (answer, ahead, written_before);
             }
         }
         if known.pending_since.is_some_and(|since| since <= asked_at) {
@@ -122,6 +175,52 @@ impl SpaceWatch {
         }
         self.answered.notify_all();
         self.charged(&known)
+    }
+
+    /// Asks the disk, and says what the log had written and taken ahead before.
+    fn ask_disk(&self) -> (u64, Ahead, Room) {
+        // In this order, what the log writes or takes meanwhile makes the room smaller, never larger.
+        let written = self.written.load(SeqCst);
+        let ahead = self.ahead();
+        let answer = match self.places.of(self.place).and_then(|backing| backing.space()) {
+            Ok(Some(space)) => Room::Known(space),
+            Ok(None) => Room::Unknown,
+            Err(_) => Room::Unreachable,
+        };
+        (written, ahead, answer)
+    }
+
+    fn ahead(&self) -> Ahead {
+        Ahead { open_bytes: self.open_bytes.load(SeqCst), prepared_bytes: self.prepared_bytes.load(SeqCst) }
+    }
+
+    /// Returns the room for what is not the log, without waiting for a hanging disk.
+    pub fn room_beside_log(&self) -> Room {
+        let _ = self.room_within(PATIENCE);
+        let known = self.known.held();
+        SpaceWatch::less(known.room, Ahead::default(), self.written.load(SeqCst) - known.written_before)
+    }
+
+    /// Notes how much of the room taken for the segment being written is not written to, and how much more it may take.
+    /// Call it before `wrote`.
+    pub fn set_open_ahead(&self, bytes: u64, rest_bytes: u64) {
+        self.open_bytes.store(bytes, SeqCst);
+        self.rest_bytes.store(rest_bytes, SeqCst);
+    }
+
+    /// What the segment being written may still take before the next one is begun.
+    pub fn rest_bytes(&self) -> u64 {
+        self.rest_bytes.load(SeqCst)
+    }
+
+    /// Room that is taken for the next segment.
+    pub fn prepared_bytes(&self) -> u64 {
+        self.prepared_bytes.load(SeqCst)
+    }
+
+    /// Notes how much room is taken for the next segment, which nobody has begun.
+    pub fn set_prepared(&self, bytes: u64) {
+        self.prepared_bytes.store(bytes, SeqCst);
     }
 
     /// Returns the room without waiting for a hanging disk. The answer may be old, so it must not admit file data.
@@ -213,9 +312,12 @@ impl SpaceWatch {
 
     fn charged(&self, known: &Known) -> Room {
         let since = self.written.load(SeqCst) - known.written_before;
-        match known.room {
-            Room::Known(space) => Room::Known(Space { free_bytes: space.free_bytes.saturating_sub(since), ..space }),
-            other => other,
-        }
+        SpaceWatch::less(known.room, known.ahead, since)
+    }
+
+    fn less(room: Room, ahead: Ahead, written: u64) -> Room {
+        let Room::Known(space) = room else { return room };
+        let free_bytes = space.free_bytes + ahead.counts(space.free_bytes, space.total_bytes);
+        Room::Known(Space { free_bytes: free_bytes.saturating_sub(written), ..space })
     }
 }

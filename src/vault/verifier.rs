@@ -297,7 +297,9 @@ impl Verifier {
         }
         shared.allocated.fetch_add(sum as u64, Relaxed);
         if !dead.is_empty() {
+            shared.room.note_dead(dead.iter().map(|range| range.to - range.from).sum());
             shared.dead.held().append(&mut dead);
+            shared.give_back_much();
         }
         let touched = shared.in_flight.held().remove(&commit.number).unwrap_or_default();
         let copied: u64 = touched.iter().map(|file| file.copied_bytes(commit.number)).sum();
@@ -307,6 +309,7 @@ impl Verifier {
         if let Some(replay_from) = commit.checkpoint {
             shared.index.seal_derived();
             let dead = std::mem::take(&mut *shared.dead.held());
+            shared.room.clear_dead();
             let (position, counters) = (commit.position, commit.counters);
             // The housekeeper outlives the verifier; see `Vault::close`.
             let _ = self.housekeeper.send(ToHousekeeper::Checkpoint { position, counters, replay_from, dead });

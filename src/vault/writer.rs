@@ -8,8 +8,10 @@ use super::VaultFault;
 use super::place::Place;
 use super::segments::OpenSegment;
 use super::shared::Shared;
+use super::space::SpaceWatch;
 use super::verifier::{Sample, ToVerify};
 use crate::backing::{AlignedBuf, BackingFile, Cache, Open};
+use crate::base::id::SegmentId;
 use crate::base::limits::{
     ALLOCATE_STEP_BYTES, BLOCK_BYTES, GROUP_BYTES_MAX, SEGMENT_BYTES, ZERO_STEP_BYTES, ZERO_STEP_COMMITS,
 };
@@ -17,7 +19,7 @@ use crate::base::lock::Held;
 use crate::segment::{GroupBuilder, SealedFrames, SegmentContext, path};
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::time::Instant;
 
 /// A segment being written.
@@ -28,8 +30,12 @@ pub struct Writer {
     pub position: u64,
     /// Commits since the last look at how small they are.
     pub step_commits: u32,
-    /// Room taken for the file so far.
+    /// Room taken for the file so far, as it was asked for.
     allocated: u64,
+    /// The same as the filesystem tells: where it takes none in advance, it is less.
+    taken: u64,
+    /// Told of the room that is taken and not written to; only at home.
+    watch: Option<Arc<SpaceWatch>>,
     /// Where the next look is due.
     step_end: u64,
     next_group: u32,
@@ -68,11 +74,32 @@ impl Writer {
             }
             opened => opened?,
         };
+        // It is this one, or there will be no other under its number.
+        shared.space.set_prepared(0);
         drop(making);
         let segment = Arc::new(OpenSegment { context: Arc::clone(context), file });
         let builder = GroupBuilder::new(context, spare_buffer(shared));
         let (position, step_end, next_group, samples) = (0, 0, 0, Vec::new());
-        Ok(Writer { segment, position, step_commits, allocated, step_end, next_group, builder, samples })
+        let (taken, watch) = (0, (place == Place::Primary).then(|| Arc::clone(&shared.space)));
+        let mut writer =
+            Writer { segment, position, step_commits, allocated, taken, watch, step_end, next_group, builder, samples };
+        writer.look_what_is_taken();
+        Ok(writer)
+    }
+
+    /// Asks how much room the file takes.
+    fn look_what_is_taken(&mut self) {
+        if self.watch.is_some() {
+            self.taken = self.segment.file.taken_bytes().unwrap_or(0).min(self.allocated);
+            self.tell_ahead();
+        }
+    }
+
+    fn tell_ahead(&self) {
+        if let Some(watch) = &self.watch {
+            let rest = SEGMENT_BYTES.saturating_sub(self.taken.max(self.position));
+            watch.set_open_ahead(self.taken.saturating_sub(self.position), rest);
+        }
     }
 
     /// Whether frames still fit into the group being filled.
@@ -105,10 +132,11 @@ impl Writer {
         self.segment.file.write_all_at(&image, position)?;
         shared.stats.log_write.record(began.elapsed());
         shared.stats.log_bytes.add(len);
+        self.position += len;
+        self.tell_ahead();
         shared.wrote(len);
         shared.log_since_checkpoint.fetch_add(len, Relaxed);
         shared.cursor.settle(self.segment.context.id, 0, len - frames);
-        self.position += len;
         self.next_group += 1;
         debug_assert_eq!(self.position % BLOCK_BYTES as u64, 0, "groups begin on blocks");
         Ok(Some(Written { position, image, samples: std::mem::take(&mut self.samples) }))
@@ -123,18 +151,24 @@ impl Writer {
         }
         self.step_end = end.max(self.position + ZERO_STEP_BYTES);
         while self.allocated < self.step_end {
+            // What else is free is for the index.
+            if self.watch.is_some() && shared.space.prepared_bytes() > 0 && shared.spare_bytes() < ALLOCATE_STEP_BYTES {
+                give_prepared_back(shared);
+            }
             match file.preallocate(self.allocated + ALLOCATE_STEP_BYTES) {
                 Ok(()) => self.allocated += ALLOCATE_STEP_BYTES,
                 // On a disk that is nearly full, what is needed must do.
                 Err(e) if is_full(&e) => {
                     file.preallocate(end)?;
                     (self.allocated, self.step_end) = (end, end);
+                    self.look_what_is_taken();
                     return Ok(());
                 }
                 Err(e) => return Err(e.into()),
             }
         }
         self.take_room_ahead(shared);
+        self.look_what_is_taken();
         if self.step_commits >= ZERO_STEP_COMMITS {
             let mut zeros = AlignedBuf::with_capacity((self.step_end - self.position) as usize);
             zeros.set_len(zeros.capacity());
@@ -149,7 +183,10 @@ impl Writer {
     /// while little is on its way, so that the reserve is enough for that.
     fn take_room_ahead(&mut self, shared: &Shared) {
         let ahead = (self.position + shared.dirty.used_bytes()).min(SEGMENT_BYTES);
-        while self.allocated + ALLOCATE_STEP_BYTES <= ahead {
+        // Where little is free, what is there must do for the index, too.
+        let mut spare = if self.watch.is_some() { shared.spare_bytes() } else { u64::MAX };
+        while self.allocated + ALLOCATE_STEP_BYTES <= ahead && spare >= ALLOCATE_STEP_BYTES {
+            spare -= ALLOCATE_STEP_BYTES;
             match self.segment.file.preallocate(self.allocated + ALLOCATE_STEP_BYTES) {
                 Ok(()) => self.allocated += ALLOCATE_STEP_BYTES,
                 // Writing what must be written will tell of all other faults.
@@ -168,6 +205,29 @@ impl Writer {
         let Written { position, image, samples } = written;
         ToVerify::Group { generation, segment: Arc::clone(&self.segment), position, image, samples }
     }
+}
+
+impl Drop for Writer {
+    /// Nothing more is written to the file.
+    fn drop(&mut self) {
+        if let Some(watch) = &self.watch {
+            watch.set_open_ahead(0, 0);
+        }
+    }
+}
+
+/// Gives back the room that was taken for the next segment: the one being written needs it first. Its file, and so an
+/// inode for it, stays.
+fn give_prepared_back(shared: &Shared) {
+    let _making = shared.making_segment.held();
+    let next = SegmentId(shared.newest_begun.load(SeqCst) + 1);
+    let cut = shared.backing.open(&path(next), Open::Write, Cache::Buffered).and_then(|file| file.set_len(0));
+    if let Err(e) = cut {
+        log::debug!("giving back the room of segment {next}: {e}");
+    }
+    // What could not be given back cannot be counted on.
+    shared.space.set_prepared(0);
+    shared.space.forget();
 }
 
 /// Whether an error says that there is no room.

@@ -124,10 +124,12 @@ impl Blocks {
         self.len = len;
     }
 
-    /// Takes room for the first `len` bytes, and makes the file so long.
+    /// Makes the file so long, if it is shorter, and takes room for what it grows by.
     pub fn preallocate(&mut self, len: u64) {
-        self.hold(0, len.div_ceil(BLOCK));
-        self.grow(len);
+        if self.len < len {
+            self.hold(self.len / BLOCK, len.div_ceil(BLOCK));
+            self.grow(len);
+        }
     }
 
     /// Makes whole blocks zeros and gives their room back.

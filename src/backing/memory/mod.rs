@@ -541,7 +541,8 @@ impl BackingFile for MemoryFile {
     }
     fn preallocate(&self, len: u64) -> io::Result<()> {
         let (mut disk, path, _) = self.call(Kind::Preallocate)?;
-        disk.admit(self.id, 0, len)?;
+        let from = disk.files.get(&self.id).map_or(0, |file| file.bytes.len());
+        disk.admit(self.id, from.min(len), len)?;
         if let Some(file) = disk.files.get_mut(&self.id) {
             file.bytes.preallocate(len);
         }
