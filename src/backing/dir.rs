@@ -16,9 +16,13 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::time::{Duration, Instant};
 
 /// How often the lock is tried where others replace its file meanwhile.
 const LOCK_TRIES: usize = 100;
+/// How long a lock is waited for. One that was given up may last a moment longer: a process that was just being started has a copy of
+/// the open file until it executes its program.
+const LOCK_PATIENCE: Duration = Duration::from_millis(250);
 
 /// A directory, held open.
 pub struct DirBacking {
@@ -110,8 +114,12 @@ impl DirBacking {
                 Err(e) if beneath::is_shared(&e) => (open(libc::O_RDONLY, Use::Read)?, LockFile::Shared),
                 file => (file?, LockFile::Own),
             };
-            if !private::try_lock(&file)? {
-                return Err(io::ErrorKind::WouldBlock.into());
+            let begun = Instant::now();
+            while !private::try_lock(&file)? {
+                if begun.elapsed() >= LOCK_PATIENCE {
+                    return Err(io::ErrorKind::WouldBlock.into());
+                }
+                std::thread::sleep(LOCK_PATIENCE / 50);
             }
             // Somebody may have put another file there between the two calls; then that one counts.
             if !private::is_at(self.top(), path, &file)? {

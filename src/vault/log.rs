@@ -39,13 +39,6 @@ pub(super) const LOOK: Duration = Duration::from_millis(50);
 /// The part of the flush interval for which no operation must have come for the batch to be ended: 0.2 s of 5 s. What a
 /// program wrote and then waits for is durable soon; one flush for each such pause is what it costs.
 const QUIET_PART: u32 = 25;
-/// The same for a batch that may be ended sooner: 5 ms of 5 s. It keeps short what `sync` cannot tell the daemon of.
-const SHORT_PAUSE_PART: u32 = 1000;
-/// The part of the flush interval that lies between two such batches at least, so that a program which writes a little, over and
-/// over, costs no more flushes for it: 2 s of 5 s.
-const SHORT_PAUSE_EVERY: (u32, u32) = (2, 5);
-/// With a longer flush interval none is ended sooner: whoever asks for that wants few flushes.
-const SHORT_PAUSE_INTERVAL_MAX: Duration = Duration::from_secs(30);
 
 /// What the log is connected to.
 pub struct Ends {
@@ -92,8 +85,6 @@ pub struct Log {
     /// Commits that the last step of a segment held.
     small_commits: u32,
     groups: u64,
-    /// From when on a short pause ends a batch.
-    short_pause_at: Duration,
     ended: bool,
 }
 
@@ -122,7 +113,6 @@ impl Log {
             waiting: None,
             small_commits: 0,
             groups: 0,
-            short_pause_at: Duration::ZERO,
             ended: false,
         }
     }
@@ -260,7 +250,7 @@ impl Log {
             return Duration::ZERO;
         }
         let last = Duration::from_millis(s.last_op_ms.load(Relaxed));
-        due(began, last, self.short_pause_at, s.flush_interval).saturating_sub(s.world.elapsed()).min(long)
+        due(began, last, s.flush_interval).saturating_sub(s.world.elapsed()).min(long)
     }
 
     /// Puts sealed frames in order and into the log.
@@ -381,9 +371,6 @@ impl Log {
         let s = Arc::clone(&self.shared);
         let began = s.world.elapsed();
         let urgent = s.cut_wanted.swap(false, SeqCst) || s.closing.load(SeqCst);
-        if !urgent {
-            self.short_pause_at = began + s.flush_interval * SHORT_PAUSE_EVERY.0 / SHORT_PAUSE_EVERY.1;
-        }
         s.pressed.store(false, Relaxed);
         let checkpoint = self.checkpoint_due();
         s.happened(Event::Cut, "");
@@ -465,18 +452,10 @@ const CLOCK: Duration = Duration::from_millis(1);
 
 /// When a batch is ended that nobody waits for: when its oldest change is half the interval old, for the kernel may have
 /// had it for the other half; and before that, once no operation has come for a while. `last`: when the last one came.
-/// `short_pause_at`: from when on a short while is enough.
-fn due(began: Duration, last: Duration, short_pause_at: Duration, flush_interval: Duration) -> Duration {
+fn due(began: Duration, last: Duration, flush_interval: Duration) -> Duration {
     let oldest = began + flush_interval / 2;
     // What only the cleaner has put into it is in no hurry.
-    if last + CLOCK <= began {
-        return oldest;
-    }
-    let first = oldest.min(last + flush_interval / QUIET_PART);
-    if flush_interval > SHORT_PAUSE_INTERVAL_MAX {
-        return first;
-    }
-    first.min(short_pause_at.max(last + flush_interval / SHORT_PAUSE_PART))
+    if last + CLOCK <= began { oldest } else { oldest.min(last + flush_interval / QUIET_PART) }
 }
 
 impl Actor for Log {
@@ -492,20 +471,10 @@ mod tests {
     #[test]
     fn a_batch_is_ended_when_operations_pause_and_at_half_the_interval_at_the_latest() {
         let (ms, interval) = (Duration::from_millis, Duration::from_secs(5));
-        let later = ms(100_000);
-        assert_eq!(due(ms(1000), ms(1000), later, interval), ms(1200));
-        assert_eq!(due(ms(1000), ms(2000), later, interval), ms(2200));
-        assert_eq!(due(ms(1000), ms(3499), later, interval), ms(3500));
-        assert_eq!(due(ms(1000), ms(999), ms(0), interval), ms(3500), "only the cleaner has written");
-        assert_eq!(due(ms(0), ms(0), ms(0), Duration::from_secs(600)), ms(24_000));
-    }
-
-    #[test]
-    fn a_short_pause_ends_a_batch_once_in_a_while() {
-        let (ms, interval) = (Duration::from_millis, Duration::from_secs(5));
-        assert_eq!(due(ms(1000), ms(1000), ms(0), interval), ms(1005));
-        assert_eq!(due(ms(1000), ms(1000), ms(1100), interval), ms(1100), "the next such batch is not due before");
-        assert_eq!(due(ms(1000), ms(1150), ms(1100), interval), ms(1155));
-        assert_eq!(due(ms(1000), ms(1000), ms(3000), interval), ms(1200));
+        assert_eq!(due(ms(1000), ms(1000), interval), ms(1200));
+        assert_eq!(due(ms(1000), ms(2000), interval), ms(2200));
+        assert_eq!(due(ms(1000), ms(3499), interval), ms(3500));
+        assert_eq!(due(ms(1000), ms(999), interval), ms(3500), "only the cleaner has written");
+        assert_eq!(due(ms(0), ms(0), Duration::from_secs(600)), ms(24_000));
     }
 }
