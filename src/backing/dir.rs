@@ -16,13 +16,14 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How often the lock is tried where others replace its file meanwhile.
 const LOCK_TRIES: usize = 100;
-/// How long a lock is waited for. One that was given up may last a moment longer: a process that was just being started has a copy of
-/// the open file until it executes its program.
-const LOCK_PATIENCE: Duration = Duration::from_millis(250);
+/// How often a lock that somebody has is waited for, for this long each. One that was given up may last a moment longer: a process
+/// that was just being started has a copy of the open file until it executes its program.
+const LOCK_WAITS: u32 = 50;
+const LOCK_WAIT: Duration = Duration::from_millis(5);
 
 /// A directory, held open.
 pub struct DirBacking {
@@ -114,12 +115,10 @@ impl DirBacking {
                 Err(e) if beneath::is_shared(&e) => (open(libc::O_RDONLY, Use::Read)?, LockFile::Shared),
                 file => (file?, LockFile::Own),
             };
-            let begun = Instant::now();
+            let mut waits = LOCK_WAITS;
             while !private::try_lock(&file)? {
-                if begun.elapsed() >= LOCK_PATIENCE {
-                    return Err(io::ErrorKind::WouldBlock.into());
-                }
-                std::thread::sleep(LOCK_PATIENCE / 50);
+                waits = waits.checked_sub(1).ok_or(io::ErrorKind::WouldBlock)?;
+                std::thread::sleep(LOCK_WAIT);
             }
             // Somebody may have put another file there between the two calls; then that one counts.
             if !private::is_at(self.top(), path, &file)? {
