@@ -153,7 +153,7 @@ fn room_is_not_kept_by_fallocate() {
 #[test]
 fn blocks_of_an_open_file_are_counted_at_its_close() {
     let v = TestVault::mounted();
-    // Somebody else's `sync` may make Linux ask in between, so one file of ten is enough.
+    // Somebody else's `sync` may make Linux ask in between, so one file of forty is enough.
     let is_stale = |n: u32| {
         let name = format!("f{n}");
         let f = File::create(v.path(&name)).unwrap();
@@ -168,7 +168,7 @@ fn blocks_of_an_open_file_are_counted_at_its_close() {
         });
         stale
     };
-    assert!((0..10).any(is_stale), "they are counted: the page is out of date");
+    assert!((0..40).any(is_stale), "they are counted: the page is out of date");
 }
 
 #[test]
