@@ -77,7 +77,10 @@ impl FileSystem {
             if let Some((_, pin)) = &target {
                 self.prepare_purge(pin)?;
             }
-            let target_has_entries = || target.as_ref().map_or(Ok(false), |(_, pin)| self.has_entries(pin.ino));
+            let target_has_entries = || match &target {
+                Some((_, pin)) if is(&pin.inode(), libc::S_IFDIR) => self.has_entries(pin.ino),
+                _ => Ok(false),
+            };
             let mut has_entries = target_has_entries()?;
 
             let _namespace = self.namespace.held();

@@ -75,7 +75,7 @@ pub(super) struct PageCache {
 impl PageCache {
     pub(super) fn start(kernel: Kernel) -> io::Result<PageCache> {
         let bare = Arc::<Mutex<Bare>>::default();
-        // Bounded by the kernel's requests: each that waits here is one.
+        // As a rule one for each unanswered request of the kernel; more only while this thread waits for a locked page.
         let (jobs, taken) = crossbeam_channel::unbounded::<Job>();
         let withheld = Arc::<Mutex<Withheld>>::default();
         let (known, waiting) = (Arc::clone(&bare), Arc::clone(&withheld));
