@@ -13,12 +13,14 @@ use common::disk::Disk;
 use common::inject::{EIO, Injection};
 use common::{TestVault, eventually, needs_root, output, run, strongroom};
 use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, ChildStderr, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 const BUSY: i32 = 11;
 const FLUSH_FAILED: i32 = 12;
+const IO: i32 = 13;
 const NOT_MOUNTED: i32 = 16;
 const AWAY: i32 = 20;
 const HELD: i32 = 23;
@@ -356,14 +358,19 @@ fn a_mount_that_was_moved_is_unmounted_by_a_signal_and_by_its_new_place() {
 
 /// Runs until its first line on stderr, and says how long that took.
 fn first_words(command: &mut Command) -> (Child, String, Duration) {
-    use std::io::{BufRead, BufReader};
+    let (child, line, mut rest, took) = begin(command);
+    std::thread::spawn(move || std::io::copy(&mut rest, &mut std::io::sink()));
+    (child, line, took)
+}
+
+/// Runs until its first line on stderr; the rest of it can still be read.
+fn begin(command: &mut Command) -> (Child, String, BufReader<ChildStderr>, Duration) {
     let began = Instant::now();
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut line = String::new();
     let mut stderr = BufReader::new(child.stderr.take().unwrap());
     stderr.read_line(&mut line).unwrap();
-    std::thread::spawn(move || std::io::copy(&mut stderr, &mut std::io::sink()));
-    (child, line, began.elapsed())
+    (child, line, stderr, began.elapsed())
 }
 
 #[test]
@@ -386,6 +393,23 @@ fn a_stopped_daemon_is_named_at_once_and_force_loses_nothing() {
     says(&umount(&v, &["--force"]), 0, &["it is let go on"]);
     ends(pid);
     keeps(&v, "file", b"data");
+}
+
+#[test]
+fn a_daemon_that_dies_while_it_is_asked_is_told_as_dead() {
+    let v = TestVault::mounted();
+    let pid = v.pid();
+    signal(libc::SIGSTOP, pid);
+    let ask = |command: &str| begin(Command::new(strongroom()).arg(command).arg(&v.mnt));
+    let (asked, unmounting) = (ask("status"), ask("umount"));
+    signal(libc::SIGKILL, pid);
+    for ((mut child, _, mut rest, _), code, word) in [(asked, IO, "has died"), (unmounting, FLUSH_FAILED, "died")] {
+        let mut said = String::new();
+        rest.read_to_string(&mut said).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(code), "{said}");
+        assert!(said.contains(word), "{said}");
+    }
+    ends(pid);
 }
 
 #[test]

@@ -42,7 +42,7 @@ impl Ending {
         Ending::with(Some(mount), Witness::of(mount))
     }
 
-    /// That of the daemon of a mount which answers ENOTCONN; `None` if it has ended.
+    /// That of a daemon which takes no requests any more; `None` if it has ended.
     pub fn of_cut_off(mount: &Mount) -> Option<Ending> {
         Witness::of_cut_off(mount).map(|witness| Ending::with(None, Some(witness)))
     }

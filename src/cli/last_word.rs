@@ -174,7 +174,7 @@ impl Witness {
         Witness::all(&mount.device, mount.owner.map(|(uid, _)| uid)).find_map(Witness::serving)
     }
 
-    /// The one of a mount that answers ENOTCONN, whose daemon may still be closing the vault.
+    /// The one of a mount whose daemon takes no requests any more; it may still be closing the vault.
     pub fn of_cut_off(mount: &Mount) -> Option<Witness> {
         Witness::all(&mount.device, mount.owner.map(|(uid, _)| uid)).next()
     }

@@ -261,9 +261,11 @@ fn options(args: &Args) -> Result<Options, Failure> {
 
 fn usable_mountpoint(path: &Path, vault: &Path) -> Result<PathBuf, Failure> {
     let refuse = |why: String| Failure::new(Exit::Mountpoint, format!("mountpoint {}: {why}", path.display()));
-    let unusable = |e: std::io::Error| match e.raw_os_error() {
-        Some(libc::ENOENT) => refuse("there is no such directory".to_owned()),
-        Some(libc::ENOTCONN) => refuse("a mount whose daemon has died is still there: strongroom umount it".to_owned()),
+    let unusable = |e: std::io::Error| match e.kind() {
+        std::io::ErrorKind::NotFound => refuse("there is no such directory".to_owned()),
+        _ if mounts::daemon_died(&e) => {
+            refuse("a mount whose daemon has died is still there: strongroom umount it".to_owned())
+        }
         _ => refuse(e.to_string()),
     };
     let whole = path.canonicalize().map_err(unusable)?;
@@ -280,7 +282,7 @@ fn usable_mountpoint(path: &Path, vault: &Path) -> Result<PathBuf, Failure> {
     if mounts::at(&whole)?.is_some() {
         // What the kernel remembers of a dead mount may include its attributes; of `.storage` it remembers nothing.
         if let Err(e) = mounts::storage(&whole).metadata()
-            && e.raw_os_error() == Some(libc::ENOTCONN)
+            && mounts::daemon_died(&e)
         {
             return Err(unusable(e));
         }

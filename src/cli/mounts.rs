@@ -89,6 +89,11 @@ pub fn storage(mountpoint: &Path) -> PathBuf {
     mountpoint.join(STORAGE_ALWAYS)
 }
 
+/// Whether an error of a mount means that its daemon has died: nobody is connected, or nobody any more since it was asked.
+pub fn daemon_died(error: &std::io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOTCONN | libc::ECONNABORTED))
+}
+
 /// Whether a daemon of ours answers below a path.
 pub fn answers(mountpoint: &Path) -> bool {
     storage(mountpoint).join("version").is_file()

@@ -125,7 +125,7 @@ fn ask(mount: &Mount) -> io::Result<Errand> {
 fn life(asked: io::Result<Errand>) -> Life {
     match asked.and_then(|errand| reach::finish(errand, LIST_WAIT, || ())) {
         Ok(Some(Ok(_))) => Life::Lives,
-        Ok(Some(Err(e))) if e.raw_os_error() == Some(libc::ENOTCONN) => Life::Dead,
+        Ok(Some(Err(e))) if mounts::daemon_died(&e) => Life::Dead,
         Ok(None) => Life::Silent,
         Ok(Some(Err(_))) | Err(_) => Life::Unknown,
     }
@@ -161,11 +161,9 @@ fn of_mount(mountpoint: &Path, mount: Option<&Mount>, json: bool) -> Result<Exit
     if is_refused && mount.is_some_and(Mount::act_as_owner) {
         text = read(mountpoint, name, mount)?;
     }
-    let text = text.map_err(|e| match e.raw_os_error() {
-        Some(libc::ENOTCONN) => {
-            Failure::new(Exit::Io, format!("{at}: its daemon has died; strongroom umount it, then mount again"))
-        }
-        _ => Failure::io(&mountpoint.join(".storage").join(name), &e),
+    let text = text.map_err(|e| match mounts::daemon_died(&e) {
+        true => Failure::new(Exit::Io, format!("{at}: its daemon has died; strongroom umount it, then mount again")),
+        false => Failure::io(&mountpoint.join(".storage").join(name), &e),
     })?;
     print::answer(&text)?;
     if !json {

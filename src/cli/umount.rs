@@ -89,7 +89,7 @@ fn end_mount(args: &Args, path: &Path) -> Result<Exit, Failure> {
     }
     let config = match look(args, path, &ending)? {
         Some(Ok(config)) => config,
-        Some(Err(e)) if e.raw_os_error() == Some(libc::ENOTCONN) => return bury(path, &mount),
+        Some(Err(e)) if mounts::daemon_died(&e) => return bury(path, &mount),
         // The kernel keeps root out of a user's mount; as that user the command may end it.
         Some(Err(e)) if e.raw_os_error() == Some(libc::EACCES) && mount.act_as_owner() => return end_mount(args, path),
         Some(Err(e)) => return Err(Failure::io(&path.join(".storage"), &e)),
