@@ -362,6 +362,23 @@ fn a_signal_while_nothing_takes_the_log_ends_in_time_and_names_what_is_lost() {
 }
 
 /// The vault's disk is pulled under writers and comes back as another device; what was synced and what was only written is there.
+#[test]
+fn a_scrub_that_the_daemon_refuses_is_reported() {
+    let disk = Disk::ext4(64);
+    let v = TestVault::init_on(&disk);
+    v.mount();
+    write_synced(&v.path("file"), b"all is well").unwrap();
+    let scrub = || output(Command::new(strongroom()).arg("scrub").arg(&v.mnt));
+    assert!(scrub().status.success(), "there is an earlier answer, which is not this one's");
+    disk.shut_down();
+    write_synced(&v.path("file"), b"no more").expect_err("the disk has died");
+    await_state(&v, "error");
+    let out = scrub();
+    let said = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert_eq!(out.status.code(), Some(10), "{out:?}");
+    assert!(said.contains("the daemon did not carry out the order \"scrub\"") && said.lines().count() == 1, "{said}");
+}
+
 fn unplugged_and_plugged_in_again(emergency: Option<&Path>) {
     let disk = Disk::ext4(400);
     let mut v = TestVault::init_on(&disk);

@@ -428,6 +428,26 @@ fn reads_uncached(path: &Path, id: u64, len: u64) {
     assert!(bytes == stream(id, 0, len), "{}", path.display());
 }
 
+/// A number of `/.storage/buffers`.
+fn buffered(v: &TestVault, name: &str) -> u64 {
+    v.storage("buffers").lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok()).unwrap()
+}
+
+/// Runs a command whose first write into a page cache waits if the dirty limit is reached. The kernel lets a program dirty some pages
+/// before it waits, but charges those that a program dirtied before its end to the next one on the same processor.
+fn as_a_writer_that_waits(v: &TestVault, command: &mut Command) -> std::process::Output {
+    let on_one_processor = |of: &Command| {
+        let mut on_one = Command::new("taskset");
+        on_one.args(["-c", "0"]).arg(of.get_program()).args(of.get_args());
+        on_one
+    };
+    let mut few_pages = Command::new("dd");
+    few_pages.args(["if=/dev/zero", "bs=4k", "count=20", "status=none"]);
+    few_pages.arg(format!("of={}", v.outside("few-pages").display()));
+    common::run(&mut on_one_processor(&few_pages));
+    common::output(&mut on_one_processor(command))
+}
+
 #[test]
 fn what_the_kernel_hands_over_to_a_full_disk_is_held_until_there_is_room() {
     let disk = Disk::ext4(100);
@@ -447,15 +467,18 @@ fn what_the_kernel_hands_over_to_a_full_disk_is_held_until_there_is_room() {
         file
     };
     // One call of `write`: before the next one to this file, the kernel asks. What it takes is refused by nobody yet.
-    let write_and_sync = |mut file: File, id: u64| {
-        std::thread::spawn(move || file.write_all(&noise(id, 0, len)).and_then(|()| file.sync_all()))
-    };
-    let file = open(&v.path("held"));
+    fs::write(v.outside("noise"), noise(1, 0, len)).unwrap();
+    drop(open(&v.path("held")));
+    // A process of its own: each command that one with the file open starts would wait, since `exec` closes its copy of the descriptor.
+    let mut write_and_sync = Command::new("dd");
+    write_and_sync.args(["bs=64M", "conv=notrunc,fsync", "status=none"]);
+    write_and_sync.arg(format!("if={}", v.outside("noise").display())).arg(format!("of={}", v.path("held").display()));
     // From now on nothing that is handed over finds room, however soon the kernel does that.
     let filler = disk.fill(0);
     let begun = Instant::now();
-    let syncing = write_and_sync(file, 1);
+    let mut syncing = write_and_sync.spawn().unwrap();
     eventually("full", PATIENCE, || v.state() == "full");
+    eventually("held", PATIENCE, || buffered(&v, "held_bytes") > 0);
     // Everybody else is served meanwhile: also by the kernel's background requests, of which it has only so many.
     fs::metadata(v.path("held")).unwrap();
     reads_uncached(&v.path("file-2"), 2, MIB);
@@ -463,22 +486,36 @@ fn what_the_kernel_hands_over_to_a_full_disk_is_held_until_there_is_room() {
     let control = File::options().write(true).custom_flags(libc::O_DIRECT).open(v.path(".storage/control"));
     control.and_then(|mut control| control.write_all(b"flush")).expect("an order");
     assert!(v.storage("status").contains("full"));
+    // So do our own commands.
+    for (args, answer) in [
+        (&["quota", "set", "--user", "1", "--inodes", "9"][..], ""),
+        (&["quota", "check"], "accounts were counted anew"),
+        (&["scrub", "--rate", "0"], "all data was read: clean"),
+    ] {
+        let asked = Instant::now();
+        let out = as_a_writer_that_waits(&v, Command::new(common::strongroom()).args(args).arg(&v.mnt));
+        assert!(out.status.success() && String::from_utf8_lossy(&out.stdout).contains(answer), "{args:?}: {out:?}");
+        // It takes a moment. Through the page cache, `quota set` took 29 s.
+        assert!(asked.elapsed() < PATIENCE / 2, "{args:?} waited for what is held: {:?}", asked.elapsed());
+    }
     fs::create_dir(v.path("dir")).expect_err("a new directory takes room");
     fs::remove_file(v.path("file-0")).unwrap();
     reads_uncached(&v.path("file-2"), 2, MIB);
     assert!(begun.elapsed() < deadline / 2, "something waited for what is held: {:?}", begun.elapsed());
-    assert!(!syncing.is_finished(), "there is no room, and somebody may make some");
+    assert!(syncing.try_wait().unwrap().is_none(), "there is no room, and somebody may make some");
     fs::remove_file(filler).unwrap();
-    syncing.join().unwrap().expect("there is room again");
+    assert!(syncing.wait().unwrap().success(), "there is room again");
     holds(&v.path("held"), 1, len);
 
     // Nobody makes room: after the deadline it is refused, and whoever syncs is told.
     v.umount();
     v.options = vec!["full-deadline=1".into()];
     v.mount();
-    let file = open(&v.path("refused"));
+    let mut file = open(&v.path("refused"));
     let filler = disk.fill(0);
-    let refused = write_and_sync(file, 3).join().unwrap().expect_err("there is no room for it");
+    let refused =
+        file.write_all(&noise(3, 0, len)).and_then(|()| file.sync_all()).expect_err("there is no room for it");
+    drop(file);
     assert_eq!(refused.raw_os_error(), Some(libc::ENOSPC), "{refused}");
     assert!(metric(&v, "strongroom_refused_cached_bytes_total") > 0);
     eventually("the loss is named", PATIENCE, || v.storage("errors").contains("the file lacks them"));
@@ -544,9 +581,8 @@ fn a_mapping_that_no_room_was_found_for_is_named_by_umount() {
     let filling = std::thread::spawn(move || maps.iter().enumerate().for_each(|(id, map)| map.fill(id as u64)));
     // While they are held, they are not safe, and nothing says that they are.
     eventually("held bytes count as pending", PATIENCE, || {
-        let text = v.storage("buffers");
-        let number = |name| text.lines().find_map(|l| l.strip_prefix(name)?.trim().parse::<u64>().ok()).unwrap();
-        number("held_bytes") > 0 && number("pending_bytes") >= number("held_bytes")
+        let held = buffered(&v, "held_bytes");
+        held > 0 && buffered(&v, "pending_bytes") >= held
     });
     eventually("their file is unsaved", PATIENCE, || v.storage("unsaved").lines().any(|line| line == "/mapped"));
     eventually("they are not yet safe", PATIENCE, || v.storage("status").contains("MiB of what the kernel has handed"));

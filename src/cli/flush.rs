@@ -9,12 +9,13 @@
 
 use super::exit::{Exit, Failure};
 use super::last_word::readable;
+use super::mounted;
 use super::mounts::{self, Mount};
 use super::print::{self, Progress};
 use super::reach::{self, Errand, NOTICE_AFTER};
 use super::size;
 use crate::base::world::{RealWorld, World};
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
@@ -219,7 +220,7 @@ fn bring_to_rest(
     tell: &File,
 ) -> Result<(), (&'static str, io::Error)> {
     let pushing = |e| ("writing back the kernel's pages", e);
-    let (control, stats) = (storage.join("control"), storage.join("stats.json"));
+    let stats = storage.join("stats.json");
     // Opened once: the kernel tells each descriptor of each error since it was opened, and of earlier ones nobody saw.
     let top = File::open(path).map_err(pushing)?;
     let world = RealWorld::default();
@@ -231,7 +232,7 @@ fn bring_to_rest(
             let _ = tell.write_all(format!("{warning}\n").as_bytes());
             rounds.go_on();
         }
-        ask(&control).map_err(|e| ("flushing", e))?;
+        ask(path).map_err(|e| ("flushing", e))?;
         match rounds.after(Look::at(&stats), world.elapsed()) {
             Next::Round => {}
             Next::Wait => thread::sleep(PAUSE),
@@ -384,13 +385,8 @@ fn push_pages(top: &File) -> io::Result<()> {
     if unsafe { libc::syncfs(top.as_raw_fd()) } < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-fn ask(control: &Path) -> io::Result<()> {
-    let order = |mut file: File| {
-        file.write_all(b"flush\n")?;
-        // Where the kernel holds writes back, the answer comes only here.
-        file.sync_all()
-    };
-    match OpenOptions::new().write(true).open(control).and_then(order) {
+fn ask(path: &Path) -> io::Result<()> {
+    match mounted::order(path, b"flush") {
         // A mount for reading only has nothing to flush.
         Err(e) if e.kind() == io::ErrorKind::ReadOnlyFilesystem => Ok(()),
         other => other,

@@ -1,9 +1,9 @@
-//! Finds the mount of a vault, and hands its daemon the next header.
+//! Finds the mount of a vault, and gives orders to its daemon.
 //!
-//! Promise: when the hand-over returns 0, the header is in force and at rest. It comes to the daemon in one piece, past the page
-//! cache, and its refusal comes back as the write's own error. No secret is in it: what it holds lies in `vault.toml` for anybody,
-//! but for a new master key, which comes sealed under the one in force. Called by: `slots` and `rekey`, where the vault's lock is held. On failure: `SlotFault::Overtaken` if somebody else was first, else
-//! `NotTaken` with the kernel's or the daemon's errno (`fs::errno`).
+//! Promise: an order that returned `Ok` was carried out, and what it asks for is durable. It reaches the daemon in one piece and past the page
+//! cache, so it does not wait for data that is held for want of room, and a refusal is the error of the write itself.
+//! A header that is handed over holds no secret: it lies in `vault.toml` for anybody to read. A new master key comes sealed under the one in force.
+//! Called by: every command that orders something. On failure: the kernel's or the daemon's errno (`fs::errno`).
 
 use super::exit::Failure;
 use super::{ending, mounts};
@@ -30,28 +30,39 @@ pub fn mountpoint(vault: &Path) -> Result<Option<PathBuf>, Failure> {
     Ok(others.into_iter().rfind(|mountpoint| is_its(mountpoint)))
 }
 
+/// Has the daemon of a mount carry out an order; returns when it has, or has refused.
+pub fn order(mountpoint: &Path, order: &[u8]) -> io::Result<()> {
+    let control = mounts::storage(mountpoint).join("control");
+    let mut file = OpenOptions::new().write(true).custom_flags(libc::O_DIRECT).open(control)?;
+    match file.write(order)? {
+        all if all == order.len() => Ok(()),
+        _ => Err(io::Error::from_raw_os_error(libc::EINVAL)),
+    }
+}
+
+/// The sentence that an order was not carried out, and why.
+pub fn refusal(mountpoint: &Path, order: &str, why: &io::Error) -> String {
+    let refused = format!("the daemon did not carry out the order \"{order}\": {why}");
+    match why.raw_os_error() {
+        Some(libc::EIO) => format!("{refused}. {}/.storage/errors says why", mountpoint.display()),
+        _ => refused,
+    }
+}
+
 /// Hands a header to the daemon of a mount.
 pub fn hand_over(mountpoint: &Path) -> HandOver {
     let mountpoint = mountpoint.to_owned();
-    Box::new(move |text| order(&mountpoint, &[HEADER_ORDER, text].concat()))
+    Box::new(move |text| give(&mountpoint, &[HEADER_ORDER, text].concat()))
 }
 
-/// The same of one with another master key, which comes sealed.
+/// Hands a header with another master key, which comes sealed, to the daemon of a mount.
 pub fn hand_over_key(mountpoint: &Path, sealed: &[u8], text: &[u8]) -> Result<(), SlotFault> {
-    order(mountpoint, &[KEY_ORDER, sealed, text].concat())
+    give(mountpoint, &[KEY_ORDER, sealed, text].concat())
 }
 
-fn order(mountpoint: &Path, order: &[u8]) -> Result<(), SlotFault> {
-    let give = || -> io::Result<()> {
-        // Through the page cache it could come in pieces.
-        let control = mounts::storage(mountpoint).join("control");
-        let mut file = OpenOptions::new().write(true).custom_flags(libc::O_DIRECT).open(control)?;
-        match file.write(order)? {
-            all if all == order.len() => Ok(()),
-            _ => Err(io::Error::from_raw_os_error(libc::EINVAL)),
-        }
-    };
-    give().map_err(|e| match e.raw_os_error() {
+/// `SlotFault::Overtaken` if another header was put in force first.
+fn give(mountpoint: &Path, header: &[u8]) -> Result<(), SlotFault> {
+    order(mountpoint, header).map_err(|e| match e.raw_os_error() {
         Some(libc::ESTALE) => SlotFault::Overtaken,
         _ => SlotFault::NotTaken(e),
     })

@@ -6,7 +6,7 @@
 
 use super::exit::{Exit, Failure};
 use super::print::Progress;
-use super::{derive, emergency, key, mounts, names, options, pins, print, size, slots};
+use super::{derive, emergency, key, mounted, mounts, names, options, pins, print, size, slots};
 use crate::backing::{Backing, DirBacking};
 use crate::base::id::{Ino, ROOT_INO};
 use crate::base::world::{RealWorld, World};
@@ -14,7 +14,7 @@ use crate::fs::{FileSystem, FsFault, FsOptions, LimitChange, LimitOf};
 use crate::vault::{self, OpenFault, OpenOptions, Vault};
 use clap::Subcommand;
 use std::collections::BTreeMap;
-use std::io::{self, Write as _};
+use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
@@ -349,16 +349,10 @@ fn directory(fs: &FileSystem, dir: &Path) -> Result<Ino, FsFault> {
     Ok(at)
 }
 
-/// Has a mount's daemon do something; returns when it is done, and at rest.
+/// Has a mount's daemon do something; returns when it is done and durable.
 fn order(mountpoint: &Path, text: &str) -> Result<(), Failure> {
-    let control = mounts::storage(mountpoint).join("control");
-    let give = || {
-        let mut file = std::fs::OpenOptions::new().write(true).truncate(true).open(&control)?;
-        file.write_all(text.as_bytes())?;
-        // What the kernel keeps back it hands over now, and what it is told it tells.
-        file.sync_all()
-    };
-    give().map_err(|e| Failure::io(&control, &e))
+    let refused = |e| Failure::new(Exit::Io, mounted::refusal(mountpoint, text, &e));
+    mounted::order(mountpoint, text.as_bytes()).map_err(refused)
 }
 
 fn close(fs: FileSystem, path: &Path) -> Result<(), Failure> {

@@ -6,11 +6,10 @@
 //! opened later. Where one has, the FSYNC reaches the daemon, which takes the file off its list.
 //! Called by: `umount`. On failure (a file that this user may not open, no answer in time): the file stays in the list.
 
-use super::mounts;
-use super::reach;
+use super::{mounted, mounts, reach};
 use crate::fs::REFUSED_ORDER;
-use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::fs::OpenOptions;
+use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::Duration;
@@ -26,14 +25,14 @@ pub fn ask_the_kernel(mountpoint: &Path) {
 }
 
 fn ask_all(mountpoint: &Path) -> io::Result<()> {
-    let storage = mounts::storage(mountpoint);
-    let text = std::fs::read(storage.join("unsaved"))?;
+    let text = std::fs::read(mounts::storage(mountpoint).join("unsaved"))?;
     for (path, ino) in String::from_utf8_lossy(&text).lines().filter_map(refused_file) {
         // Whatever was put in its place is not followed and not waited for.
         let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
         let file = OpenOptions::new().read(true).custom_flags(flags).open(mountpoint.join(path));
         if file.is_ok_and(|file| file.sync_all().is_err()) {
-            keep(&storage, ino)?;
+            // The daemon is to go on naming it.
+            mounted::order(mountpoint, &[REFUSED_ORDER, ino.to_string().as_bytes()].concat())?;
         }
     }
     Ok(())
@@ -46,14 +45,6 @@ fn refused_file(line: &str) -> Option<(&str, u64)> {
     let (ino, rest) = rest.split_once("): ")?;
     let is_refused = rest.ends_with(" bytes were refused") && !path.contains('\\');
     is_refused.then_some((path.strip_prefix('/')?, ino.parse().ok()?))
-}
-
-/// Has the daemon go on naming a file.
-fn keep(storage: &Path, ino: u64) -> io::Result<()> {
-    let mut control = File::options().write(true).open(storage.join("control"))?;
-    control.write_all(&[REFUSED_ORDER, ino.to_string().as_bytes()].concat())?;
-    // The kernel may hold the write back.
-    control.sync_all()
 }
 
 #[cfg(test)]

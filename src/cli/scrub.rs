@@ -7,7 +7,7 @@
 use super::check::{described, quoted};
 use super::exit::{Exit, Failure};
 use super::print::Progress;
-use super::{derive, emergency, key, mounts, pins, print};
+use super::{derive, emergency, key, mounted, mounts, pins, print};
 use crate::backing::{Backing, DirBacking};
 use crate::base::world::{RealWorld, World};
 use crate::check::{Damage, Finding, Media, Share, check_locked, scrub_media};
@@ -149,9 +149,10 @@ fn of_mount(args: &Args, mountpoint: &Path) -> Result<Exit, Failure> {
         return Err(Failure::new(Exit::Usage, "--no-key is for a vault that is not mounted; a mount has its key"));
     }
     let rate = args.rate.map_or(String::new(), |rate| format!(" {rate}"));
-    let control = mounts::storage(mountpoint).join("control");
+    let order = format!("scrub{rate}");
+    let refused = |e| could_not_look(args, &mounted::refusal(mountpoint, &order, &e));
+    mounted::order(mountpoint, order.as_bytes()).map_err(refused)?;
     let failed = |e: &std::io::Error| could_not_look(args, &e.to_string());
-    std::fs::write(&control, format!("scrub{rate}\n")).map_err(|e| failed(&e))?;
     let progress = Progress::new("scrubbing");
     let shown = loop {
         let text = std::fs::read_to_string(mounts::storage(mountpoint).join("scrub")).map_err(|e| failed(&e))?;
