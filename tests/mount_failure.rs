@@ -447,6 +447,55 @@ fn a_disk_that_was_unplugged_heals_when_it_is_back_beside_an_emergency_directory
 const MANY: usize = 40;
 
 #[test]
+fn while_the_disk_answers_no_read_under_many_who_look_names_up_everybody_else_is_answered() {
+    needs_root("drop the kernel's caches");
+    let below = TestVault::mounted();
+    let mut v = TestVault::init_at(below.path("vault"));
+    // So that the index is larger than what is kept of it.
+    v.options = vec!["budget=16M".into()];
+    v.mount();
+    for dir in 0..MANY {
+        fs::create_dir(v.path(format!("dir-{dir}"))).unwrap();
+        for file in 0..200 {
+            File::create(v.path(format!("dir-{dir}/a-file-with-a-name-of-some-length-{file}"))).unwrap();
+        }
+    }
+    write_synced(&v.path("seen"), b"seen").unwrap();
+    v.remount();
+    assert_eq!(fs::read(v.path("seen")).unwrap(), b"seen");
+    fs::write("/proc/sys/vm/drop_caches", "1").unwrap();
+    let below_pid = below.pid();
+    // SAFETY: signals to a process that this test started.
+    let signal = move |signal| assert_eq!(unsafe { libc::kill(below_pid, signal) }, 0);
+    signal(libc::SIGSTOP);
+    let looking: Vec<_> = (0..MANY)
+        .map(|dir| {
+            let path = v.path(format!("dir-{dir}/a-file-with-a-name-of-some-length-{}", dir * 3));
+            std::thread::spawn(move || fs::symlink_metadata(path).map(|_| ()))
+        })
+        .collect();
+    std::thread::sleep(Duration::from_secs(2));
+    let waiting = looking.iter().filter(|thread| !thread.is_finished()).count();
+    let (answer, answers) = channel();
+    let mnt = v.mnt.clone();
+    let asking = std::thread::spawn(move || {
+        answer.send(fs::read_to_string(mnt.join(".storage/status")).map(|status| !status.is_empty())).unwrap();
+        answer.send(fs::metadata(mnt.join("seen")).map(|seen| seen.len() == 4)).unwrap();
+    });
+    let told: Vec<_> =
+        (0..2).map(|_| answers.recv_timeout(Duration::from_secs(30)).map(|told| told.unwrap())).collect();
+    signal(libc::SIGCONT);
+    assert!(waiting > MANY / 2, "{waiting} wait: nothing was tried");
+    assert_eq!(told, [Ok(true), Ok(true)], "with {waiting} who look names up");
+    asking.join().unwrap();
+    for thread in looking {
+        thread.join().unwrap().unwrap();
+    }
+    v.umount();
+    below.umount();
+}
+
+#[test]
 fn while_the_disk_hangs_under_many_writers_everybody_else_is_answered() {
     let disk = Disk::ext4(400);
     let mut v = TestVault::init_on(&disk);

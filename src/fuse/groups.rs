@@ -6,9 +6,23 @@
 
 use fuser::Request;
 
-/// Whether whoever asks belongs to `gid`, or is root and need not.
-pub(super) fn has(request: &Request, gid: u32) -> bool {
-    request.uid() == 0 || has_any(request.pid(), request.gid(), &[gid])
+/// Whoever sent a request.
+#[derive(Clone, Copy)]
+pub(super) struct Member {
+    pub(super) task: u32,
+    uid: u32,
+    gid: u32,
+}
+
+impl Member {
+    pub(super) fn of(request: &Request) -> Member {
+        Member { task: request.pid(), uid: request.uid(), gid: request.gid() }
+    }
+
+    /// Whether they belong to `gid`, or are root and need not.
+    pub(super) fn belongs_to(self, gid: u32) -> bool {
+        self.uid == 0 || has_any(self.task, self.gid, &[gid])
+    }
 }
 
 /// Whether a process, of whose groups a request named `own`, belongs to one of these.

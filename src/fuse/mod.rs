@@ -8,9 +8,11 @@
 mod attr;
 mod background;
 mod door;
+mod ground;
 mod groups;
 mod held;
 mod helper;
+mod listing;
 mod negotiate;
 mod operation;
 mod page_cache;

@@ -126,6 +126,11 @@ impl TestVault {
         Self::init_apart(Path::new(env!("CARGO_TARGET_TMPDIR")), Some(disk.at.join("vault")), "--password-file", &[])
     }
 
+    /// The same in a directory that is somewhere else.
+    pub fn init_at(vault: PathBuf) -> TestVault {
+        Self::init_apart(Path::new(env!("CARGO_TARGET_TMPDIR")), Some(vault), "--password-file", &[])
+    }
+
     fn init_apart(place: &Path, vault: Option<PathBuf>, opened_by: &'static str, arguments: &[&str]) -> TestVault {
         assert!(Path::new("/dev/fuse").exists(), "there is no /dev/fuse: these tests need FUSE (see .ci/setup)");
         let dir = tempfile::Builder::new().prefix("vault-").tempdir_in(place).unwrap();
