@@ -328,7 +328,7 @@ fn when_both_places_fail_nothing_is_lost_and_both_heal() {
         assert!(vault.sync_wait().is_err(), "nobody has it");
         assert_eq!(vault.state(), State::Error);
         assert_eq!(read(&vault, 10, 400_000), data, "its buffers do");
-        assert!(matches!(write(&vault, 11, 0, b"x"), Err(VaultFault::Failed(_))));
+        assert!(matches!(write(&vault, 11, 0, b"x"), Err(VaultFault::Stopped(_))));
         assert_eq!(vault.unsaved(), [Ino(10)]);
         // First the emergency directory heals, then the backing directory.
         pair.away.lift_all();

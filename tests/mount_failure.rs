@@ -17,6 +17,7 @@ use common::{TestVault, eventually, needs_root, output, run, setting, strongroom
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
@@ -441,6 +442,121 @@ fn a_disk_that_was_unplugged_heals_when_it_is_back() {
 fn a_disk_that_was_unplugged_heals_when_it_is_back_beside_an_emergency_directory() {
     let away = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     unplugged_and_plugged_in_again(Some(away.path()));
+}
+
+/// A mounted vault on a disk that was pulled: no place takes the log. Beside it the named files, empty and still open.
+fn stopped_with_open_files(options: &[&str], names: &[&str]) -> (Disk, TestVault, Vec<File>) {
+    let disk = Disk::ext4(400);
+    let mut v = TestVault::init_on(&disk);
+    v.options = options.iter().map(|&option| option.to_owned()).collect();
+    v.mount();
+    let files: Vec<File> = names.iter().map(|name| File::create(v.path(name)).unwrap()).collect();
+    for file in &files {
+        file.sync_all().unwrap();
+    }
+    disk.pull();
+    // Without a change the log would not find out.
+    write_synced(&v.path("change"), b"something").expect_err("the disk is gone");
+    await_state(&v, "error");
+    (disk, v, files)
+}
+
+/// Bytes that no codec makes smaller.
+fn incompressible(mib: u32) -> Vec<u8> {
+    (0..mib << 18).flat_map(|i| i.wrapping_mul(2_654_435_761).rotate_left(i % 31).to_le_bytes()).collect()
+}
+
+/// Waits until the next `write` of a program to a file is told that the vault fails. It changes nothing if it is not.
+fn is_told_by_write(file: &File, body: &[u8]) {
+    eventually("write is told", Duration::from_secs(30), || match file.write_at(&body[..1], 0) {
+        Ok(_) => false,
+        Err(e) => {
+            assert_eq!(e.raw_os_error(), Some(libc::EIO), "{e}");
+            true
+        }
+    });
+}
+
+#[test]
+fn what_was_written_while_the_disk_was_away_is_saved_when_it_is_back() {
+    let names = ["synced", "only written", "more than the budget"];
+    let (disk, v, mut files) = stopped_with_open_files(&["budget=16M", "full-deadline=120"], &names);
+    let bodies = [incompressible(1), incompressible(1), incompressible(24)];
+    // The close of a file waits for what is held of it, and each command that this test runs begins with closing its copies.
+    drop(files.pop());
+    // The kernel's cache takes all of it: each is one call, and the kernel does not ask before the first to a file.
+    for (mut file, body) in files.iter().zip(&bodies) {
+        file.write_all(body).unwrap();
+    }
+    let synced = files[0].sync_all().expect_err("nothing takes it");
+    assert_eq!(synced.raw_os_error(), Some(libc::EIO), "{synced}");
+    is_told_by_write(&files[0], &bodies[0]);
+    is_told_by_write(&files[1], &bodies[1]);
+    let (source, target) = (v.outside("source"), v.path(names[2]));
+    fs::write(&source, &bodies[2]).unwrap();
+    let mut dd = Command::new("dd");
+    dd.args(["bs=24M", "conv=notrunc,fsync", "status=none"]).stdin(File::open(&source).unwrap());
+    let mut writing = dd.arg(format!("of={}", target.display())).spawn().unwrap();
+    eventually("some of it is held", HEALING, || {
+        let text = v.storage("buffers");
+        text.lines().any(|l| l.strip_prefix("held_bytes").is_some_and(|n| n.trim().parse::<u64>().unwrap() > 0))
+    });
+    // Everybody else is served meanwhile.
+    assert!(v.storage("status").contains("error"));
+    assert_eq!(fs::read_dir(&v.mnt).unwrap().count(), names.len() + 1);
+    assert!(fs::read(v.path("synced")).unwrap() == bodies[0]);
+    let unsaved = v.storage("unsaved");
+    assert!(names.iter().all(|name| unsaved.lines().any(|line| line == format!("/{name}"))), "{unsaved}");
+    disk.give_back();
+    eventually("going on", HEALING, || is_work(&v.state()));
+    assert!(writing.wait().unwrap().success(), "what was held is durable now");
+    for file in &files {
+        eventually("a write is taken again", HEALING, || file.write_at(&bodies[0][..1], 0).is_ok());
+        file.sync_all().unwrap();
+    }
+    drop(files);
+    assert_eq!(v.storage("unsaved"), "");
+    v.umount();
+    v.check();
+    v.mount();
+    for (name, body) in names.iter().zip(&bodies) {
+        assert!(fs::read(v.path(name)).unwrap() == *body, "{name}");
+    }
+}
+
+#[test]
+fn what_was_written_while_the_disk_stays_away_is_told_and_named() {
+    let names = ["synced", "only written", "more than the budget"];
+    let (_disk, v, files) = stopped_with_open_files(&["budget=16M", "full-deadline=2"], &names);
+    let bodies = [incompressible(1), incompressible(1), incompressible(24)];
+    for (mut file, body) in files.iter().zip(&bodies) {
+        file.write_all(body).unwrap();
+    }
+    for (file, body) in files.iter().zip(&bodies) {
+        is_told_by_write(file, body);
+    }
+    for file in [&files[0], &files[2]] {
+        let synced = file.sync_all().expect_err("nothing takes it");
+        assert_eq!(synced.raw_os_error(), Some(libc::EIO), "{synced}");
+    }
+    eventually("the loss is named", HEALING, || v.storage("errors").contains("the file lacks them"));
+    assert!(fs::read(v.path("only written")).unwrap() == bodies[1]);
+    drop(files);
+    let unmount = |how: &[&str], code: i32| {
+        let begun = Instant::now();
+        let said = output(Command::new(strongroom()).arg("umount").args(how).arg(&v.mnt));
+        let words = String::from_utf8_lossy(&said.stderr).into_owned();
+        assert_eq!(said.status.code(), Some(code), "{words}");
+        assert!(begun.elapsed() < Duration::from_secs(60), "it took {:?}", begun.elapsed());
+        words
+    };
+    let words = unmount(&[], 12);
+    assert!(v.is_mounted() && words.contains("--discard"), "{words}");
+    let words = unmount(&["--discard", "--yes"], 25);
+    for name in names {
+        assert!(words.lines().any(|line| line.contains(&format!("not saved: /{name}"))), "{name}: {words}");
+    }
+    assert!(!v.is_mounted());
 }
 
 /// Many more than there are threads that serve the kernel.

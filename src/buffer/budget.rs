@@ -113,8 +113,17 @@ impl Budget {
 
     /// Takes `bytes` if there is room and nobody waits; never waits.
     pub fn try_take(&self, bytes: u64) -> Option<Room<'_>> {
+        self.take_if(bytes, |state| !state.closed)
+    }
+
+    /// Takes `bytes` if there is room and nobody waits, also while closed; never waits.
+    pub fn take_while_closed(&self, bytes: u64) -> Option<Room<'_>> {
+        self.take_if(bytes, |_| true)
+    }
+
+    fn take_if(&self, bytes: u64, is_allowed: impl Fn(&State) -> bool) -> Option<Room<'_>> {
         let mut state = self.state.held();
-        let now = !state.closed && state.queue.is_empty() && state.fits(bytes);
+        let now = is_allowed(&state) && state.queue.is_empty() && state.fits(bytes);
         now.then(|| {
             state.used += bytes;
             Room { budget: self, bytes }
@@ -210,8 +219,10 @@ mod tests {
     fn a_closed_budget_refuses_at_once_and_stays_usable() {
         let budget = Budget::new(10);
         budget.close();
-        assert!(budget.take(1, || ()).is_none());
+        assert!(budget.take(1, || ()).is_none() && budget.try_take(1).is_none());
         assert_eq!(budget.used_bytes(), 0, "and its lock is free");
+        budget.take_while_closed(6).expect("there is room").spend(6);
+        assert!(budget.take_while_closed(6).is_none(), "the limit holds all the same");
     }
 
     #[test]

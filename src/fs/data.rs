@@ -11,7 +11,7 @@ use super::{FileSystem, FsFault, Pin};
 use crate::base::id::Ino;
 use crate::base::limits::FILE_BYTES_MAX;
 use crate::format::inode::Inode;
-use crate::vault::Admit;
+use crate::vault::{Admit, VaultFault};
 
 /// Where the bytes of a write come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,7 +20,7 @@ pub enum WriteFrom {
     Program,
     /// The kernel's cache, which accepted them from a program before: they may use the room that is kept for it.
     Cache,
-    /// The kernel's cache, and they were held for want of room: deleted room is waited for.
+    /// The kernel's cache, and they were held because an earlier try failed: deleted room is waited for.
     HeldCache,
 }
 
@@ -108,7 +108,14 @@ impl FileSystem {
         if let Some(written) = self.storage_write(ino, offset, data) {
             return written;
         }
-        self.writable()?;
+        match from {
+            WriteFrom::Program => self.writable()?,
+            // `reserve_from_kernel` decides about the rest.
+            WriteFrom::Cache | WriteFrom::HeldCache if self.options.read_only => {
+                return Err(VaultFault::ReadOnly.into());
+            }
+            WriteFrom::Cache | WriteFrom::HeldCache => {}
+        }
         let pin = self.pin_file(ino)?;
         if data.is_empty() {
             return Ok(());
@@ -124,7 +131,8 @@ impl FileSystem {
             WriteFrom::HeldCache => self.vault.reserve_from_kernel(file, offset, len, true),
         }?;
         let mut state = pin.state();
-        let now = how.stamp.then(|| self.now());
+        // While the log is stopped, the times that the kernel sends later are refused.
+        let now = (how.stamp || self.vault.is_stopped()).then(|| self.now());
         let mut op = self.vault.begin();
         let before = state.inode;
         let after = Inode { size: before.size.max(end), ..before };
@@ -150,6 +158,7 @@ impl FileSystem {
 
     /// Refuses if a program may not add data now; waits until deleted room is given back.
     pub fn admit_write(&self) -> Result<(), FsFault> {
+        self.vault.admit(0)?;
         Ok(self.vault.make_room(0)?)
     }
 

@@ -106,10 +106,22 @@ impl FsFault {
         }
     }
 
-    /// Whether there is no room, or none within a quota, for data: it may fit once something was deleted.
+    /// Whether the same write may succeed later: once data was deleted, or once the backing directory works again.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        self.is_no_room() || matches!(self, FsFault::Vault(VaultFault::Stopped(_) | VaultFault::Backing(_)))
+    }
+
+    /// Whether there is no room, or none within a quota, for data.
     #[must_use]
     pub fn is_no_room(&self) -> bool {
-        matches!(self, FsFault::Vault(VaultFault::BackingFull | VaultFault::QuotaBytes) | FsFault::QuotaReached(_))
+        self.is_over_quota() || matches!(self, FsFault::Vault(VaultFault::BackingFull))
+    }
+
+    /// Whether a quota refuses data.
+    #[must_use]
+    pub fn is_over_quota(&self) -> bool {
+        matches!(self, FsFault::Vault(VaultFault::QuotaBytes) | FsFault::QuotaReached(_))
     }
 
     /// Whether something is broken, as opposed to refused.
@@ -154,6 +166,7 @@ fn outcome(fault: &VaultFault) -> Outcome {
         | VaultFault::Log(_)
         | VaultFault::KeyMissing { .. }
         | VaultFault::Backing(_)
+        | VaultFault::Stopped(_)
         | VaultFault::Failed(_)
         | VaultFault::Unfinished(_)
         | VaultFault::Panicked => Outcome::Broken,
@@ -176,6 +189,18 @@ mod tests {
     fn a_backing_fault_keeps_its_errno_to_itself() {
         let e = FsFault::from(VaultFault::from(std::io::Error::from_raw_os_error(libc::ENOENT)));
         assert_eq!((e.errno(), e.is_harm()), (libc::EIO, true));
+    }
+
+    #[test]
+    fn only_what_passes_is_worth_another_try() {
+        let of = |fault| FsFault::Vault(fault).may_pass();
+        assert!(of(VaultFault::Stopped("x".into())) && of(VaultFault::BackingFull) && of(VaultFault::QuotaBytes));
+        assert!(
+            of(std::io::Error::from_raw_os_error(libc::EIO).into())
+                && FsFault::QuotaReached(Account::Tree(1)).may_pass()
+        );
+        assert!(!of(VaultFault::Failed("x".into())) && !of(VaultFault::Closed) && !FsFault::NoEntry.may_pass());
+        assert_eq!(FsFault::Vault(VaultFault::Stopped("x".into())).errno(), libc::EIO);
     }
 
     #[test]

@@ -1,11 +1,9 @@
-//! Writes of the kernel's cache for which there is no room: held, tried again, and refused after a deadline.
+//! Holds writes of the kernel's cache that the vault cannot take yet, tries them again, and refuses them after a deadline.
 //!
-//! Promise: bytes that `write` accepted are dropped only after they were held for the deadline, with a line in the error
-//! list, and are then named at the end of the mount unless `fsync` said so; until then whoever makes room saves them. No thread that serves requests waits for it. A program that writes on
-//! is told: its next `write` to such a file asks here first, and gets the fault.
-//! Why it holds: a held request keeps its pages in the kernel's dirty limit for this mount, and `mark` makes the kernel
-//! ask for a file's mode before it takes a write into its cache (only `write` asks for the mode with a file handle).
-//! `background` lets the kernel read meanwhile. Called by: `requests`. On failure: the errno that `fs::errno` decided.
+//! Promise: a program's accepted bytes are dropped only after the deadline. An error line then names the file.
+//! Why it holds: the kernel keeps the pages until a held write is answered. No thread that serves requests waits for it.
+//! Who is told: `mark` makes the kernel ask before the next `write` to a file, and `ask` answers with the fault.
+//! Called by: `requests`, `writes`. On failure: the errno that `fs::errno` decided.
 
 use super::attr::file_attr;
 use super::background::Background;
@@ -15,6 +13,7 @@ use crate::base::id::Ino;
 use crate::base::limits::{FULL_DEADLINES_MOST, QUOTA_DEADLINE};
 use crate::base::lock::Held as _;
 use crate::fs::{Attr, AttributeCache, FsFault, OpKind, WriteHow};
+use crate::vault::VaultFault;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use fuser::{ReplyAttr, ReplyWrite};
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -29,7 +28,7 @@ const MARKED_MOST: usize = 64 << 10;
 /// Time between two tries.
 const RETRY: Duration = Duration::from_millis(100);
 
-/// A write of the kernel's cache that found no room.
+/// A write of the kernel's cache that the vault cannot take yet.
 pub(super) struct HeldWrite {
     pub ino: Ino,
     pub offset: u64,
@@ -37,7 +36,7 @@ pub(super) struct HeldWrite {
     pub how: WriteHow,
     pub fault: FsFault,
     pub reply: ReplyWrite,
-    /// When it came. It was counted as begun then.
+    /// When the request came. It counts as under way since then.
     pub since: Duration,
 }
 
@@ -45,11 +44,11 @@ enum Order {
     Hold(Box<HeldWrite>),
     /// Make the kernel ask before the next write to a file.
     Mark(Ino),
-    /// The kernel asks whether a program may write to a marked file.
+    /// Answer the kernel, which asks whether a program may write to a marked file.
     Ask(Box<Attr>, Duration, ReplyAttr),
 }
 
-/// Takes writes in; its thread ends when this goes.
+/// Takes writes in. Its thread ends when this value is dropped.
 pub(super) struct Holder {
     asker: Asker,
     orders: Sender<Order>,
@@ -57,7 +56,7 @@ pub(super) struct Holder {
     background: Background,
 }
 
-/// The files before whose next write the kernel asks, and whether anything is held.
+/// The marked files, and whether any write is held. The kernel asks before the next `write` to a marked file.
 #[derive(Default)]
 struct Marked {
     is_holding: AtomicBool,
@@ -74,7 +73,7 @@ impl Marked {
 impl Holder {
     /// Starts the thread.
     pub(super) fn start(asker: Asker, kernel: Kernel, deadline: Duration) -> io::Result<Holder> {
-        // Bounded by the kernel: it has so many requests under way, and each program that asks waits.
+        // The kernel bounds this queue: it has so many requests under way, and each program that asks waits.
         let (orders, ordered) = crossbeam_channel::unbounded();
         let (marked, background) = (Arc::new(Marked::default()), Background::default());
         let mut keeper = Keeper {
@@ -88,39 +87,39 @@ impl Holder {
             reporter: None,
             refused_at: HashMap::new(),
             first_held: None,
-            is_full: false,
+            refusal: None,
         };
         thread::Builder::new().name("held".to_owned()).spawn(move || keeper.serve(&ordered))?;
         Ok(Holder { asker, orders, marked, background })
     }
 
-    /// The kernel's limit of background requests, which is wider while writes are held.
+    /// The kernel's limit of background requests. It is wider while writes are held.
     pub(super) fn background(&self) -> Background {
         self.background.clone()
     }
 
-    /// Holds a write. Dropped, the reply answers EIO; the thread lives as long as we do.
+    /// Holds a write. The thread lives as long as this value; a reply that is dropped answers EIO.
     pub(super) fn hold(&self, write: HeldWrite) {
         self.asker.unwritten().hold(write.ino, write.data.len() as u64);
         let _ = self.orders.send(Order::Hold(Box::new(write)));
     }
 
-    /// Whether writes are held, so that the kernel may have more requests under way than there are threads.
+    /// Whether writes are held. The kernel may then have more requests under way than there are threads.
     pub(super) fn is_holding(&self) -> bool {
         self.marked.is_holding.load(SeqCst)
     }
 
-    /// Has the kernel ask before the next write to a file.
+    /// Makes the kernel ask before the next `write` to a file.
     pub(super) fn mark(&self, ino: Ino) {
         let _ = self.orders.send(Order::Mark(ino));
     }
 
-    /// Whether a file is marked. An answer with its attributes takes the mark away in the kernel: `mark` it again.
+    /// Whether a file is marked. The kernel forgets a mark when it gets the file's attributes: then `mark` it again.
     pub(super) fn is_marked(&self, ino: Ino) -> bool {
         self.marked.has(ino)
     }
 
-    /// Answers with the attributes of a marked file if a program may write to it, and else with the fault.
+    /// Answers with a marked file's attributes if a program may write to it, and with the fault otherwise.
     pub(super) fn ask(&self, attr: Attr, ttl: Duration, reply: ReplyAttr) {
         let _ = self.orders.send(Order::Ask(Box::new(attr), ttl, reply));
     }
@@ -137,10 +136,10 @@ struct Waiting {
     since: Duration,
 }
 
-/// What became of a held write when it was tried.
+/// The result of trying a held write.
 enum Tried {
     Answered,
-    /// There is no room for it yet.
+    /// The vault cannot take it yet.
     Kept(Waiting),
 }
 
@@ -151,16 +150,16 @@ struct Keeper {
     deadline: Duration,
     marked: Arc<Marked>,
     held: VecDeque<Waiting>,
-    /// Files of which bytes were refused: how many since the last report.
+    /// Bytes refused since the last report, by file.
     refused_files: HashMap<Ino, u64>,
-    /// Who writes the last report.
+    /// The thread that writes the last report.
     reporter: Option<JoinHandle<()>>,
-    /// When something was last refused to a file: what it has more is not held as long again.
+    /// When a file's bytes were last refused. The rest of its bytes is not held for another deadline.
     refused_at: HashMap<Ino, Duration>,
-    /// When the first was held since room was last found.
+    /// When the first was held since the vault last took a held write.
     first_held: Option<Duration>,
-    /// Whether the disk had no room when something was last tried.
-    is_full: bool,
+    /// Why the vault takes no held write of any file, as of the last round of tries.
+    refusal: Option<VaultFault>,
 }
 
 impl Keeper {
@@ -192,8 +191,8 @@ impl Keeper {
     fn hold(&mut self, write: HeldWrite) {
         let now = self.asker.elapsed();
         let waiting = Waiting { write, since: now };
-        // Whoever sent it could not wait to be sure that there is no room.
-        let tried = if self.is_full { Tried::Kept(waiting) } else { self.attempt(waiting) };
+        // The thread that sent it did not wait for a fresh answer from the disk.
+        let tried = if self.refusal.is_some() { self.keep(waiting) } else { self.attempt(waiting) };
         let Tried::Kept(waiting) = tried else { return };
         if self.held.is_empty() {
             self.marked.is_holding.store(true, SeqCst);
@@ -204,7 +203,15 @@ impl Keeper {
         self.held.push_back(waiting);
     }
 
-    /// Writes what is held if there is room now, and answers.
+    /// Keeps a write without a try: the last one was refused for a reason that holds for every file.
+    fn keep(&self, mut waiting: Waiting) -> Tried {
+        if let Some(fault) = &self.refusal {
+            waiting.write.fault = FsFault::Vault(fault.clone());
+        }
+        Tried::Kept(waiting)
+    }
+
+    /// Writes what is held and answers, if the vault takes it now.
     fn attempt(&mut self, mut waiting: Waiting) -> Tried {
         let write = &mut waiting.write;
         match self.asker.write_held(write.ino, write.offset, &write.data, write.how) {
@@ -216,8 +223,13 @@ impl Keeper {
                 reply.written(data.len() as u32);
                 Tried::Answered
             }
-            Err(fault) if fault.is_no_room() => {
-                self.is_full |= matches!(fault, FsFault::Vault(_));
+            Err(fault) if fault.may_pass() => {
+                // A read that fails concerns one file; so does a quota of a tree, a user or a group.
+                if let FsFault::Vault(fault) = &fault
+                    && !matches!(fault, VaultFault::Backing(_))
+                {
+                    self.refusal = Some(fault.clone());
+                }
                 write.fault = fault;
                 Tried::Kept(waiting)
             }
@@ -234,11 +246,12 @@ impl Keeper {
     fn mark(&self, ino: Ino) {
         self.marked.files.held().insert(ino);
         self.marked.is_any.store(true, SeqCst);
-        // It asks for the attributes that it was made to discard.
+        // Without a file's attributes, the kernel asks for its mode before it takes a write into its cache. Only `write`
+        // asks with a file handle.
         self.kernel.discard(ino);
     }
 
-    /// Whether a program may write to a marked file. If so, it is marked no more, and the answer tells the kernel.
+    /// Whether a program may write to a marked file. If so, this removes the mark; the kernel forgets it with the answer.
     fn may_write(&self, ino: Ino) -> Result<(), FsFault> {
         if let Some(waiting) = self.held.iter().find(|waiting| waiting.write.ino == ino) {
             return Err(waiting.write.fault.clone());
@@ -247,23 +260,20 @@ impl Keeper {
         let mut files = self.marked.files.held();
         files.remove(&ino);
         if files.len() > MARKED_MOST {
-            // The kernel asks all the same, and is told yes.
+            // The kernel still asks for the forgotten files, and the answer is yes.
             files.clear();
         }
         self.marked.is_any.store(!files.is_empty(), SeqCst);
         Ok(())
     }
 
-    /// Tries what is held again, the oldest first, and refuses what was held for the deadline.
+    /// Tries the held writes again, the oldest first. Refuses those that were held for the deadline.
     fn try_again(&mut self) {
-        self.is_full = false;
+        self.refusal = None;
         for waiting in std::mem::take(&mut self.held) {
             // There is one disk, but there are many quotas.
-            if self.is_full && matches!(waiting.write.fault, FsFault::Vault(_)) {
-                self.end_or_keep(waiting);
-                continue;
-            }
-            match self.attempt(waiting) {
+            let is_refused = self.refusal.is_some() && matches!(waiting.write.fault, FsFault::Vault(_));
+            match if is_refused { self.keep(waiting) } else { self.attempt(waiting) } {
                 Tried::Answered => {
                     self.first_held = Some(self.asker.elapsed());
                     self.refused_at.clear();
@@ -274,14 +284,14 @@ impl Keeper {
         if self.held.is_empty() {
             self.background.narrow();
             self.marked.is_holding.store(false, SeqCst);
-            (self.first_held, self.is_full) = (None, false);
+            (self.first_held, self.refusal) = (None, None);
             let now = self.asker.elapsed();
             self.refused_at.retain(|_, at| now.saturating_sub(*at) < self.deadline);
             self.report();
         }
     }
 
-    /// Has a thread of its own name the files that were refused bytes, since nobody may wait for that; one at a time.
+    /// Starts a thread that reports the files whose bytes were refused, unless one runs. Nothing here may wait for it.
     fn report(&mut self) {
         if self.refused_files.is_empty() || self.reporter.as_ref().is_some_and(|reporter| !reporter.is_finished()) {
             return;
@@ -297,18 +307,16 @@ impl Keeper {
         }
     }
 
-    /// Notes that a file lacks what was held. Noted as refused before it is held no more, so that it is always in one of the lists.
+    /// Moves held bytes of a file to the refused ones. They are in at least one of the two lists all the time.
     fn lack(&self, ino: Ino, offset: u64, bytes: u64) {
         self.asker.unwritten().refuse(ino, offset, bytes);
         self.asker.unwritten().let_go(ino, bytes);
     }
 
     fn end_or_keep(&mut self, waiting: Waiting) {
-        let deadline = match waiting.write.fault {
-            FsFault::Vault(crate::vault::VaultFault::BackingFull) => self.deadline,
-            _ => self.deadline.min(QUOTA_DEADLINE),
-        };
-        // An fsync waits for all that the kernel queued before it.
+        let is_over_quota = waiting.write.fault.is_over_quota();
+        let deadline = if is_over_quota { self.deadline.min(QUOTA_DEADLINE) } else { self.deadline };
+        // An fsync waits for all that the kernel queued before it, so the deadlines must not add up.
         let now = self.asker.elapsed();
         let since = |at: Duration| now.saturating_sub(at);
         let is_long = self.first_held.is_some_and(|first| since(first) >= deadline * FULL_DEADLINES_MOST);

@@ -33,14 +33,15 @@ pub(super) fn run<T>(
 /// What became of a write.
 pub(super) enum Written {
     Now,
-    /// There is no room for what the kernel's cache handed over. It counts as under way since then, until `end_held`.
-    NoRoom {
+    /// The vault cannot take what the kernel's cache handed over, and may take it later. It counts as under way since
+    /// then, until `end_held`.
+    NotYet {
         fault: FsFault,
         since: Duration,
     },
 }
 
-/// Runs a write as `run` does. With `may_hold`, one that finds no room is neither answered nor recorded.
+/// Runs a write as `run` does. With `may_hold`, a write whose fault may pass is neither answered nor recorded.
 pub(super) fn run_write(
     fs: &FileSystem,
     ino: Ino,
@@ -51,7 +52,7 @@ pub(super) fn run_write(
     let since = world.elapsed();
     fs.ops().begin(OpKind::Write);
     match caught(OpKind::Write, ino, || call(fs)) {
-        Err(fault) if may_hold && fault.is_no_room() => Ok(Written::NoRoom { fault, since }),
+        Err(fault) if may_hold && fault.may_pass() => Ok(Written::NotYet { fault, since }),
         result => {
             fs.ops().record(OpKind::Write, world.elapsed().saturating_sub(since), result.is_err());
             let answered = result.map_err(|fault| Errno::from_i32(fs.answer(OpKind::Write, ino, &fault)));
@@ -104,20 +105,21 @@ impl Asker {
         &self.0.vault().stats().unwritten
     }
 
-    /// Counts bytes of the kernel's cache that were refused for want of room.
+    /// Counts bytes of the kernel's cache that were refused after they had been held.
     pub(super) fn count_refused(&self, bytes: u64) {
         self.0.vault().stats().refused_cached_bytes.add(bytes);
     }
 
-    /// Adds a line to the error list, and logs it, for each file of which bytes were refused for want of room. Finding the paths takes
-    /// a pass over all names.
+    /// Adds a line to the error list, and logs it, for each file of which held bytes were refused. Finding the paths
+    /// takes a pass over all names.
     pub(super) fn report_refused(&self, files: &[(Ino, u64)]) {
         let vault = self.0.vault();
         for file in fs::with_paths(vault, files) {
             let (name, ino, bytes) = (file.name(), file.ino, file.bytes);
             let text = format!(
-                "{name} (inode {ino}): {bytes} bytes that programs had written were refused for want of room, after they had been \
-                 held for the deadline: the file lacks them. Its fsync says so; write them again."
+                "{name} (inode {ino}): {bytes} bytes that programs had written were held for the deadline and then refused, \
+                 since there was no room or the backing directory failed: the file lacks them. Its fsync says so; write \
+                 them again."
             );
             vault.stats().error(vault.world().now(), text);
         }
@@ -151,7 +153,7 @@ mod tests {
         };
         let full = |_: &FileSystem| Err(FsFault::Vault(VaultFault::BackingFull));
         let held = run_write(&fs, ROOT_INO, true, full);
-        let Ok(Written::NoRoom { since, .. }) = held else { panic!("it is to be held") };
+        let Ok(Written::NotYet { since, .. }) = held else { panic!("it is to be held") };
         assert_eq!(counts(), (1, 0, 0));
         let asker = Asker(Arc::clone(&fs));
         asker.end_held(asker.elapsed().saturating_sub(since), false);

@@ -1,8 +1,8 @@
 //! Answers WRITE requests: of programs, and of the kernel's cache.
 //!
 //! Promise: a write is answered once its bytes are in the vault's buffers (on stable media, where the mount or the file asks for
-//! that), and no cached page then shows what a direct write replaced. One of the kernel's cache for which there is no room is
-//! handed to `held`.
+//! that), and no cached page then shows what a direct write replaced. A write of the kernel's cache that the vault may take
+//! later is handed to `held`.
 //! Called by: `requests`. On failure: the errno that `fs::errno` decided.
 
 use super::held::{HeldWrite, Holder};
@@ -26,7 +26,7 @@ pub(super) struct Writes {
     pub writeback: AtomicBool,
     pub page_cache: PageCache,
     pub synchronous: Synchronous,
-    /// Writes of the kernel's cache that wait for room.
+    /// Writes of the kernel's cache that wait for room, or for the backing directory.
     pub holder: Holder,
     /// Where a write waits for the byte budget, for room, or for the disk.
     pub spare: Arc<Spare>,
@@ -77,7 +77,7 @@ impl Writes {
         });
         match written_now {
             Ok(Written::Now) => self.fs.vault().stats().unwritten.wrote(ino, offset, data.len() as u64),
-            Ok(Written::NoRoom { fault, since }) => {
+            Ok(Written::NotYet { fault, since }) => {
                 let data = data.to_vec();
                 return self.holder.hold(HeldWrite { ino, offset, data, how, fault, reply, since });
             }
@@ -88,7 +88,9 @@ impl Writes {
                 return reply.error(e);
             }
         }
-        if cached && self.fs.vault().is_nearly_full() && !self.holder.is_marked(ino) {
+        // The next `write` of a program to this file is told.
+        let will_refuse = || self.fs.vault().is_stopped() || self.fs.vault().is_nearly_full();
+        if cached && will_refuse() && !self.holder.is_marked(ino) {
             self.holder.mark(ino);
         }
         let len = data.len();

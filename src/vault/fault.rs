@@ -47,6 +47,8 @@ pub enum VaultFault {
     Panicked,
     /// The backing directory answered a read or write with an error.
     Backing(Arc<io::Error>),
+    /// No place takes the log at present: nothing is acknowledged until one does.
+    Stopped(Arc<str>),
     /// An earlier write failed for good: nothing more is acknowledged until the vault is mounted again.
     Failed(Arc<str>),
     /// The vault is mounted for reading only.
@@ -111,7 +113,7 @@ impl fmt::Display for VaultFault {
             VaultFault::Unfinished(why) => f.write_str(why),
             VaultFault::Panicked => f.write_str("the operation panicked; this is a fault of strongroom"),
             VaultFault::Backing(e) => write!(f, "backing directory: {e}"),
-            VaultFault::Failed(why) => write!(f, "writing stopped: {why}"),
+            VaultFault::Stopped(why) | VaultFault::Failed(why) => write!(f, "writing stopped: {why}"),
             VaultFault::ReadOnly => f.write_str("the vault is mounted for reading only"),
             VaultFault::Closed => f.write_str("the vault is being closed"),
             VaultFault::Header(why) => write!(f, "the header is refused: {why}"),
@@ -301,6 +303,7 @@ impl From<VaultFault> for OpenFault {
             VaultFault::BackingFull => OpenFault::Backing(io::Error::from_raw_os_error(libc::ENOSPC)),
             VaultFault::QuotaBytes
             | VaultFault::QuotaInodes
+            | VaultFault::Stopped(_)
             | VaultFault::Failed(_)
             | VaultFault::ReadOnly
             | VaultFault::Closed

@@ -224,13 +224,9 @@ impl Vault {
     /// the log or of the checkpoints.
     pub fn admit_change(&self) -> Result<(), VaultFault> {
         let s = &self.shared;
-        let far_ahead = || {
-            s.batch.held().records_bytes > 4 * s.records_limit
-                || s.index.overlay_bytes() as u64 > 4 * s.shares.overlay_bytes
-        };
-        if far_ahead() {
+        if self.is_far_ahead() {
             let mut progress = s.progress.held();
-            while far_ahead() && !s.progress.is_stopped() && !s.closing.load(SeqCst) {
+            while self.is_far_ahead() && !s.progress.is_stopped() && !s.closing.load(SeqCst) {
                 if s.away.load(SeqCst) && s.batch.held().records_bytes <= 4 * s.records_limit {
                     // Nothing is stored in the index until the backing directory is well again.
                     return Err(VaultFault::BackingFull);
@@ -241,6 +237,18 @@ impl Vault {
             }
         }
         self.admitted()
+    }
+
+    /// Whether metadata is far ahead of the log or of the checkpoints.
+    fn is_far_ahead(&self) -> bool {
+        let s = &self.shared;
+        s.batch.held().records_bytes > 4 * s.records_limit
+            || s.index.overlay_bytes() as u64 > 4 * s.shares.overlay_bytes
+    }
+
+    /// Whether no place takes the log at present.
+    pub fn is_stopped(&self) -> bool {
+        self.shared.progress.is_stopped()
     }
 
     fn admitted(&self) -> Result<(), VaultFault> {
@@ -271,24 +279,6 @@ impl Vault {
     pub fn reserve(&self, file: &FileBuffer, offset: u64, bytes: u64) -> Result<Reservation<'_>, VaultFault> {
         self.admit_change()?;
         self.make_room(bytes)?;
-        self.reserve_within_quota(file, offset, bytes)
-    }
-
-    /// Room for a write that the kernel's cache hands over, for which room was kept when a program made it. Waits for
-    /// deleted room to be given back only if `patient`.
-    pub fn reserve_from_kernel(
-        &self,
-        file: &FileBuffer,
-        offset: u64,
-        bytes: u64,
-        patient: bool,
-    ) -> Result<Reservation<'_>, VaultFault> {
-        self.admit_change()?;
-        if patient {
-            self.make_room_for_kernel(bytes)?;
-        } else {
-            self.admit_from_kernel(bytes)?;
-        }
         self.reserve_within_quota(file, offset, bytes)
     }
 
@@ -339,7 +329,9 @@ impl Vault {
         // Unused vectors of chunks lie in the room that the budget has left; what small buffers take, they give up. As much again
         // as a write has reserved and will take out of the pool stays.
         s.pool.leave(s.dirty.left_bytes() + s.dirty.limit_bytes() / 8);
-        room.ok_or_else(|| self.admitted().err().unwrap_or(VaultFault::Closed))
+        // The budget closes when the log stops and when the vault closes. The log may have gone on since.
+        let went_on = || VaultFault::Stopped("the log had stopped for a moment".into());
+        room.ok_or_else(|| self.admitted().err().unwrap_or_else(went_on))
     }
 
     /// The buffers of a file: the same value for everyone while anyone holds it.

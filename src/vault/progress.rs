@@ -55,7 +55,8 @@ impl Reached {
     /// What whoever waits is told while nothing is acknowledged.
     fn fault(&self) -> VaultFault {
         match &self.stopped {
-            Some(why) if !self.no_room => VaultFault::Failed(Arc::clone(why)),
+            Some(why) if self.for_good => VaultFault::Failed(Arc::clone(why)),
+            Some(why) if !self.no_room => VaultFault::Stopped(Arc::clone(why)),
             _ => VaultFault::BackingFull,
         }
     }

@@ -9,7 +9,7 @@
 
 use super::shared::{SPACE_PATIENCE, Shared};
 use super::state::{Event, State};
-use super::{Vault, VaultFault, read, reserve_bytes};
+use super::{Reservation, Vault, VaultFault, read, reserve_bytes};
 use crate::backing::Space;
 use crate::base::limits::{ALLOCATE_STEP_BYTES, CHECKPOINT_LOG_BYTES, FULL_REPORT_PAUSE, kernel_room_bytes};
 use crate::base::lock::Held;
@@ -202,8 +202,38 @@ impl Vault {
         if self.make_room_until(|s| s.is_short_now(bytes)) { Ok(()) } else { Err(self.refuse_for_room()) }
     }
 
+    /// Room for a write that the kernel's cache hands over, for which room was kept when a program made it. Waits for
+    /// deleted room to be given back only if `patient`. While no place takes the log, the byte budget alone decides.
+    pub fn reserve_from_kernel(
+        &self,
+        file: &FileBuffer,
+        offset: u64,
+        bytes: u64,
+        patient: bool,
+    ) -> Result<Reservation<'_>, VaultFault> {
+        match self.admit_change() {
+            Err(VaultFault::Stopped(why)) => return self.reserve_while_stopped(bytes).ok_or(VaultFault::Stopped(why)),
+            admitted => admitted?,
+        }
+        if patient {
+            self.make_room_for_kernel(bytes)?;
+        } else {
+            self.admit_from_kernel(bytes)?;
+        }
+        self.reserve_within_quota(file, offset, bytes)
+    }
+
+    /// Room in the byte budget while no place takes the log, if there is some. A program was told that these bytes are
+    /// written, so memory keeps them until a place takes the log again. Never waits.
+    fn reserve_while_stopped(&self, bytes: u64) -> Option<Reservation<'_>> {
+        let s = &self.shared;
+        let is_refused = s.closing.load(SeqCst) || s.read_only || self.is_far_ahead();
+        let is_over_quota = s.quota_bytes.is_some_and(|quota| self.used_bytes().saturating_add(bytes) > quota);
+        if is_refused || is_over_quota { None } else { s.dirty.take_while_closed(bytes).map(Reservation) }
+    }
+
     /// Waits until there is room for `bytes` that the kernel hands over: they were accepted from a program before.
-    pub(super) fn make_room_for_kernel(&self, bytes: u64) -> Result<(), VaultFault> {
+    fn make_room_for_kernel(&self, bytes: u64) -> Result<(), VaultFault> {
         if self.make_room_until(|s| s.is_full_now(bytes)) {
             return Ok(());
         }
@@ -253,7 +283,7 @@ impl Vault {
     }
 
     /// Refuses `bytes` that the kernel hands over if there is no room for them now, or nobody knows. Never waits.
-    pub(super) fn admit_from_kernel(&self, bytes: u64) -> Result<(), VaultFault> {
+    fn admit_from_kernel(&self, bytes: u64) -> Result<(), VaultFault> {
         if self.shared.is_full_or_unsure(bytes) { Err(VaultFault::BackingFull) } else { Ok(()) }
     }
 

@@ -354,7 +354,7 @@ impl Shared {
         self.happened(if how == Stop::NoRoom { Event::NoRoom } else { Event::Nowhere }, why);
         for w in waiters {
             let fault = self.progress.check().err();
-            (w.reply)(Err(fault.unwrap_or_else(|| VaultFault::Failed(why.into()))));
+            (w.reply)(Err(fault.unwrap_or_else(|| VaultFault::Stopped(why.into()))));
         }
     }
 

@@ -70,7 +70,7 @@ pub struct Stats {
     pub codec_chunks: [Counter; 3],
     /// Writes, new files and other requests refused for want of room on the backing filesystem.
     pub refused_for_room: Counter,
-    /// Bytes that the kernel's cache held and that were refused for want of room after the deadline.
+    /// Bytes of the kernel's cache that were held, and refused after the deadline.
     pub refused_cached_bytes: Counter,
     /// What the kernel's cache handed over and the vault does not have.
     pub unwritten: Unwritten,

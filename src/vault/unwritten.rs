@@ -1,4 +1,4 @@
-//! What the kernel's cache handed over and the vault does not have: writes that are held until there is room, and refused bytes.
+//! Bytes that the kernel's cache handed over and the vault does not have: held writes, and refused bytes.
 //!
 //! Promise: such bytes are in one of the two lists from the moment they come until they are written, replaced or cut off, or until
 //! an FSYNC shows that the kernel has reported the loss. The kernel sends none while an error waits to be reported for that file
