@@ -95,7 +95,7 @@ impl Pair {
             true => Ok(Arc::new(away.clone()) as Arc<dyn Backing>),
             false => Err(std::io::ErrorKind::NotFound.into()),
         };
-        let emergency = Some(EmergencyDir { path: "/emergency".to_owned(), reach: Arc::new(reach) });
+        let emergency = Some(EmergencyDir { path: "/emergency".to_owned(), reach: Arc::new(reach), is_shadow: false });
         OpenOptions { emergency, stepped: self.stepped.clone(), budget_bytes: 32 << 20, ..OpenOptions::default() }
     }
 
@@ -446,6 +446,112 @@ fn what_was_left_behind_is_never_mixed_with_what_came_after() {
         assert_eq!(again.get(&key::inode(Ino(10))).unwrap(), None, "rebuilt: {rebuild_index}");
         again.close().unwrap();
     }
+}
+
+/// Opens an older copy as a person does who restores it.
+fn restored(copy: &Pair) -> Arc<Vault> {
+    let Err(OpenFault::RolledBack { to: found, .. }) = copy.try_open(&copy.options()).map(|_| ()) else {
+        panic!("the pin in the emergency directory tells");
+    };
+    let locked = lock(Arc::new(copy.home.clone())).unwrap().remembered(Vec::new(), Some(found));
+    locked.open(&unlock(), &copy.options(), Arc::clone(&copy.world)).unwrap_or_else(|e| panic!("{e}"))
+}
+
+#[test]
+fn an_older_copy_leaves_alone_what_the_newer_vault_has_in_the_emergency_directory() {
+    let pair = Pair::new();
+    let vault = pair.open();
+    write(&vault, 9, 0, b"before").unwrap();
+    vault.close().unwrap();
+    drop(vault);
+    let copy = Pair { home: pair.home.crash(|_, _| true), away: pair.away.clone(), ..pair.cut() };
+    let vault = pair.open();
+    write(&vault, 10, 0, b"at home").unwrap();
+    vault.sync_wait().unwrap();
+    pair.fail_home(libc::EIO);
+    write(&vault, 11, 0, b"far away").unwrap();
+    vault.sync_wait().unwrap();
+    let _ = vault.close();
+    assert!(vault.is_away() && vault.unsaved().is_empty());
+    drop(vault);
+    let segments = || files(&pair.away).into_iter().filter(|(name, _)| name.starts_with("segments/"));
+    let theirs: Vec<_> = segments().collect();
+    assert!(!theirs.is_empty());
+
+    // The copy neither shows it, nor takes it home, nor writes over it when it needs the directory itself.
+    for round in 0..2 {
+        let vault = if round == 0 { restored(&copy) } else { copy.open() };
+        assert!(vault.stats().errors().iter().any(|line| line.text.contains("newer state")), "it is told");
+        for ino in [10, 11] {
+            assert_eq!(vault.get(&key::inode(Ino(ino))).unwrap(), None);
+        }
+        assert_eq!(read(&vault, 9, 6), b"before");
+        assert!(!vault.is_away(), "nothing of it is there");
+        write(&vault, 20 + round, 0, b"restored").unwrap();
+        vault.sync_wait().unwrap();
+        if round == 1 {
+            copy.fail_home(libc::EIO);
+            write(&vault, 22, 0, b"restored").unwrap();
+            vault.sync_wait().unwrap();
+            assert!(vault.is_away());
+        }
+        let _ = vault.close();
+        drop(vault);
+        let now: Vec<_> = segments().collect();
+        assert!(theirs.iter().all(|file| now.contains(file)), "what the newer vault wrote is as it was");
+        assert_eq!(now.len() > theirs.len(), round == 1);
+    }
+
+    // Both histories are whole, each without the other.
+    pair.home.lift_all();
+    copy.home.lift_all();
+    let vault = restored(&pair);
+    pair.wait(&vault, "coming home", || !vault.is_away());
+    for (ino, data) in [(9, &b"before"[..]), (10, b"at home"), (11, b"far away")] {
+        assert_eq!(read(&vault, ino, data.len()), data);
+    }
+    assert_eq!(vault.get(&key::inode(Ino(22))).unwrap(), None);
+    vault.close().unwrap();
+    drop(vault);
+    let vault = restored(&copy);
+    copy.wait(&vault, "coming home", || copy.segments_away() == 0);
+    assert_eq!(read(&vault, 22, 8), b"restored");
+    assert_eq!(vault.get(&key::inode(Ino(11))).unwrap(), None);
+    vault.close().unwrap();
+}
+
+#[test]
+fn one_mount_at_a_time_uses_an_emergency_directory() {
+    let pair = Pair::new();
+    let vault = pair.open();
+    write(&vault, 9, 0, b"before").unwrap();
+    vault.sync_wait().unwrap();
+    let copy = Pair { home: pair.home.crash(|_, _| true), away: pair.away.clone(), ..pair.cut() };
+    pair.fail_home(libc::EIO);
+    write(&vault, 10, 0, b"far away").unwrap();
+    vault.sync_wait().unwrap();
+    let segments =
+        || files(&pair.away).into_iter().filter(|(name, _)| name.starts_with("segments/")).collect::<Vec<_>>();
+    let before = segments();
+    // It was copied while it was in use, and may need what is there.
+    let Err(refused) = copy.try_open(&copy.options()).map(|_| ()) else { panic!("it opens") };
+    assert!(refused.to_string().contains("another mount of this vault"), "{refused}");
+    let without = OpenOptions { emergency: None, without_emergency: true, ..copy.options() };
+    let other = copy.try_open(&without).unwrap();
+    write(&other, 11, 0, b"the copy's").unwrap();
+    other.close().unwrap();
+    drop(other);
+    // Closed, it needs nothing: it does without as long as the other one lives.
+    let other = copy.open();
+    copy.fail_home(libc::EIO);
+    write(&other, 12, 0, b"nowhere").unwrap();
+    assert!(other.sync_wait().is_err());
+    assert!(segments() == before, "nothing there was touched");
+    assert_eq!(read(&vault, 10, 8), b"far away");
+    let _ = vault.close();
+    drop(vault);
+    copy.wait(&other, "the emergency directory is free", || other.sync_wait().is_ok());
+    assert!(other.is_away());
 }
 
 #[test]

@@ -22,6 +22,7 @@ use strongroom::format::frame::Kind;
 use strongroom::format::group::{self, Entry, HEADER_BYTES, decode_directory, encode_directory};
 use strongroom::format::header::{Header, KEYS_FORMAT, KeySlot, OLD_KEYS_MAX, OldKey, REVISION_FORMAT, SlotKind};
 use strongroom::format::inode::{CookieEntry, Inode, NameEntry};
+use strongroom::format::leases::Leases;
 use strongroom::format::pin::{Moved, Pin, parse_moved};
 use strongroom::format::quota::{Limits, QuotaState, Tree, Used, Walk};
 use strongroom::format::record::{Commit, Counters, Record};
@@ -189,8 +190,8 @@ fn commit() -> impl Strategy<Value = Vec<u8>> {
 fn root() -> impl Strategy<Value = Root> {
     let mark = (number(), 1u8..).prop_map(|(revision, mac)| HeaderMark { revision, mac: [mac; 32] });
     let mark = proptest::option::of(mark);
-    (position(), number(), number(), number(), any::<bool>(), mark, "\\PC{0,20}").prop_map(
-        |(covered, g, e, index_file, clean, header, emergency)| Root {
+    (position(), number(), number(), number(), any::<bool>(), mark, "\\PC{0,20}", leases()).prop_map(
+        |(covered, g, e, index_file, clean, header, emergency, other_leases)| Root {
             generation: Generation(g),
             epoch: Epoch(e),
             covered,
@@ -198,8 +199,20 @@ fn root() -> impl Strategy<Value = Root> {
             clean,
             header,
             emergency,
+            other_leases,
         },
     )
+}
+
+fn leases() -> impl Strategy<Value = Leases> {
+    proptest::collection::vec((0..400u64, 1..400u64), 0..5).prop_map(|steps| {
+        let (mut all, mut newest) = (Leases::default(), 0);
+        for (gap, many) in steps {
+            all.add(Epoch(newest + gap), Epoch(newest + gap + many));
+            newest += gap + many;
+        }
+        all
+    })
 }
 
 /// An access control list: owner, user 1000, group, mask, others.

@@ -158,7 +158,8 @@ fn what_is_buffered_when_memory_gets_short_is_kept_and_comes_to_rest() {
 fn limits_follow_also_while_the_log_lies_in_the_emergency_directory() {
     let (home, away) = (small::made(), MemoryBacking::default());
     let reach = Arc::new(move |_| Ok(Arc::new(away.clone()) as Arc<dyn Backing>));
-    let (world, vault) = opened_beside(&home, Some(EmergencyDir { path: "/emergency".to_owned(), reach }));
+    let (world, vault) =
+        opened_beside(&home, Some(EmergencyDir { path: "/emergency".to_owned(), reach, is_shadow: false }));
     let whole = limits(&vault);
     home.plant(Fault::of(MUTATING, Effect::Error(libc::EIO)));
     small::write(&vault, 10);

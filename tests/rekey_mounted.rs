@@ -436,7 +436,7 @@ fn while_part_of_the_vault_is_elsewhere_neither_key_nor_slots_change_and_when_it
     let (disk, away) = (made(), MemoryBacking::default());
     let there = away.clone();
     let reach: Reach = Arc::new(move |_| Ok(Arc::new(there.clone()) as Arc<dyn Backing>));
-    let emergency = Some(EmergencyDir { path: "/emergency".to_owned(), reach });
+    let emergency = Some(EmergencyDir { path: "/emergency".to_owned(), reach, is_shadow: false });
     let options = OpenOptions { emergency, workers: 1, ..OpenOptions::default() };
     let vault = lock(Arc::new(disk.clone())).unwrap().open(&first(), &options, world()).unwrap();
     let fs = FileSystem::new(vault, FsOptions::default()).unwrap();

@@ -430,7 +430,8 @@ fn no_nonce_is_used_twice_over_both_histories() {
 fn the_emergency_directory_remembers_too() {
     let (disk, away) = (made(), MemoryBacking::default());
     let reach = away.clone();
-    let emergency = EmergencyDir { path: "/e".to_owned(), reach: Arc::new(move |_| Ok(Arc::new(reach.clone()))) };
+    let emergency =
+        EmergencyDir { path: "/e".to_owned(), reach: Arc::new(move |_| Ok(Arc::new(reach.clone()))), is_shadow: false };
     let armed = OpenOptions { emergency: Some(emergency), ..OpenOptions::default() };
     let open = |disk: &MemoryBacking, accepted: Option<u64>| {
         let locked = lock(Arc::new(disk.clone())).unwrap().remembered(Vec::new(), accepted.map(Generation));

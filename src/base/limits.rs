@@ -179,6 +179,9 @@ pub const HISTORY_LINES_MAX: usize = 1000;
 /// Longest path of an emergency directory: it is written down in the root, whose file is one block.
 pub const EMERGENCY_PATH_BYTES_MAX: usize = 3000;
 
+/// Ranges of leases of other histories that a root remembers: with the longest path, its block holds more than twice as many.
+pub const OTHER_LEASES_MAX: usize = 32;
+
 /// Floor of Argon2id: memory in KiB, passes, lanes. Weaker parameters are refused, also on reading.
 pub const ARGON2_FLOOR: (u32, u32, u32) = (64 << 10, 3, 4);
 /// Ceiling of Argon2id: a header that asks for more is a memory bomb, and refused.

@@ -77,7 +77,7 @@ fn dir(path: &Path) -> EmergencyDir {
         // The directory may be one that others write to as well: a link in the place of ours is refused.
         Ok(Arc::new(base.inside(&own)?))
     };
-    EmergencyDir { path: path.to_string_lossy().into_owned(), reach: Arc::new(reach) }
+    EmergencyDir { path: path.to_string_lossy().into_owned(), reach: Arc::new(reach), is_shadow: false }
 }
 
 /// The emergency directory that a vault remembers, if it is there: nobody need name it again.

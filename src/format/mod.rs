@@ -11,6 +11,7 @@ pub mod header;
 pub mod holders;
 pub mod inode;
 pub mod key;
+pub mod leases;
 pub mod pin;
 pub mod quota;
 pub mod record;

@@ -3,6 +3,7 @@
 //! Promise: a root that decodes was written whole by someone with the key (the sealing is `vault::root`'s); every value has
 //! one spelling. Called by: `vault`. On failure: `Malformed`, which names the field.
 
+use super::leases::Leases;
 use super::segment::LogPosition;
 use super::wire::{Malformed, Reader, Write, malformed};
 use crate::base::id::{Epoch, Generation};
@@ -51,6 +52,8 @@ pub struct Root {
     /// The emergency directory that was armed when this was written, at most `EMERGENCY_PATH_BYTES_MAX` bytes; empty if
     /// there was none.
     pub emergency: String,
+    /// Leases of other histories of this vault: it was an older copy when they were given out.
+    pub other_leases: Leases,
 }
 
 impl Root {
@@ -71,6 +74,7 @@ impl Root {
         b.extend_from_slice(&revision.to_le_bytes());
         b.extend_from_slice(&mac);
         b.counted(self.emergency.as_bytes());
+        self.other_leases.encode_to(&mut b);
         b.resize(PLAIN_BYTES, 0);
         b
     }
@@ -96,10 +100,11 @@ impl Root {
             Ok(path) if path.len() <= EMERGENCY_PATH_BYTES_MAX => path.to_owned(),
             _ => return malformed("root emergency directory"),
         };
+        let other_leases = if knows_header { Leases::decode(&mut r)? } else { Leases::default() };
         if bytes.len() != PLAIN_BYTES || r.rest().iter().any(|b| *b != 0) {
             return malformed("root tail");
         }
-        Ok(Root { generation, epoch, covered, index_file, clean, header, emergency })
+        Ok(Root { generation, epoch, covered, index_file, clean, header, emergency, other_leases })
     }
 
     /// Reads the plaintext of version 1.
@@ -111,7 +116,8 @@ impl Root {
         r.u64("root segment")?;
         let (index_file, clean) = (r.u64("root index")?, flag(&mut r)?);
         r.end("root tail")?;
-        Ok(Root { generation, epoch, covered, index_file, clean, header: None, emergency: String::new() })
+        let (emergency, other_leases) = (String::new(), Leases::default());
+        Ok(Root { generation, epoch, covered, index_file, clean, header: None, emergency, other_leases })
     }
 }
 
@@ -146,6 +152,7 @@ mod tests {
             clean: true,
             header: Some(HeaderMark { revision: 7, mac: [8; 32] }),
             emergency: "/srv/é".to_owned(),
+            other_leases: Leases::default(),
         }
     }
 
@@ -159,6 +166,11 @@ mod tests {
         want.resize(4048, 0);
         assert_eq!(root().encode(), want, "on-disk bytes changed: raise ROOT_VERSION and keep reading the old one");
         assert_eq!(Root::decode(&want), Ok(root()));
+        let mut forked = root();
+        forked.other_leases.add(Epoch(4), Epoch(6));
+        let mut with_leases = want.clone();
+        with_leases[113..116].copy_from_slice(b"\x01\x05\x06");
+        assert_eq!((forked.encode(), Root::decode(&with_leases)), (with_leases, Ok(forked)));
         want[65..105].fill(0);
         let unknown = Root { header: None, ..root() };
         assert_eq!((unknown.encode(), Root::decode(&want)), (want, Ok(unknown)));

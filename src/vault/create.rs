@@ -7,6 +7,7 @@ use super::{CreateOptions, OpenFault, header_file, root};
 use crate::backing::Backing;
 use crate::base::id::{Epoch, Generation, VaultId};
 use crate::base::world::World;
+use crate::format::leases::Leases;
 use crate::format::root::Root;
 use crate::format::segment::LogPosition;
 use crate::seal::{NewVault, Unlock, VaultKeys, create_header, header_mark, open_header, preferred_suite};
@@ -49,6 +50,7 @@ pub fn create(
         clean: true,
         header: Some(header_mark(&values, &master)),
         emergency: String::new(),
+        other_leases: Leases::default(),
     };
     root::write(&**backing, &first, &VaultKeys::first(master.clone()), new.vault, &**world)?;
     backing.sync_dir("segments")?;

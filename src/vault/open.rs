@@ -6,7 +6,7 @@
 
 use super::header_file::OpenedHeader;
 use super::pin::{PinStore, Pins, Remembered};
-use super::place::{EmergencyDir, Everywhere, Place, Places, open_if_there, remove_if_there};
+use super::place::{EmergencyDir, Everywhere, LOCK, Place, Places, open_if_there, remove_if_there};
 use super::rebuild::{Anew, Sources, make_anew};
 use super::recover::{From, Recovered, recover};
 use super::reopen::Home;
@@ -30,8 +30,6 @@ use std::sync::Arc;
 
 /// Segments that an emergency directory which is left behind may hold, at the very most.
 const LEFT_BEHIND_SEGMENTS: u64 = 1 << 32;
-/// Holds the lock of an open vault.
-pub const LOCK: &str = "lock";
 
 /// A vault that nobody else can open while this lives, and that has not been unlocked yet.
 pub struct Locked {
@@ -203,9 +201,19 @@ fn bring_up(
         pins.judge(&root)?;
     }
     judge_header(&root, &header, keys.current())?;
+    let known_leases = if anew { Epoch(u64::MAX) } else { root.epoch };
     pins.raise(&mut root);
+    if root.epoch > known_leases {
+        // A newer state of the vault has given them out, which this one was copied before.
+        root.other_leases.add(known_leases, root.epoch);
+    }
     let places = Arc::new(Places::new(Arc::clone(&backing), options.emergency.clone(), vault));
-    let emergency = emergency_in_force(&root, &places, options)?;
+    let emergency = {
+        // A root made anew does not know.
+        let is_ours = |lease: Epoch| anew || lease <= root.epoch && !root.other_leases.contains(lease);
+        emergency_in_force(&root, &is_ours, &places, options)?
+    };
+    let foreign = places.foreign();
     let everywhere: Arc<dyn Backing> = Arc::new(Everywhere(Arc::clone(&places)));
     test_write(&*backing, &places, options)?;
     let shares = Shares::of(options.budget_bytes.max(BUDGET_BYTES_MIN));
@@ -243,6 +251,8 @@ fn bring_up(
         let used_up = || OpenFault::Damaged("the numbers of segments are used up".to_owned());
         found.newest_segment.0 = skipped.ok_or_else(used_up)?;
     }
+    // Nor those of what a newer state of the vault has left there.
+    found.newest_segment = found.newest_segment.max(foreign.last().copied().unwrap_or_default());
     // The lease, before anything is written under it.
     root.epoch = Epoch(root.epoch.0.max(found.newest_epoch.0) + 1);
     root.generation = Generation(root.generation.0 + 1);
@@ -342,10 +352,15 @@ pub(super) struct Parts {
 
 /// The path of the emergency directory that this opening arms. One that the vault may have been using when it last ended
 /// must be there: it may hold what was acknowledged.
-fn emergency_in_force(root: &Root, places: &Places, options: &OpenOptions) -> Result<String, OpenFault> {
+fn emergency_in_force(
+    root: &Root,
+    is_ours: &dyn Fn(Epoch) -> bool,
+    places: &Places,
+    options: &OpenOptions,
+) -> Result<String, OpenFault> {
     let path = places.emergency_path().to_owned();
     if root.clean || root.emergency.is_empty() || options.without_emergency {
-        if let Err(e) = places.has(Place::Emergency).then(|| places.look_away()).transpose() {
+        if let Err(e) = places.has(Place::Emergency).then(|| places.look_away(is_ours)).transpose() {
             log::warn!("the emergency directory {path}: {e}; it is looked for again when it is needed");
         }
         return Ok(path);
@@ -357,7 +372,13 @@ fn emergency_in_force(root: &Root, places: &Places, options: &OpenOptions) -> Re
     // Moved, perhaps: what stands in it says that this vault has used it. An equal path says nothing, for what should be
     // mounted there may not be.
     match places.was_armed() {
-        Ok(true) => places.look_away().map(|()| path).map_err(|_| needed()),
+        Ok(true) => places.look_away(is_ours).map(|()| path).map_err(|e| match e.kind() {
+            io::ErrorKind::ResourceBusy => OpenFault::Backing(io::Error::new(
+                e.kind(),
+                format!("emergency directory {}: {e}", places.emergency_path()),
+            )),
+            _ => needed(),
+        }),
         Ok(false) | Err(_) => Err(needed()),
     }
 }

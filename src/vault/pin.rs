@@ -284,6 +284,7 @@ mod tests {
     use crate::backing::{Fate, MemoryBacking};
     use crate::base::id::Epoch;
     use crate::base::secret::Secret;
+    use crate::format::leases::Leases;
     use crate::format::segment::LogPosition;
     use crate::seal::MasterKey;
 
@@ -295,8 +296,9 @@ mod tests {
 
     fn root(generation: u64, epoch: u64, commit: u64) -> Root {
         let covered = LogPosition { seq: CommitSeq(commit), chain: [1; 32] };
-        let (generation, epoch, emergency) = (Generation(generation), Epoch(epoch), String::new());
-        Root { generation, epoch, covered, index_file: 1, clean: true, header: None, emergency }
+        let (generation, epoch, other_leases) = (Generation(generation), Epoch(epoch), Leases::default());
+        let emergency = String::new();
+        Root { generation, epoch, covered, index_file: 1, clean: true, header: None, emergency, other_leases }
     }
 
     fn pins(places: &[&MemoryBacking], accept: Option<u64>) -> Pins {

@@ -2,14 +2,15 @@
 //!
 //! Promise: a segment has the same number and the same bytes wherever it lies, for its frames are bound to its number and
 //! not to a place; so what was written in the emergency directory is brought home by copying it. For readers the two are
-//! one directory (`Everywhere`). Called by: `open`, `segments`, `recover` (reading), `writer`, `home` (writing).
+//! one directory (`Everywhere`). What a newer state of the vault has left in the emergency directory is left alone, and one
+//! mount at a time uses that directory. Called by: `open`, `segments`, `recover` (reading), `writer`, `home` (writing).
 //! On failure: the `io::Error` as it came; an emergency directory that is not there is looked for again at each use.
 
 use crate::backing::{AlignedBuf, Backing, BackingFile, Cache, Open, ShadowBacking, Space};
-use crate::base::id::{SegmentId, VaultId};
+use crate::base::id::{Epoch, SegmentId, VaultId};
 use crate::base::limits::BLOCK_BYTES;
 use crate::base::lock::Held;
-use crate::segment::{file_name, parse_file_name, path};
+use crate::segment::{file_name, first_header, parse_file_name, path};
 use std::collections::BTreeSet;
 use std::io;
 use std::sync::{Arc, Mutex};
@@ -24,6 +25,8 @@ pub struct EmergencyDir {
     pub path: String,
     /// How to get at it.
     pub reach: Reach,
+    /// Whether its changes stay in memory, so that it may be looked at beside another mount.
+    pub is_shadow: bool,
 }
 
 impl EmergencyDir {
@@ -42,7 +45,7 @@ impl EmergencyDir {
             *made = Some(Arc::clone(&new));
             Ok(new)
         };
-        EmergencyDir { path: self.path, reach: Arc::new(reach) }
+        EmergencyDir { path: self.path, reach: Arc::new(reach), is_shadow: true }
     }
 }
 
@@ -86,15 +89,24 @@ pub struct Places {
     primary: Arc<dyn Backing>,
     emergency: Option<EmergencyDir>,
     vault: VaultId,
-    reached: Mutex<Option<Arc<dyn Backing>>>,
+    reached: Mutex<Option<Reached>>,
     /// The segments that lie in the emergency directory: it is asked for no other, so that it may be sick or slow without harm.
     lying_away: Mutex<BTreeSet<SegmentId>>,
+    /// Segments there that a newer state of the vault has written, of which this is an older copy.
+    foreign: Mutex<BTreeSet<SegmentId>>,
+}
+
+/// The emergency directory's part for this vault, and what keeps other mounts out of it.
+struct Reached {
+    backing: Arc<dyn Backing>,
+    _lock: Option<Box<dyn Send + Sync>>,
 }
 
 impl Places {
     /// A backing directory, and perhaps an emergency directory.
     pub fn new(primary: Arc<dyn Backing>, emergency: Option<EmergencyDir>, vault: VaultId) -> Places {
-        Places { primary, emergency, vault, reached: Mutex::new(None), lying_away: Mutex::default() }
+        let (reached, lying_away, foreign) = (Mutex::new(None), Mutex::default(), Mutex::default());
+        Places { primary, emergency, vault, reached, lying_away, foreign }
     }
 
     /// Whether there is a second place at all.
@@ -112,7 +124,7 @@ impl Places {
         let Place::Emergency = place else { return Ok(Arc::clone(&self.primary)) };
         let Some(emergency) = &self.emergency else { return Err(io::ErrorKind::NotFound.into()) };
         // The lock is free while the disk is asked: two who reach the directory at once reach the same one.
-        let known = self.reached.held().clone();
+        let known = self.reached.held().as_ref().map(|reached| Arc::clone(&reached.backing));
         // A handle to a directory that was taken away stays open for ever: look whether it still answers.
         if let Some(known) = known
             && known.space().is_ok()
@@ -121,6 +133,7 @@ impl Places {
         }
         *self.reached.held() = None;
         let new = (emergency.reach)(self.vault)?;
+        let lock = if emergency.is_shadow { None } else { Some(lock_away(&*new)?) };
         match new.make_dir(SEGMENTS) {
             Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
             _ => {}
@@ -131,7 +144,7 @@ impl Places {
             Ok(file) => file.sync_data()?,
         }
         new.sync_dir("")?;
-        *self.reached.held() = Some(Arc::clone(&new));
+        *self.reached.held() = Some(Reached { backing: Arc::clone(&new), _lock: lock });
         Ok(new)
     }
 
@@ -146,11 +159,24 @@ impl Places {
         }
     }
 
-    /// Looks which segments lie in the emergency directory.
-    pub fn look_away(&self) -> io::Result<()> {
-        let names = self.of(Place::Emergency)?.list(SEGMENTS)?;
-        *self.lying_away.held() = names.iter().filter_map(|n| parse_file_name(n)).collect();
+    /// Looks which segments lie in the emergency directory, and which of them were written under leases that are not ours. (A
+    /// root is durable before anything is written under the lease that it names: a greater one is not ours either.)
+    pub fn look_away(&self, is_ours: &dyn Fn(Epoch) -> bool) -> io::Result<()> {
+        let away = self.of(Place::Emergency)?;
+        let all = away.list(SEGMENTS)?.into_iter().filter_map(|name| parse_file_name(&name));
+        let is_foreign = |id: &SegmentId| {
+            let header = away.open(&path(*id), Open::Read, Cache::Direct).and_then(|file| first_header(&*file, *id));
+            // What cannot be read is for its readers to find.
+            header.ok().flatten().is_some_and(|header| !is_ours(header.epoch))
+        };
+        (*self.foreign.held(), *self.lying_away.held()) = all.partition(is_foreign);
         Ok(())
+    }
+
+    /// The segments in the emergency directory that a newer state of the vault has written, in order: nobody reads them,
+    /// brings them home, or writes over them.
+    pub fn foreign(&self) -> Vec<SegmentId> {
+        self.foreign.held().iter().copied().collect()
     }
 
     /// The segments that lie in the emergency directory, in order.
@@ -218,6 +244,18 @@ impl Places {
     }
 }
 
+/// Keeps other mounts out of an emergency directory, also those of another copy of the vault.
+fn lock_away(backing: &dyn Backing) -> io::Result<Box<dyn Send + Sync>> {
+    backing.lock(LOCK).map_err(|e| match e.kind() {
+        io::ErrorKind::WouldBlock => {
+            io::Error::new(io::ErrorKind::ResourceBusy, "another mount of this vault, or of a copy of it, uses it now")
+        }
+        _ => e,
+    })
+}
+
+/// Holds the lock of an open vault; in an emergency directory, that of the mount that uses it.
+pub const LOCK: &str = "lock";
 const SEGMENTS: &str = "segments";
 const PROBE: &str = "probe.new";
 /// Stands in an emergency directory since a vault was opened with it: before any root names it.
@@ -313,13 +351,13 @@ mod tests {
             true => Ok(Arc::new(dir.clone())),
             false => Err(io::ErrorKind::NotFound.into()),
         });
-        let emergency = EmergencyDir { path: "/e".to_owned(), reach };
+        let emergency = EmergencyDir { path: "/e".to_owned(), reach, is_shadow: false };
         let places = Arc::new(Places::new(Arc::new(home.clone()), Some(emergency), VaultId([0; 16])));
         assert!(places.probe(Place::Emergency).is_err() && places.probe(Place::Primary).is_ok());
         *there.held() = true;
         places.probe(Place::Emergency).expect("it is there now");
         assert!(
-            away.list("").unwrap() == [ARMED, SEGMENTS] && home.list("").unwrap() == [SEGMENTS],
+            away.list("").unwrap() == [ARMED, LOCK, SEGMENTS] && home.list("").unwrap() == [SEGMENTS],
             "the probes are gone"
         );
 
@@ -330,7 +368,7 @@ mod tests {
         put(&home, "0000000000000001", 1);
         put(&away, "0000000000000002", 2);
         put(&home, "0000000000000002", 0);
-        places.look_away().unwrap();
+        places.look_away(&|_| true).unwrap();
         let both = Everywhere(places);
         assert_eq!(both.list(SEGMENTS).unwrap(), ["0000000000000001", "0000000000000002"]);
         for (id, byte) in [("0000000000000001", 1), ("0000000000000002", 2)] {

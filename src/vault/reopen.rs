@@ -8,8 +8,8 @@
 //! Called by: `failover` and `checkpoint`, in place of a test write. Takes: the header's lock, if it is free. On failure: the probe's error.
 
 use super::handover::InForce;
-use super::open::{LOCK, judge_header};
-use super::place::Place;
+use super::open::judge_header;
+use super::place::{LOCK, Place};
 use super::shared::Shared;
 use super::{HeaderTexts, root};
 use crate::backing::{Backing, Replaceable};

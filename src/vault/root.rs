@@ -12,6 +12,7 @@ use crate::backing::{Backing, Cache, Open, read_file};
 use crate::base::choice::SuiteId;
 use crate::base::id::{Epoch, Generation, KeyNumber, VaultId};
 use crate::base::world::World;
+use crate::format::leases::Leases;
 use crate::format::root::{
     MAGIC, PLAIN_BYTES, PLAIN_BYTES_1, ROOT_BYTES, ROOT_VERSION, ROOT_VERSION_1, ROOT_VERSION_2, Root,
 };
@@ -199,7 +200,8 @@ pub fn rebuild(backing: &dyn Backing, keys: &VaultKeys, suite: SuiteId, vault: V
     // Index files are named like segments: sixteen digits.
     let index_file = backing.list("index")?.iter().filter_map(|name| parse_file_name(name)).max().map_or(0, |n| n.0);
     let (covered, emergency) = (LogPosition::START, String::new());
-    Ok(Root { generation: Generation(0), epoch, covered, index_file, clean: false, header: None, emergency })
+    let (generation, other_leases) = (Generation(0), Leases::default());
+    Ok(Root { generation, epoch, covered, index_file, clean: false, header: None, emergency, other_leases })
 }
 
 #[cfg(test)]
@@ -226,6 +228,7 @@ mod tests {
             clean: false,
             header: None,
             emergency,
+            other_leases: Leases::default(),
         }
     }
 

@@ -10,8 +10,9 @@
 //! and stored by whoever has it open (`handover`), in the same order.
 //! Called by: `cli::slots`. Takes: the vault's lock. On failure: a `SlotFault`; a disk that failed leaves either set.
 
-use super::open::{LOCK, judge_header};
+use super::open::judge_header;
 use super::pin::{PinStore, Pins, Remembered};
+use super::place::LOCK;
 use super::{HeaderTexts, Locked, OpenFault, header_file, root};
 use crate::backing::Backing;
 use crate::base::id::{Generation, VaultId};

@@ -188,6 +188,16 @@ pub(super) fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sy
     for line in made.into_iter().flat_map(|made| made.said) {
         shared.stats.error(shared.world.now(), line);
     }
+    let foreign = shared.places.foreign();
+    if !foreign.is_empty() {
+        let line = format!(
+            "in the emergency directory {} lies what a newer state of this vault has written (segments: {}): it is left alone, and \
+             comes home when that newer vault is mounted",
+            shared.places.emergency_path(),
+            foreign.len()
+        );
+        shared.stats.error(shared.world.now(), line);
+    }
     if found.lost_records > 0 {
         let lost = found.lost_records;
         let said = format!(

@@ -241,6 +241,19 @@ fn spare_buffer(shared: &Shared) -> AlignedBuf {
     spare.unwrap_or_else(|| AlignedBuf::with_capacity(GROUP_BYTES_MAX))
 }
 
+/// Refuses to write over a segment that somebody has begun: another copy of the vault, in an emergency directory that
+/// could not be looked at when this one was opened.
+fn refuse_begun(file: &dyn BackingFile, name: &str) -> io::Result<()> {
+    let mut block = AlignedBuf::with_capacity(BLOCK_BYTES);
+    block.set_len(BLOCK_BYTES);
+    let got = file.read_at(&mut block, 0)?;
+    if block[..got].iter().all(|b| *b == 0) {
+        return Ok(());
+    }
+    let why = format!("{name} is there already, and another copy of this vault has written it: it stays as it is");
+    Err(io::Error::new(io::ErrorKind::AlreadyExists, why))
+}
+
 /// The file of a segment, and the room it has.
 fn open_file(shared: &Shared, place: Place, name: &str) -> io::Result<(Arc<dyn BackingFile>, u64)> {
     let backing = shared.places.of(place)?;
@@ -257,6 +270,7 @@ fn open_file(shared: &Shared, place: Place, name: &str) -> io::Result<(Arc<dyn B
     match backing.open(name, Open::Write, Cache::Direct) {
         // Prepared by the housekeeper, who may have failed after making it.
         Ok(file) => {
+            refuse_begun(&*file, name)?;
             backing.sync_dir("segments")?;
             let len = file.len()?;
             Ok((file, len))

@@ -383,6 +383,12 @@ def open_root(image, master, vault, key=0):
         root["revision"], root["mac"] = plain.numbers("Q32s")
     if version > 1:
         root["emergency"] = plain.counted().decode()
+    if version == 3:
+        last = -1
+        for _ in range(plain.varint()):
+            first, end_of_range = plain.varint(), plain.varint()
+            refuse_unless(0 < first <= end_of_range and first > last + 1, "ranges of leases out of order")
+            last = end_of_range
     refuse_unless(not any(plain.rest()) and root["clean"] < 2, "a root with something behind it")
     return root
 
