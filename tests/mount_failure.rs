@@ -374,10 +374,23 @@ fn a_scrub_that_the_daemon_refuses_is_reported() {
     disk.shut_down();
     write_synced(&v.path("file"), b"no more").expect_err("the disk has died");
     await_state(&v, "error");
+    let errors = v.storage("errors");
+    for line in errors.lines() {
+        assert!(["backing directory", "writing stopped"].iter().all(|said| line.matches(said).count() <= 1), "{line}");
+    }
     let out = scrub();
     let said = String::from_utf8_lossy(&out.stderr).into_owned();
     assert_eq!(out.status.code(), Some(10), "{out:?}");
     assert!(said.contains("the daemon did not carry out the order \"scrub\"") && said.lines().count() == 1, "{said}");
+    assert!(v.storage("errors").contains("write on /.storage: writing stopped"), "{}", v.storage("errors"));
+    // A program that tries again and again, in turns, does not flood the list.
+    for _ in 0..3 {
+        scrub();
+        write_synced(&v.path("file"), b"no more").expect_err("the disk has died");
+    }
+    let errors = v.storage("errors");
+    let of_control = errors.lines().filter(|line| line.contains("write on /.storage"));
+    assert!(of_control.count() == 1 && errors.contains("(4 times, last "), "{errors}");
 }
 
 fn unplugged_and_plugged_in_again(emergency: Option<&Path>) {

@@ -21,6 +21,12 @@ use std::sync::Arc;
 /// Names listed of what could not be saved; the rest is counted.
 const NAMED_MOST: usize = 100;
 
+/// Begins each line that names what could not be saved.
+pub const NOT_SAVED: &str = "not saved: ";
+/// Stands before the lines about files that lack refused bytes.
+pub const REFUSED_WHY: &str =
+    "programs wrote data that was refused, mostly for want of room, and no fsync has told them (close may have)";
+
 /// Fills in what was said of an emergency directory.
 pub fn choose(said: Option<&Emergency>, vault: &Path, options: &mut OpenOptions) -> Result<(), Failure> {
     match said {
@@ -96,6 +102,8 @@ pub fn close(vault: &Vault, path: &Path) -> LastWord {
     let result = vault.close_after(|| {
         names = fs::paths_of(vault, &vault.unsaved());
         refused = fs::refused_files(vault);
+        // A line about refused bytes says more.
+        names.retain(|(ino, _)| refused.iter().all(|file| file.ino != *ino));
     });
     let word = judge(result, &names, &refused, vault.is_away());
     // A log may be that of many vaults.
@@ -123,26 +131,18 @@ fn judge(
 
 /// A line for each file that was not saved.
 fn not_saved(names: &[(Ino, Option<Vec<u8>>)]) -> Vec<String> {
-    let line = |(ino, name): &(Ino, Option<Vec<u8>>)| match name {
-        Some(name) => format!("not saved: {}", fs::printable(name)),
-        None => format!("not saved: inode {ino}, which has no name"),
-    };
+    let line = |(ino, name): &(Ino, Option<Vec<u8>>)| format!("{NOT_SAVED}{}", fs::named(*ino, name.as_deref()));
     let more = names.len().saturating_sub(NAMED_MOST);
-    let rest = (more > 0).then(|| format!("not saved: {more} more"));
+    let rest = (more > 0).then(|| format!("{NOT_SAVED}{more} more"));
     names.iter().take(NAMED_MOST).map(line).chain(rest).collect()
 }
 
 /// A line for each file that lacks bytes which were refused, after one that explains them.
 fn not_taken(files: &[RefusedFile]) -> Vec<String> {
-    let why =
-        "programs wrote data that was refused, mostly for want of room, and fsync has not told them (close may have)";
-    let line = |file: &RefusedFile| match &file.path {
-        Some(path) => format!("not saved: {}: {} bytes", fs::printable(path), file.bytes),
-        None => format!("not saved: inode {}, which has no name: {} bytes", file.ino, file.bytes),
-    };
+    let line = |file: &RefusedFile| format!("{NOT_SAVED}{file}");
     let more = files.len().saturating_sub(NAMED_MOST);
-    let rest = (more > 0).then(|| format!("not saved: {more} more"));
-    let first = (!files.is_empty()).then(|| why.to_owned());
+    let rest = (more > 0).then(|| format!("{NOT_SAVED}{more} more"));
+    let first = (!files.is_empty()).then(|| REFUSED_WHY.to_owned());
     first.into_iter().chain(files.iter().take(NAMED_MOST).map(line)).chain(rest).collect()
 }
 
@@ -175,8 +175,9 @@ mod tests {
         for is_away in [false, true] {
             let lost = judge(Ok(()), &[], &refused, is_away);
             assert_eq!((lost.exit, lost.lines.len()), (Exit::FlushFailed, 102));
-            assert_eq!(lost.lines[1], "not saved: inode 0, which has no name: 5 bytes");
-            assert_eq!((&*lost.lines[2], &*lost.lines[101]), ("not saved: /a\\n: 5 bytes", "not saved: 1 more"));
+            assert_eq!(lost.lines[1], "not saved: inode 0, which has no name: 5 bytes were refused");
+            assert_eq!(lost.lines[2], "not saved: /a\\n (inode 1): 5 bytes were refused");
+            assert_eq!(lost.lines[101], "not saved: 1 more");
         }
     }
 }

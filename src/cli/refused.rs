@@ -7,9 +7,11 @@
 //! Called by: `umount`. On failure (a file that this user may not open, no answer in time): the file stays in the list.
 
 use super::{mounted, mounts, reach};
-use crate::fs::REFUSED_ORDER;
+use crate::fs::{REFUSED_ORDER, RefusedFile};
+use std::ffi::OsStr;
 use std::fs::OpenOptions;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::Duration;
@@ -26,37 +28,16 @@ pub fn ask_the_kernel(mountpoint: &Path) {
 
 fn ask_all(mountpoint: &Path) -> io::Result<()> {
     let text = std::fs::read(mounts::storage(mountpoint).join("unsaved"))?;
-    for (path, ino) in String::from_utf8_lossy(&text).lines().filter_map(refused_file) {
+    for file in String::from_utf8_lossy(&text).lines().filter_map(RefusedFile::read) {
+        let Some(path) = file.path.as_deref().and_then(|path| path.strip_prefix(b"/")) else { continue };
+        let path = mountpoint.join(OsStr::from_bytes(path));
         // Whatever was put in its place is not followed and not waited for.
         let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
-        let file = OpenOptions::new().read(true).custom_flags(flags).open(mountpoint.join(path));
-        if file.is_ok_and(|file| file.sync_all().is_err()) {
+        let opened = OpenOptions::new().read(true).custom_flags(flags).open(path);
+        if opened.is_ok_and(|opened| opened.sync_all().is_err()) {
             // The daemon is to go on naming it.
-            mounted::order(mountpoint, &[REFUSED_ORDER, ino.to_string().as_bytes()].concat())?;
+            mounted::order(mountpoint, &[REFUSED_ORDER, file.ino.to_string().as_bytes()].concat())?;
         }
     }
     Ok(())
-}
-
-/// The path, without its `/`, and the inode number in a line of `unsaved` about refused bytes. `None` for other lines, and for a path
-/// that is not written as it is.
-fn refused_file(line: &str) -> Option<(&str, u64)> {
-    let (path, rest) = line.rsplit_once(" (inode ")?;
-    let (ino, rest) = rest.split_once("): ")?;
-    let is_refused = rest.ends_with(" bytes were refused") && !path.contains('\\');
-    is_refused.then_some((path.strip_prefix('/')?, ino.parse().ok()?))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn lines_about_refused_bytes_are_told_from_paths() {
-        assert_eq!(refused_file("/a b (inode 7): 5 bytes were refused"), Some(("a b", 7)));
-        for line in ["/a", "/a (inode 7)", "inode 7, which has no name", "/a\\n (inode 7): 5 bytes were refused"] {
-            assert_eq!(refused_file(line), None, "{line}");
-        }
-        assert_eq!(refused_file("a file without a name (inode 7): 5 bytes were refused"), None);
-    }
 }

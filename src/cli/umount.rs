@@ -6,6 +6,7 @@
 //! Data is given up only with `--discard` or `--force`, after what is lost was named and a person agreed, or `--yes` was given.
 //! Called by: a person, systemd. On failure: what is still mounted stays so, except a mount whose daemon is dead.
 
+use super::emergency::{NOT_SAVED, REFUSED_WHY};
 use super::ending::{self, Ending};
 use super::exit::{Exit, Failure};
 use super::flush::{self, ANSWER_WAIT, Flushed, Ground};
@@ -16,6 +17,8 @@ use super::print::{self, Progress};
 use super::taker::{self, End};
 use super::{reach, refused};
 use crate::base::world::{RealWorld, World};
+use crate::fs::{RefusedFile, named};
+use std::collections::{HashMap, HashSet};
 use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -433,11 +436,11 @@ fn name_unsaved(path: &Path, wait: Duration) -> Loss {
     match read {
         Ok(Some(Ok(text))) => {
             let text = String::from_utf8_lossy(&text);
-            let named = text.lines().take(UNSAVED_LINES_MAX);
-            let mut lines: Vec<String> = named.map(|line| format!("not saved: {line}")).collect();
-            let count = text.lines().count();
+            let mut lines = one_for_each_file(text.lines().map(|line| format!("{NOT_SAVED}{line}")));
+            let count = lines.len();
+            lines.truncate(UNSAVED_LINES_MAX);
             if count > UNSAVED_LINES_MAX {
-                lines.push(format!("not saved: {} more", count - UNSAVED_LINES_MAX));
+                lines.push(format!("{NOT_SAVED}{} more", count - UNSAVED_LINES_MAX));
             }
             lines.iter().for_each(|line| print::complain(line));
             let summary = match count {
@@ -452,6 +455,33 @@ fn name_unsaved(path: &Path, wait: Duration) -> Loss {
             Loss { summary: what.to_owned(), lines: Vec::new() }
         }
     }
+}
+
+/// The file that a line names.
+fn file_of(line: &str) -> Option<String> {
+    let file = line.strip_prefix(NOT_SAVED)?;
+    let refused = RefusedFile::read(file).map(|refused| named(refused.ino, refused.path.as_deref()));
+    Some(refused.unwrap_or_else(|| file.to_owned()))
+}
+
+/// Of several lines that name the same file, the last one: it says how many bytes were refused.
+fn one_for_each_file(lines: impl Iterator<Item = String>) -> Vec<String> {
+    let lines: Vec<String> = lines.collect();
+    let last: HashMap<_, _> = lines.iter().enumerate().map(|(at, line)| (file_of(line), at)).collect();
+    let is_last = |at: usize, line: &str| last.get(&file_of(line)) == Some(&at);
+    lines.iter().enumerate().filter(|(at, line)| is_last(*at, line)).map(|(_, line)| line.clone()).collect()
+}
+
+/// The lines of a last word that name no file, or one that was not listed before.
+fn news<'a>(lines: &'a [String], listed: &[String]) -> Vec<&'a str> {
+    let listed: HashSet<_> = listed.iter().filter_map(|line| file_of(line)).collect();
+    let is_news = |line: &&str| file_of(line).is_none_or(|file| !listed.contains(&file));
+    let mut news: Vec<&str> = lines.iter().map(String::as_str).filter(is_news).collect();
+    let is_refused = |line: &&str| line.strip_prefix(NOT_SAVED).and_then(RefusedFile::read).is_some();
+    if !news.iter().any(is_refused) {
+        news.retain(|line| *line != REFUSED_WHY);
+    }
+    news
 }
 
 /// Asks on the terminal; where there is none, `--yes` must have been given.
@@ -506,8 +536,7 @@ fn discarded(path: &Path, loss: &Loss, word: Option<LastWord>) -> Failure {
     let end = match &word {
         Some(word) if word.exit == Exit::Ok => "the vault is closed".to_owned(),
         Some(word) => {
-            let news = word.lines.iter().filter(|line| !loss.lines.contains(line));
-            news.for_each(|line| print::complain(line));
+            news(&word.lines, &loss.lines).into_iter().for_each(print::complain);
             "the vault recovers at its next mount".to_owned()
         }
         None => "its daemon was killed, the vault recovers at its next mount".to_owned(),
@@ -539,6 +568,19 @@ mod tests {
             let loss = Loss { summary: String::new(), lines: Vec::new() };
             assert_eq!(discarded(Path::new("/m"), &loss, word).exit, Exit::Discarded);
         }
+    }
+
+    #[test]
+    fn a_file_is_listed_once_whatever_is_said_of_it() {
+        let own = |lines: &[&str]| lines.iter().map(|&line| line.to_owned()).collect::<Vec<_>>();
+        let (unsaved, refused) = ("not saved: /a", "not saved: /a (inode 7): 5 bytes were refused");
+        assert_eq!(
+            one_for_each_file(own(&[unsaved, "not saved: /b", refused]).into_iter()),
+            ["not saved: /b", refused]
+        );
+        let more = "not saved: /a (inode 7): 9 bytes were refused";
+        assert_eq!(news(&own(&["why", REFUSED_WHY, more]), &own(&[refused])), ["why"]);
+        assert_eq!(news(&own(&[REFUSED_WHY, more]), &own(&["not saved: /b"])), [REFUSED_WHY, more]);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! Promise: every fault is decided here, by name; a fault that means harm is logged here, once, with operation and
 //! inode, never with names or content. Called by: `fuse` for every failed request, tests. Cannot fail.
 
+use super::storage::is_storage;
 use crate::base::id::Ino;
 use crate::format::Malformed;
 use crate::format::quota::Account;
@@ -176,7 +177,9 @@ fn outcome(fault: &VaultFault) -> Outcome {
 /// The errno of a failed operation, noted in the error list if it means harm.
 pub(super) fn answer(vault: &Vault, operation: &str, ino: Ino, fault: &FsFault) -> i32 {
     if let (true, FsFault::Vault(cause)) = (fault.is_harm(), fault) {
-        vault.stats().error(vault.world().now(), format!("{operation} on inode {ino}: {cause}"));
+        // A file of `/.storage` has another number each time.
+        let file = if is_storage(ino) { "/.storage".to_owned() } else { format!("inode {ino}") };
+        vault.stats().error(vault.world().now(), format!("{operation} on {file}: {cause}"));
     }
     fault.errno()
 }

@@ -33,7 +33,7 @@ pub use attribute_cache::AttributeCache;
 pub use data::{Fallocate, WriteFrom, WriteHow};
 pub use directory::{DirEntry, Space};
 pub use errno::FsFault;
-pub use paths::{RefusedFile, paths_of, printable, refused_files, with_paths};
+pub use paths::{RefusedFile, named, paths_of, printable, refused_files, with_paths};
 pub use quota::{LimitChange, LimitOf};
 pub use quota_shown::{QuotaCheck, Stray};
 pub use rename::RenameHow;

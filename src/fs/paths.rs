@@ -8,9 +8,14 @@ use crate::format::inode::NameEntry;
 use crate::format::key;
 use crate::vault::Vault;
 use std::collections::{HashMap, HashSet};
+use std::fmt;
 
 /// Names looked at in one go.
 const PAGE: usize = 512;
+/// Ends the text about refused bytes.
+const REFUSED: &str = " were refused";
+/// Ends the text for a file that has no path.
+const NAMELESS: &str = ", which has no name";
 /// The type of a directory, as names carry it.
 const DIRECTORY: u8 = (libc::S_IFDIR >> 12) as u8;
 
@@ -60,12 +65,39 @@ pub fn with_paths(vault: &Vault, files: &[(Ino, u64)]) -> Vec<RefusedFile> {
     named.map(|((ino, path), &(_, bytes))| RefusedFile { ino, path, bytes }).collect()
 }
 
-impl RefusedFile {
-    /// `/path`, or what stands for it.
-    #[must_use]
-    pub fn name(&self) -> String {
-        self.path.as_ref().map_or_else(|| "a file without a name".to_owned(), |path| printable(path))
+/// The one wording for it, in `unsaved`, in the error list and at the end of a mount.
+impl fmt::Display for RefusedFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.path {
+            Some(path) => write!(f, "{} (inode {})", printable(path), self.ino)?,
+            None => write!(f, "{}", nameless(self.ino))?,
+        }
+        write!(f, ": {} bytes{REFUSED}", self.bytes)
     }
+}
+
+impl RefusedFile {
+    /// Reads such a text back.
+    #[must_use]
+    pub fn read(text: &str) -> Option<RefusedFile> {
+        let (file, bytes) = text.strip_suffix(REFUSED)?.strip_suffix(" bytes")?.rsplit_once(": ")?;
+        let bytes = bytes.parse().ok()?;
+        let (path, number) = match file.rsplit_once(" (inode ") {
+            Some((path, number)) => (Some(unprintable(path)?), number.strip_suffix(')')?),
+            None => (None, file.strip_prefix("inode ")?.strip_suffix(NAMELESS)?),
+        };
+        Some(RefusedFile { ino: Ino(number.parse().ok()?), path, bytes })
+    }
+}
+
+/// A file by its path, or by its number if it has none.
+#[must_use]
+pub fn named(ino: Ino, path: Option<&[u8]>) -> String {
+    path.map_or_else(|| nameless(ino), printable)
+}
+
+fn nameless(ino: Ino) -> String {
+    format!("inode {ino}{NAMELESS}")
 }
 
 fn path(homes: &HashMap<Ino, (Ino, Vec<u8>)>, ino: Ino) -> Option<Vec<u8>> {
@@ -96,6 +128,38 @@ pub fn printable(path: &[u8]) -> String {
     text
 }
 
+/// The path that `printable` made a text of; `None` if it made no such text.
+fn unprintable(text: &str) -> Option<Vec<u8>> {
+    let (mut path, mut rest) = (Vec::new(), text);
+    while let Some((plain, escape)) = rest.split_once('\\') {
+        path.extend_from_slice(plain.as_bytes());
+        let mut after = escape.chars();
+        let escaped = match after.next()? {
+            'n' => b'\n',
+            't' => b'\t',
+            'r' => b'\r',
+            '\\' => b'\\',
+            'x' => {
+                let (digits, left) = after.as_str().split_at_checked(2)?;
+                after = left.chars();
+                u8::from_str_radix(digits, 16).ok()?
+            }
+            'u' => {
+                let (digits, left) = after.as_str().strip_prefix('{')?.split_once('}')?;
+                let c = char::from_u32(u32::from_str_radix(digits, 16).ok()?)?;
+                path.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes());
+                rest = left;
+                continue;
+            }
+            _ => return None,
+        };
+        path.push(escaped);
+        rest = after.as_str();
+    }
+    path.extend_from_slice(rest.as_bytes());
+    Some(path)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -107,5 +171,23 @@ mod tests {
         assert_eq!(path(&homes, Ino(6)).as_deref(), Some(&b"/a/b\n"[..]));
         assert_eq!((path(&homes, Ino(7)), path(&homes, Ino(9))), (None, None));
         assert_eq!(printable(b"/a/b\n\xff"), "/a/b\\n\\xff");
+    }
+
+    #[test]
+    fn a_refused_file_is_read_back_whatever_its_path_is() {
+        let read = |path: Option<&[u8]>| {
+            let file = RefusedFile { ino: Ino(7), path: path.map(<[u8]>::to_vec), bytes: 5 };
+            assert_eq!(RefusedFile::read(&file.to_string()), Some(file.clone()), "{file}");
+            file.to_string()
+        };
+        assert_eq!(read(Some(b"/a b")), "/a b (inode 7): 5 bytes were refused");
+        assert_eq!(read(None), "inode 7, which has no name: 5 bytes were refused");
+        for path in ["/a\\n\n\t\r\x7f\u{85}'\"ü", "/a (inode 9): 3 bytes were refused"] {
+            read(Some(path.as_bytes()));
+        }
+        read(Some(b"/\xff\xc3\x01"));
+        for line in ["/a", "/a (inode 7)", "inode 7, which has no name", "/\\q (inode 7): 5 bytes were refused"] {
+            assert_eq!(RefusedFile::read(line), None, "{line}");
+        }
     }
 }

@@ -4,10 +4,9 @@
 //! `unsaved` and `scrub` and the mount's own in `metrics`, which is Prometheus text exposition. `stats.json` has every number.
 //! Called by: `storage`. On failure: the vault's.
 
-use super::paths::{paths_of, printable, refused_files};
+use super::paths::{named, paths_of, refused_files};
 use super::{FileSystem, FsFault, OpKind};
 use crate::base::histogram::{EDGES_US, Histogram, Snapshot};
-use crate::base::id::Ino;
 use crate::base::limits;
 use crate::base::world::Time;
 use crate::vault::Line;
@@ -330,16 +329,8 @@ impl FileSystem {
 
 /// A line with the path of each file that has changes which are not safe yet, or lacks bytes that were refused.
 fn unsaved(vault: &Vault) -> String {
-    let line = |(ino, path): (Ino, Option<Vec<u8>>)| match path {
-        Some(path) => format!("{}\n", printable(&path)),
-        None => format!("inode {}, which has no name\n", ino.0),
-    };
-    let unsaved = paths_of(vault, &vault.unsaved()).into_iter().map(line);
-    let refused = refused_files(vault).into_iter().map(|file| {
-        let (name, ino, bytes) = (file.name(), file.ino, file.bytes);
-        format!("{name} (inode {ino}): {bytes} bytes were refused\n")
-    });
-    unsaved.chain(refused).collect()
+    let unsaved = paths_of(vault, &vault.unsaved()).into_iter().map(|(ino, path)| named(ino, path.as_deref()) + "\n");
+    unsaved.chain(refused_files(vault).iter().map(|file| format!("{file}\n"))).collect()
 }
 
 /// Prometheus text exposition, in which every sample names the vault and the mountpoint: the files of several mounts may

@@ -115,11 +115,9 @@ impl Asker {
     pub(super) fn report_refused(&self, files: &[(Ino, u64)]) {
         let vault = self.0.vault();
         for file in fs::with_paths(vault, files) {
-            let (name, ino, bytes) = (file.name(), file.ino, file.bytes);
             let text = format!(
-                "{name} (inode {ino}): {bytes} bytes that programs had written were held for the deadline and then refused, \
-                 since there was no room or the backing directory failed: the file lacks them. Its fsync says so; write \
-                 them again."
+                "{file} after they had been held for the deadline, since there was no room or the backing directory failed: \
+                 the file lacks them. Its fsync says so; write them again."
             );
             vault.stats().error(vault.world().now(), text);
         }

@@ -56,7 +56,7 @@ impl Log {
         if s.progress.has_given_up() {
             return self.end();
         }
-        s.stats.error(s.world.now(), format!("{}: {}", trouble.place.name(), trouble.why));
+        s.stats.error(s.world.now(), trouble.to_string());
         s.stats.segments_abandoned.add(1);
         self.hear_the_verifier_out(trouble);
         // It may have met worse.
@@ -84,7 +84,7 @@ impl Log {
                 self.restart(place);
             }
             None => {
-                s.nowhere(&trouble.why, trouble.kind == Kind::Full);
+                s.nowhere(&trouble.to_string(), trouble.kind == Kind::Full);
                 // Longer each time that a place took a test write and then not the rest.
                 self.probe_pause = (self.probe_pause * 2).clamp(PROBE_FIRST, PROBE_MOST);
                 let until = s.world.elapsed() + self.probe_pause;

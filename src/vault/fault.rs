@@ -121,6 +121,17 @@ impl fmt::Display for VaultFault {
     }
 }
 
+impl VaultFault {
+    /// What happened, for a text that says by itself where it was, or that writing stopped.
+    pub(super) fn cause(&self) -> String {
+        match self {
+            VaultFault::Backing(e) => e.to_string(),
+            VaultFault::Failed(why) => why.to_string(),
+            other => other.to_string(),
+        }
+    }
+}
+
 impl std::error::Error for VaultFault {}
 
 impl From<io::Error> for VaultFault {
@@ -352,6 +363,16 @@ impl From<HeaderFault> for OpenFault {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cause_names_no_place_for_whoever_names_it() {
+        let eio = io::Error::from_raw_os_error(libc::EIO);
+        let text = eio.to_string();
+        let fault = VaultFault::from(eio);
+        assert_eq!((fault.cause(), fault.to_string()), (text.clone(), format!("backing directory: {text}")));
+        let stopped = VaultFault::Failed("x".into());
+        assert_eq!((stopped.cause().as_str(), stopped.to_string().as_str()), ("x", "writing stopped: x"));
+    }
 
     #[test]
     fn an_error_of_the_disk_stays_one_with_its_number_whatever_it_passes_through() {

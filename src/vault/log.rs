@@ -228,7 +228,7 @@ impl Log {
     /// A fault while writing, as trouble.
     pub(super) fn trouble(&self, fault: &VaultFault) -> Trouble {
         let kind = trouble::kind_of_fault(fault);
-        Trouble { generation: self.generation, place: self.shared.place(), kind, why: fault.to_string().into() }
+        Trouble { generation: self.generation, place: self.shared.place(), kind, why: fault.cause().into() }
     }
 
     /// The same as `time_to_cut`; but before going home, what was cut must come to rest.
@@ -360,7 +360,7 @@ impl Log {
             Err(fault) => {
                 let (id, at) = (w.segment.context.id, w.position);
                 let mut trouble = self.trouble(&fault);
-                trouble.why = format!("segment {id}, byte {at}: {fault}").into();
+                trouble.why = format!("segment {id}, byte {at}: {}", fault.cause()).into();
                 Err(trouble)
             }
         }

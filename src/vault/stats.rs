@@ -10,6 +10,13 @@ use crate::base::lock::Held;
 use crate::base::world::Time;
 use std::collections::VecDeque;
 use std::sync::Mutex;
+use std::time::Duration;
+
+/// An error is counted in one line with an earlier one if it is among so many of the newest lines: faults come in turns, as where a
+/// disk fails and several threads try it again.
+const JOINED_LINES: usize = 8;
+/// An error that comes again is logged again after so long.
+const LOG_AGAIN: Duration = Duration::from_secs(60);
 
 /// Counters and latencies of the vault's own work.
 #[derive(Debug, Default)]
@@ -107,8 +114,10 @@ pub struct Line {
     pub at: Time,
     /// What; never a name, a key or plaintext.
     pub text: String,
-    /// How often the same text came again at once, and when last.
+    /// How often the same text came again while it was among the newest lines, and when last.
     pub repeats: Option<Repeats>,
+    /// When it was last logged.
+    logged: Time,
 }
 
 /// Repetitions of one line.
@@ -124,7 +133,7 @@ impl Line {
     /// A line that came once.
     #[must_use]
     pub fn new(at: Time, text: String) -> Line {
-        Line { at, text, repeats: None }
+        Line { at, text, repeats: None, logged: at }
     }
 
     /// How often it came.
@@ -147,12 +156,23 @@ fn push(lines: &mut VecDeque<Line>, line: Line) {
     lines.push_back(line);
 }
 
-/// Adds a line; one with the text of the line before it is counted there instead.
-fn push_or_count(lines: &mut VecDeque<Line>, at: Time, text: String) {
-    match lines.back_mut() {
-        Some(newest) if newest.text == text => newest.repeats = Some(Repeats { count: newest.times(), last: at }),
-        _ => push(lines, Line::new(at, text)),
+/// Adds a line, or counts it where one of the newest lines has the same text, which is then the newest. Returns what is to be logged.
+fn push_or_count(lines: &mut VecDeque<Line>, at: Time, text: String) -> Option<String> {
+    let newest = lines.len().saturating_sub(JOINED_LINES)..lines.len();
+    let Some(place) = newest.rev().find(|&place| lines[place].text == text) else {
+        push(lines, Line::new(at, text.clone()));
+        return Some(text);
+    };
+    let mut line = lines.remove(place)?;
+    line.repeats = Some(Repeats { count: line.times(), last: at });
+    // A clock that was set back must not keep it out of the log.
+    let is_due = line.logged.seconds.abs_diff(at.seconds) >= LOG_AGAIN.as_secs();
+    let logged = is_due.then(|| format!("{text} ({} times)", line.times()));
+    if is_due {
+        line.logged = at;
     }
+    lines.push_back(line);
+    logged
 }
 
 impl Stats {
@@ -209,10 +229,12 @@ impl Stats {
         lines.into_iter().for_each(|l| push(&mut self.history.held(), l));
     }
 
-    /// Notes an error for `/.storage/errors`, and logs it.
+    /// Notes an error for `/.storage/errors`, and logs it; one that comes again and again, once a minute.
     pub fn error(&self, at: Time, text: String) {
-        log::error!("{text}");
-        push_or_count(&mut self.errors.held(), at, text);
+        let logged = push_or_count(&mut self.errors.held(), at, text);
+        if let Some(text) = logged {
+            log::error!("{text}");
+        }
     }
     /// Notes a change of state for `/.storage/history`.
     pub fn event(&self, at: Time, text: String) {
@@ -237,16 +259,37 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_error_that_comes_again_at_once_is_counted() {
+    fn errors_that_come_in_turns_are_counted_in_one_line_each() {
         let (stats, at) = (Stats::default(), |seconds| Time { seconds, nanos: 0 });
-        for (second, text) in [(1, "a"), (2, "a"), (3, "a"), (4, "b"), (5, "a")] {
+        for (second, text) in [(1, "a"), (2, "a"), (3, "b"), (4, "a"), (5, "b")] {
             stats.error(at(second), text.to_owned());
             stats.event(at(second), text.to_owned());
         }
-        let errors = stats.errors();
-        let told: Vec<_> = errors.iter().map(|l| (l.text.as_str(), l.times(), l.at, l.last())).collect();
-        assert_eq!(told, [("a", 3, at(1), at(3)), ("b", 1, at(4), at(4)), ("a", 1, at(5), at(5))]);
+        let told = || {
+            let errors = stats.errors();
+            errors.into_iter().map(|l| (l.text.clone(), l.times(), l.at, l.last())).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            told(),
+            [("a".to_owned(), 3, at(1), at(4)), ("b".to_owned(), 2, at(3), at(5))],
+            "the newest is last"
+        );
         assert_eq!(stats.error_count(), 5);
         assert_eq!(stats.history().len(), 5, "a state that comes again is a change");
+        (0..JOINED_LINES).for_each(|n| stats.error(at(6), n.to_string()));
+        stats.error(at(7), "a".to_owned());
+        assert_eq!(told().last(), Some(&("a".to_owned(), 1, at(7), at(7))), "many others came between");
+    }
+
+    #[test]
+    fn an_error_that_comes_again_and_again_is_logged_once_a_minute() {
+        let (mut lines, at) = (VecDeque::new(), |seconds| Time { seconds, nanos: 0 });
+        let mut log = |second: i64, text: &str| push_or_count(&mut lines, at(second), text.to_owned());
+        assert_eq!(log(0, "a").as_deref(), Some("a"));
+        assert_eq!((log(1, "a"), log(59, "a")), (None, None));
+        assert_eq!(log(2, "b").as_deref(), Some("b"));
+        assert_eq!(log(60, "a").as_deref(), Some("a (4 times)"));
+        assert_eq!(log(119, "a"), None);
+        assert_eq!(log(-1000, "a").as_deref(), Some("a (6 times)"), "the clock was set back");
     }
 }

@@ -6,6 +6,7 @@
 
 use super::VaultFault;
 use super::place::Place;
+use std::fmt;
 use std::io;
 use std::sync::Arc;
 
@@ -33,8 +34,14 @@ pub struct Trouble {
     pub place: Place,
     /// What.
     pub kind: Kind,
-    /// A sentence.
+    /// A sentence that does not name the place.
     pub why: Arc<str>,
+}
+
+impl fmt::Display for Trouble {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.place.name(), self.why)
+    }
 }
 
 /// How an I/O error is to be taken. A quota of the backing filesystem, or a file that it lets grow no further, is a lack
