@@ -176,7 +176,9 @@ impl Witness {
 
     /// The one of a mount whose daemon takes no requests any more; it may still be closing the vault.
     pub fn of_cut_off(mount: &Mount) -> Option<Witness> {
-        Witness::all(&mount.device, mount.owner.map(|(uid, _)| uid)).next()
+        let mut all = Witness::all(&mount.device, mount.owner.map(|(uid, _)| uid));
+        // Another mount may have had the device number before; its daemon may still be closing.
+        all.find(|witness| witness.mountpoint == mount.mountpoint)
     }
 
     /// The one of a mount that is gone from its place, whose daemon still has to end.
@@ -379,6 +381,9 @@ mod tests {
         speaker.closing();
         assert_eq!(early.stage(LONG), Stage::Closing);
         assert!(Witness::of(&mine).is_none(), "the next mount may have this device number by now");
+        // Nor is this word that of the next mount, if that one's daemon was killed.
+        assert!(Witness::of_cut_off(&mine).is_none(), "it is mounted at another place");
+        assert!(Witness::of_cut_off(&Mount { mountpoint: "/a place".into(), ..mine.clone() }).is_some());
         let mut late = Witness::left_behind(Path::new("/a place")).expect("it is not over");
         // It may have heard so when it connected, and then there is no news to wait for.
         assert!((0..6000).any(|_| late.stage(Duration::from_millis(10)) == Stage::Closing));
