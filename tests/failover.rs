@@ -648,3 +648,40 @@ fn a_disk_that_was_unplugged_and_comes_back_takes_the_log_again() {
     }
     again.close().unwrap();
 }
+
+#[test]
+fn segments_that_another_program_removes_from_the_emergency_directory_are_written_again() {
+    let pair = Pair::new();
+    let vault = pair.open();
+    let data = noise(3, 300_000);
+    write(&vault, 10, 0, &data).unwrap();
+    vault.sync_wait().unwrap();
+    pair.fail_home(libc::EIO);
+    write(&vault, 11, 0, &data).unwrap();
+    vault.sync_wait().unwrap();
+    assert_eq!(vault.state(), State::Backup);
+    let remove_all = || {
+        for name in pair.away.list("segments").unwrap() {
+            pair.away.remove(&format!("segments/{name}")).unwrap();
+        }
+    };
+    remove_all();
+    write(&vault, 12, 0, &data).unwrap();
+    vault.sync_wait().unwrap();
+    assert!(read(&pair.cut().open(), 12, data.len()) == data, "synced after the removal");
+    let is_restored = || vault.stats().errors().iter().any(|l| l.text.contains("written again from the open file"));
+    pair.wait(&vault, "writing it again", is_restored);
+    let cut = pair.cut().open();
+    assert!(read(&cut, 11, data.len()) == data && read(&cut, 12, data.len()) == data);
+    // With nothing written since, closing is what notices.
+    remove_all();
+    let _ = vault.close();
+    drop(vault);
+    pair.home.lift_all();
+    let vault = pair.open();
+    pair.wait(&vault, "coming home", || pair.segments_away() == 0 && vault.state() != State::Recovering);
+    for ino in 10..13 {
+        assert!(read(&vault, ino, data.len()) == data, "file {ino}: {:?}", vault.stats().errors());
+    }
+    vault.close().unwrap();
+}

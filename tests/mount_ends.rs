@@ -13,7 +13,7 @@ use common::disk::Disk;
 use common::inject::{EIO, Injection};
 use common::{TestVault, eventually, needs_root, output, run, strongroom};
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
 use std::process::{Child, ChildStderr, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -172,8 +172,16 @@ fn a_vault_that_is_removed_or_replaced_is_12() {
         } else {
             fs::remove_dir_all(&v.vault).unwrap();
         }
-        write_synced(&v.path("file"), b"more data");
-        says(&umount(&v, &[]), FLUSH_FAILED, &["unmounted, but not everything could be brought to rest"]);
+        let file = File::create(v.path("file")).unwrap();
+        (&file).write_all(b"more data").unwrap();
+        let refused = file.sync_all().expect_err("the next mount would not find it");
+        assert_eq!(refused.raw_os_error(), Some(libc::EIO));
+        drop(file);
+        says(&umount(&v, &[]), FLUSH_FAILED, &["it stays mounted"]);
+        let errors = v.storage("errors");
+        assert!(errors.contains("was removed or replaced by another program"), "{errors}");
+        assert_eq!(errors.contains("another directory lies there now"), replaced, "{errors}");
+        says(&umount(&v, &["--discard", "--yes"]), DISCARDED, &["what could not be saved is given up"]);
         ends(pid);
     }
 }

@@ -694,3 +694,55 @@ fn while_the_disk_hangs_under_many_writers_everybody_else_is_answered() {
     v.umount();
     v.check();
 }
+
+fn remove_all(dir: &Path) {
+    for entry in fs::read_dir(dir).unwrap().flatten() {
+        fs::remove_file(entry.path()).unwrap();
+    }
+}
+
+#[test]
+fn segments_that_another_program_removes_below_a_mount_are_written_again_or_named() {
+    let v = TestVault::init();
+    v.mount();
+    let segments = v.vault.join("segments");
+    let data = vec![b'd'; 1_000_000];
+    write_synced(&v.path("before"), &data).unwrap();
+    remove_all(&segments);
+    write_synced(&v.path("after"), &data).unwrap();
+    let errors = || v.storage("errors");
+    assert!(errors().contains("was removed or replaced by another program"), "{}", errors());
+    eventually("written again", HEALING, || errors().contains("was written again from the open file"));
+    // All that was acknowledged is on the disk, wherever it lay.
+    v.kill9();
+    v.mount();
+    for name in ["before", "after"] {
+        assert!(fs::read(v.path(name)).unwrap() == data, "{name}");
+    }
+    v.umount();
+    v.check();
+    // Of what is not open, there is nothing to write it again from.
+    v.mount();
+    remove_all(&segments);
+    write_synced(&v.path("later"), &data).unwrap();
+    let out = output(Command::new(strongroom()).arg("umount").arg(&v.mnt));
+    let said = String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.code() == Some(12) && said.contains("segments/0000000000000001"), "{:?}: {said}", out.status);
+    v.mount();
+    let errors = v.storage("errors");
+    assert!(errors.contains("missing from the vault") && errors.contains("segments/0000000000000001"), "{errors}");
+    assert!(fs::read(v.path("later")).unwrap() == data && fs::read(v.path("before")).is_err());
+    v.umount();
+    assert_eq!(checked(&v), Some(9));
+}
+
+/// The code of `check`.
+fn checked(v: &TestVault) -> Option<i32> {
+    let mut check = Command::new(strongroom());
+    check
+        .env("STRONGROOM_STATE_DIR", v.outside("state"))
+        .args(["check", "--password-file"])
+        .arg(&v.password)
+        .arg(&v.vault);
+    output(&mut check).status.code()
+}

@@ -9,7 +9,7 @@ use held::{Call, Gate, HeldDisk};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use strongroom::backing::{Backing, Cache, Effect, Fault, Kind, MemoryBacking, Open};
 use strongroom::base::choice::Compression;
 use strongroom::base::id::Ino;
@@ -773,4 +773,113 @@ fn a_disk_that_does_not_say_how_much_room_it_has_is_not_full() {
     assert_eq!(vault.usage().backing, None);
     assert_eq!(read(&vault, 10, 0, data.len()), data);
     vault.close().expect("all is written");
+}
+
+fn segments(disk: &MemoryBacking) -> Vec<String> {
+    let names = disk.list("segments").expect("a vault has this directory");
+    names.into_iter().map(|name| format!("segments/{name}")).collect()
+}
+
+fn has_error(vault: &Vault, words: &str) -> bool {
+    vault.stats().errors().iter().any(|line| line.text.contains(words))
+}
+
+/// Waits until an error line has these words.
+fn await_error(vault: &Vault, words: &str) {
+    let began = Instant::now();
+    while !has_error(vault, words) {
+        assert!(began.elapsed() < Duration::from_secs(30), "no error says {words}: {:?}", vault.stats().errors());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn a_segment_that_another_program_removes_is_written_again_and_what_comes_later_lies_elsewhere() {
+    let disk = MemoryBacking::default();
+    fresh(&disk);
+    let vault = opened(&disk, &OpenOptions::default());
+    let (before, after) = (noise(300_000), noise(500_000));
+    write(&vault, 5, 0, &before);
+    vault.sync_wait().unwrap();
+    for name in segments(&disk) {
+        disk.remove(&name).unwrap();
+    }
+    write(&vault, 6, 0, &after);
+    vault.sync_wait().expect("another segment takes it");
+    // What a power cut leaves now has all that was acknowledged after the removal.
+    let cut = opened(&disk.crash(|_, _| false), &OpenOptions::default());
+    assert_eq!(read(&cut, 6, 0, after.len()), after, "synced after the removal");
+    assert!(has_error(&vault, "was removed or replaced by another program"), "{:?}", vault.stats().errors());
+    await_error(&vault, "it was written again from the open file");
+    assert_eq!((read(&vault, 5, 0, before.len()), read(&vault, 6, 0, after.len())), (before.clone(), after.clone()));
+    vault.close().expect("all of it is there");
+    drop(vault);
+    let vault = opened(&disk, &OpenOptions::default());
+    assert_eq!((read(&vault, 5, 0, before.len()), read(&vault, 6, 0, after.len())), (before, after));
+    assert!(vault.stats().errors().iter().all(|line| !line.text.contains("missing")));
+    vault.close().unwrap();
+}
+
+#[test]
+fn a_segment_that_is_renamed_or_replaced_is_noticed_by_the_next_checkpoint() {
+    for replaced in [false, true] {
+        let disk = MemoryBacking::default();
+        fresh(&disk);
+        let vault = opened(&disk, &OpenOptions::default());
+        let (before, after) = (noise(300_000), noise(500_000));
+        write(&vault, 5, 0, &before);
+        vault.sync_wait().unwrap();
+        let name = &segments(&disk)[0];
+        disk.rename(name, "segments/elsewhere").unwrap();
+        if replaced {
+            disk.open(name, Open::Create, Cache::Buffered).unwrap().write_all_at(b"another file", 0).unwrap();
+        }
+        write(&vault, 6, 0, &after);
+        vault.checkpoint().unwrap();
+        assert!(has_error(&vault, "was removed or replaced by another program"), "{:?}", vault.stats().errors());
+        await_error(&vault, "it was written again from the open file");
+        vault.close().expect("all of it is there");
+        drop(vault);
+        let vault = opened(&disk, &OpenOptions::default());
+        assert_eq!(read(&vault, 6, 0, after.len()), after);
+        assert_eq!(read(&vault, 5, 0, before.len()), before);
+        vault.close().unwrap();
+    }
+}
+
+#[test]
+fn a_removed_segment_that_nobody_has_open_makes_closing_fail_until_its_file_is_back() {
+    let disk = MemoryBacking::default();
+    fresh(&disk);
+    let vault = opened(&disk, &OpenOptions::default());
+    let data = noise(300_000);
+    write(&vault, 5, 0, &data);
+    vault.close().unwrap();
+    drop(vault);
+    let (name, elsewhere) = (segments(&disk).remove(0), "elsewhere");
+    // Removed and put back while the vault is open.
+    let vault = opened(&disk, &OpenOptions::default());
+    disk.rename(&name, elsewhere).unwrap();
+    vault.checkpoint().unwrap();
+    await_error(&vault, "cannot be written again");
+    write(&vault, 6, 0, b"later");
+    vault.sync_wait().unwrap();
+    disk.rename(elsewhere, &name).unwrap();
+    vault.close().expect("it is back");
+    drop(vault);
+    // Removed for good.
+    let vault = opened(&disk, &OpenOptions::default());
+    assert_eq!(read(&vault, 6, 0, 5), b"later");
+    drop(vault);
+    let vault = opened(&disk, &OpenOptions::default());
+    disk.remove(&name).unwrap();
+    let fault = vault.close().unwrap_err();
+    assert!(matches!(&fault, VaultFault::SegmentsLost(lost) if lost.len() == 1), "{fault}");
+    assert!(fault.to_string().contains(&name), "{fault}");
+    drop(vault);
+    // The next mount reports it, and does not count it as its own loss.
+    let vault = opened(&disk, &OpenOptions::default());
+    assert!(has_error(&vault, "missing from the vault"), "{:?}", vault.stats().errors());
+    assert_eq!(read(&vault, 6, 0, 5), b"later");
+    vault.close().expect("nothing was lost in this mount");
 }

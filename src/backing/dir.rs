@@ -327,6 +327,15 @@ impl BackingFile for DirFile {
         Ok(self.file.metadata()?.blocks() * 512)
     }
 
+    fn links(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.nlink())
+    }
+
+    fn identity(&self) -> io::Result<Option<(u64, u64)>> {
+        let meta = self.file.metadata()?;
+        Ok(Some((meta.dev(), meta.ino())))
+    }
+
     fn is_direct(&self) -> bool {
         self.directness.is_direct()
     }

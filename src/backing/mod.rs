@@ -106,6 +106,14 @@ pub trait BackingFile: Send + Sync {
     fn taken_bytes(&self) -> io::Result<u64> {
         self.len()
     }
+    /// Number of names that lead to the file (hard links): 0 once somebody has removed it. 1 where nobody else can.
+    fn links(&self) -> io::Result<u64> {
+        Ok(1)
+    }
+    /// Device and inode number, which tell this file from every other that is open; `None` where there are none.
+    fn identity(&self) -> io::Result<Option<(u64, u64)>> {
+        Ok(None)
+    }
     /// Whether reads and writes go past the page cache.
     fn is_direct(&self) -> bool;
 }

@@ -117,7 +117,9 @@ fn judge(
     refused: &[RefusedFile],
     is_away: bool,
 ) -> LastWord {
-    if !names.is_empty() || !refused.is_empty() || result.is_err() && !is_away {
+    // A segment that is gone is gone wherever the rest lies.
+    let is_lost = matches!(result, Err(VaultFault::SegmentsLost(_))) || result.is_err() && !is_away;
+    if !names.is_empty() || !refused.is_empty() || is_lost {
         let fault = result.err().map(|fault| format!("not everything could be brought to rest: {fault}"));
         let lines = fault.into_iter().chain(not_saved(names)).chain(not_taken(refused));
         return LastWord { exit: Exit::FlushFailed, lines: lines.collect() };

@@ -170,6 +170,7 @@ fn outcome(fault: &VaultFault) -> Outcome {
         | VaultFault::Stopped(_)
         | VaultFault::Failed(_)
         | VaultFault::Unfinished(_)
+        | VaultFault::SegmentsLost(_)
         | VaultFault::Panicked => Outcome::Broken,
     }
 }

@@ -13,7 +13,7 @@ use super::snapshot_keeper::Keeper;
 use super::state::{Event, State};
 use super::step::Actor;
 use super::writer::is_full;
-use super::{VaultFault, home, reserve_bytes, root, totals};
+use super::{VaultFault, home, presence, reserve_bytes, root, totals};
 use crate::backing::{BackingFile, Cache, Open};
 use crate::base::id::SegmentId;
 use crate::base::limits::{ALLOCATE_STEP_BYTES, BLOCK_BYTES, SEGMENT_BYTES, SPARE_INODES};
@@ -142,6 +142,7 @@ impl Housekeeper {
                 shared.stats.checkpoint.record(shared.world.elapsed().saturating_sub(began));
                 shared.log_since_checkpoint.store(0, Relaxed);
                 punch(&shared, std::mem::take(&mut self.dead));
+                presence::look(&shared);
                 self.snapshots.after_checkpoint(&shared, &Covered { position, counters, replay_from });
             }
             Err(e) => {
@@ -162,6 +163,9 @@ impl Housekeeper {
             self.ticked = now;
             // Wherever the log lies.
             self.pressure.mind(&shared);
+            if shared.segments.needs_look() {
+                presence::look(&shared);
+            }
         }
         self.mind_room(now);
         if shared.away.load(SeqCst) {

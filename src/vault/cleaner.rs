@@ -370,7 +370,9 @@ impl Cleaner {
                 // A crash must not leave a checkpoint that knows a segment that is not there.
                 None if shared.index.stored(&k)?.is_none() => {
                     let taken = taken_bytes(shared, id)?;
+                    shared.segments.forget_removed(id);
                     remove_if_there(&*shared.backing, &path(id))?;
+                    // A reader may have opened it meanwhile.
                     shared.segments.forget(id);
                     shared.stats.segments_removed.add(1);
                     shared.stats.removed_bytes.add(taken);

@@ -55,8 +55,11 @@ impl Log {
             return Err(self.trouble(&VaultFault::Failed("a commit was written to no segment".into())));
         };
         let (replay_from, end_bytes) = (w.segment.context.id, w.position);
+        let by_path = wants_checkpoint && w.is_comparable;
         self.written.push((Arc::clone(&w.segment), None));
-        let mut flush = Flush::of(std::mem::take(&mut self.written), self.generation, s.place());
+        let left = self.left.iter().map(|(_, segment)| Arc::clone(segment)).collect();
+        let written = std::mem::take(&mut self.written);
+        let mut flush = Flush::of(written, self.generation, s.place()).and_names_of(left, by_path);
         let flushed = Arc::clone(&flush.outcome);
         // Where a flush has a deadline, another thread runs it: this one must be able to turn away from it.
         if urgent && !self.shared.places.has(Place::Emergency) {

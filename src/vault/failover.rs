@@ -122,7 +122,7 @@ impl Log {
         for segment in written.chain(last) {
             let id = segment.context.id;
             if id > self.durable_segment {
-                s.segments.forget(id);
+                s.segments.forget_removed(id);
                 // Void all the same, if it stays.
                 let removed = s.places.of(s.place()).and_then(|backing| remove_if_there(&*backing, &path(id)));
                 if removed.is_ok() {
@@ -132,6 +132,7 @@ impl Log {
                 let _ = segment.file.set_len(self.durable_end);
             }
         }
+        self.left.clear();
         for (_, job) in std::mem::take(&mut self.early) {
             self.consume(job);
         }

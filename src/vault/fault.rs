@@ -7,10 +7,13 @@ use crate::base::id::{Generation, Ino, KeyNumber, SegmentId, VaultId};
 use crate::format::Malformed;
 use crate::index::IndexFault;
 use crate::seal::HeaderFault;
-use crate::segment::Unreadable;
+use crate::segment::{Unreadable, path};
 use std::fmt;
 use std::io;
 use std::sync::Arc;
+
+/// Most segments that one sentence names.
+const SEGMENTS_NAMED_MAX: usize = 10;
 
 /// A refusal or failure of the vault.
 #[derive(Debug, Clone)]
@@ -51,6 +54,8 @@ pub enum VaultFault {
     Stopped(Arc<str>),
     /// An earlier write failed for good: nothing more is acknowledged until the vault is mounted again.
     Failed(Arc<str>),
+    /// Another program removed these segments while the vault was open, and they could not be written again.
+    SegmentsLost(Arc<[SegmentId]>),
     /// The vault is mounted for reading only.
     ReadOnly,
     /// The vault is being closed.
@@ -96,6 +101,16 @@ impl fmt::Display for HeaderRefused {
     }
 }
 
+/// The paths of segments in the vault, for people; the rest of many is counted.
+pub fn names_of(segments: &[SegmentId]) -> String {
+    let mut names: Vec<String> = segments.iter().take(SEGMENTS_NAMED_MAX).map(|id| path(*id)).collect();
+    let more = segments.len() - names.len();
+    if more > 0 {
+        names.push(format!("{more} more segments"));
+    }
+    names.join(", ")
+}
+
 impl fmt::Display for VaultFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -114,6 +129,14 @@ impl fmt::Display for VaultFault {
             VaultFault::Panicked => f.write_str("the operation panicked; this is a fault of strongroom"),
             VaultFault::Backing(e) => write!(f, "backing directory: {e}"),
             VaultFault::Stopped(why) | VaultFault::Failed(why) => write!(f, "writing stopped: {why}"),
+            VaultFault::SegmentsLost(segments) => {
+                let names = names_of(segments);
+                write!(
+                    f,
+                    "another program removed {names} of the vault while it was mounted: the data in there is lost. \
+                     Restore the files that strongroom check names"
+                )
+            }
             VaultFault::ReadOnly => f.write_str("the vault is mounted for reading only"),
             VaultFault::Closed => f.write_str("the vault is being closed"),
             VaultFault::Header(why) => write!(f, "the header is refused: {why}"),
@@ -320,6 +343,7 @@ impl From<VaultFault> for OpenFault {
             | VaultFault::Closed
             | VaultFault::Header(_)
             | VaultFault::Unfinished(_)
+            | VaultFault::SegmentsLost(_)
             | VaultFault::Panicked => OpenFault::Backing(io::Error::other(fault.to_string())),
         }
     }

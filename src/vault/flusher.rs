@@ -1,7 +1,7 @@
 //! Flushes the device for commits that no one waits for, while the log goes on writing.
 //!
 //! Promise (I6): an outcome is set once, by whoever ran the flush, and only after every segment written since the last one
-//! was synced. A failed flush is never tried again on the same file: its outcome is the failure, for good; so is one that
+//! was synced and found to have its name still. A failed flush is never tried again on the same file: its outcome is the failure, for good; so is one that
 //! was not over within its deadline, whatever comes of it later (`outcome`).
 //! Called by: its own thread, fed by `log`; by `log` itself where an fsync waits. `log` and `verifier` wait for outcomes.
 //! On failure: the trouble, to all who wait.
@@ -12,6 +12,7 @@ use super::segments::OpenSegment;
 use super::shared::Shared;
 use super::step::Actor;
 use super::trouble::{Kind, Trouble, kind_of};
+use crate::segment::path;
 use crossbeam_channel::{Receiver, Sender};
 use std::sync::Arc;
 use std::time::Instant;
@@ -22,6 +23,10 @@ pub type Flushed = Outcome<Trouble>;
 /// A flush to be run.
 pub struct Flush {
     segments: Vec<(Arc<OpenSegment>, Option<u64>)>,
+    /// Segments flushed before that hold data of this commit.
+    left: Vec<Arc<OpenSegment>>,
+    /// Whether names are looked up by their path.
+    by_path: bool,
     generation: u64,
     place: Place,
     /// How it ended.
@@ -31,7 +36,15 @@ pub struct Flush {
 impl Flush {
     /// Of these segments; those with a length are full and are cut to it.
     pub fn of(segments: Vec<(Arc<OpenSegment>, Option<u64>)>, generation: u64, place: Place) -> Flush {
-        Flush { segments, generation, place, outcome: Arc::default() }
+        Flush { segments, left: Vec::new(), by_path: false, generation, place, outcome: Arc::default() }
+    }
+
+    /// Makes it the flush of a commit that has data in these segments as well. With `by_path`, each name must be found to
+    /// lead to the open file; without, the file must have a name.
+    #[must_use]
+    pub fn and_names_of(mut self, left: Vec<Arc<OpenSegment>>, by_path: bool) -> Flush {
+        (self.left, self.by_path) = (left, by_path);
+        self
     }
 
     /// Runs it.
@@ -48,8 +61,25 @@ impl Flush {
             }
             Ok(())
         };
-        let told = run().map_err(|e: std::io::Error| self.trouble(kind_of(&e), &format!("flushing a segment: {e}")));
-        self.outcome.tell(told);
+        let flushed = run().map_err(|e: std::io::Error| self.trouble(kind_of(&e), &format!("flushing a segment: {e}")));
+        self.outcome.tell(flushed.and_then(|()| self.find_names(shared)));
+    }
+
+    /// Refuses a commit in a file that the next mount would not find: another program may have removed it.
+    fn find_names(&self, shared: &Shared) -> Result<(), Trouble> {
+        let mut all = self.segments.iter().map(|(segment, _)| segment).chain(&self.left);
+        match all.find(|segment| !segment.keeps_name(|| shared.places.of(self.place), self.by_path)) {
+            None => Ok(()),
+            Some(segment) => {
+                let name = path(segment.context.id);
+                shared.segments.suspect(segment.context.id);
+                let why = format!(
+                    "{name} was removed or replaced by another program while the vault is mounted; \
+                     what is not durable yet is written to a new segment"
+                );
+                Err(self.trouble(Kind::Failed, &why))
+            }
+        }
     }
 
     fn trouble(&self, kind: Kind, why: &str) -> Trouble {

@@ -8,7 +8,7 @@
 
 use super::place::{Place, remove_if_there};
 use super::shared::Shared;
-use crate::backing::{AlignedBuf, Backing, Cache, Open};
+use crate::backing::{AlignedBuf, Backing, BackingFile, Cache, Open};
 use crate::base::limits::{BLOCK_BYTES, GROUP_BYTES_MAX};
 use crate::format::group::HEADER_BYTES;
 use crate::segment::path;
@@ -60,9 +60,13 @@ fn refuse_another(from: &dyn Backing, to: &dyn Backing, name: &str) -> io::Resul
 }
 
 fn copy(from: &dyn Backing, to: &dyn Backing, name: &str) -> io::Result<()> {
+    copy_file(&*from.open(name, Open::Read, Cache::Direct)?, to, name)
+}
+
+/// Copies an open segment to a name in a directory: flushed, read back from the device and compared before it has the name.
+pub fn copy_file(source: &dyn BackingFile, to: &dyn Backing, name: &str) -> io::Result<()> {
     let temporary = format!("{name}.new");
     remove_if_there(to, &temporary)?;
-    let source = from.open(name, Open::Read, Cache::Direct)?;
     let target = to.open(&temporary, Open::Create, Cache::Direct)?;
     let len = source.len()?;
     let (mut out, mut back) = (AlignedBuf::with_capacity(GROUP_BYTES_MAX), AlignedBuf::with_capacity(GROUP_BYTES_MAX));

@@ -74,6 +74,8 @@ pub struct Log {
     pub(super) restarts: bool,
     /// Segments written to since the last flush; with the length of those that are full.
     pub(super) written: Vec<(Arc<OpenSegment>, Option<u64>)>,
+    /// Segments left for the next one, with the newest batch that may have data in them, until that batch is durable.
+    pub(super) left: Vec<(u64, Arc<OpenSegment>)>,
     /// Batches that were cut and are not yet at rest, oldest first.
     pub(super) cuts: VecDeque<Cut>,
     /// What was tried since a batch last came to rest.
@@ -107,6 +109,7 @@ impl Log {
             frames: 0,
             restarts: false,
             written: Vec::new(),
+            left: Vec::new(),
             cuts: VecDeque::new(),
             tried: super::failover::Tried::default(),
             probe_pause: Duration::ZERO,
@@ -212,6 +215,7 @@ impl Log {
                 "at rest only in order"
             );
         }
+        self.left.retain(|(batch, _)| *batch > durable);
     }
 
     /// Refuses to go on with a generation that has failed.
@@ -322,12 +326,18 @@ impl Log {
         if let Some(old) = self.writer.take() {
             // Its frames may be named by the next commit, which flushes it too.
             self.written.push((Arc::clone(&old.segment), Some(old.position)));
+            // Chunks of every batch up to the one that fills may lie in it.
+            self.left.push((*s.gate.shared(), Arc::clone(&old.segment)));
         }
         if context.id.0 <= s.newest_begun.load(SeqCst) {
             let why = format!("segment {} was to be begun a second time", context.id);
             return Err(self.trouble(&VaultFault::Failed(why.into())));
         }
         let begun = Writer::begin(&s, context, s.place(), self.small_commits);
+        if begun.is_err() && s.place() == Place::Emergency {
+            // Nothing was written to it, and nobody shall look for it.
+            s.places.came_home(context.id);
+        }
         // Begun or not: no other will be begun under this number.
         s.newest_begun.store(context.id.0, SeqCst);
         let writer = begun.map_err(|fault| self.trouble(&fault))?;

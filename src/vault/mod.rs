@@ -37,6 +37,7 @@ mod outcome;
 mod paths;
 mod pin;
 mod place;
+mod presence;
 mod pressure;
 mod progress;
 mod quota;
@@ -539,10 +540,7 @@ impl Vault {
         if flushed.is_err() && !s.progress.is_stopped() && s.batch.held().is_empty() && s.in_flight.held().is_empty() {
             flushed = Ok(());
         }
-        let closed = flushed.and_then(|()| s.progress.check()).and_then(|()| self.store_last());
-        if let Err(fault) = &closed {
-            s.stats.error(s.world.now(), format!("closing: {fault}"));
-        }
+        let closed = presence::close(s, || flushed.and_then(|()| s.progress.check()).and_then(|()| self.store_last()));
         s.happened(state::Event::Close, "");
         match &closed {
             Ok(()) if !self.refused().is_empty() => self.say("failed: bytes of the kernel's cache were refused"),

@@ -372,13 +372,23 @@ fn emergency_in_force(
     // Moved, perhaps: what stands in it says that this vault has used it. An equal path says nothing, for what should be
     // mounted there may not be.
     match places.was_armed() {
-        Ok(true) => places.look_away(is_ours).map(|()| path).map_err(|e| match e.kind() {
-            io::ErrorKind::ResourceBusy => OpenFault::Backing(io::Error::new(
-                e.kind(),
-                format!("emergency directory {}: {e}", places.emergency_path()),
-            )),
-            _ => needed(),
-        }),
+        Ok(true) => {
+            places.look_away(is_ours).map_err(|e| match e.kind() {
+                io::ErrorKind::ResourceBusy => OpenFault::Backing(io::Error::new(
+                    e.kind(),
+                    format!("emergency directory {}: {e}", places.emergency_path()),
+                )),
+                _ => needed(),
+            })?;
+            match places.away().len() {
+                0 => {
+                    log::warn!("{path} holds no segment of the vault: if the last mount wrote there, that data is gone")
+                }
+                1 => log::warn!("{path} holds 1 segment of the vault"),
+                n => log::warn!("{path} holds {n} segments of the vault"),
+            }
+            Ok(path)
+        }
         Ok(false) | Err(_) => Err(needed()),
     }
 }

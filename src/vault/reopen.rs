@@ -90,6 +90,14 @@ impl Shared {
         if is_same {
             return Ok(false);
         }
+        if let (Ok(Some((next, _))), Ok(Some((before, _)))) = (next.identity(), before.identity())
+            && next == before
+        {
+            // The filesystem was never away, so this is a copy, which may lack what was written after it was made.
+            return Err(
+                "another directory lies there now, and the vault's own was moved or removed. Unmount".to_owned()
+            );
+        }
         self.judge(&*next, &in_force)?;
         let lock = match next.lock(LOCK) {
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {

@@ -13,7 +13,7 @@ use crate::base::lock::{Held, Shared as _};
 use crate::format::segment::SegmentInfo;
 use crate::seal::VaultKeys;
 use crate::segment::{SegmentContext, path};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::sync::{Arc, Mutex, RwLock};
 
@@ -26,6 +26,25 @@ pub struct OpenSegment {
     pub context: Arc<SegmentContext>,
     /// Its file.
     pub file: Arc<dyn BackingFile>,
+}
+
+impl OpenSegment {
+    /// Whether the segment's name in `dir` still leads to this file: nobody has removed it or put another in its place.
+    /// Without `by_path` only the number of the file's names is asked, which takes a microsecond. A directory that does
+    /// not answer proves nothing.
+    pub fn keeps_name(&self, dir: impl FnOnce() -> io::Result<Arc<dyn Backing>>, by_path: bool) -> bool {
+        let has_links = self.file.links().map_or(true, |links| links > 0);
+        if has_links && !by_path {
+            return true;
+        }
+        match dir().and_then(|dir| dir.open(&path(self.context.id), Open::Read, Cache::Buffered)) {
+            Ok(there) => match (there.identity(), self.file.identity()) {
+                (Ok(Some(there)), Ok(Some(ours))) => there == ours,
+                _ => has_links,
+            },
+            Err(e) => has_links && e.kind() != io::ErrorKind::NotFound,
+        }
+    }
 }
 
 /// The master keys of the open vault. The one in force gives way to another when somebody asks for that (`new_key`).
@@ -58,12 +77,29 @@ pub struct Segments {
     open: Mutex<HashMap<SegmentId, Arc<OpenSegment>>>,
     /// Segments begun since the mount: the index learns of one only when the first commit with data in it retires.
     written: Mutex<HashMap<SegmentId, SegmentInfo>>,
+    names: Mutex<Names>,
+}
+
+/// Which segments should have a name.
+#[derive(Default)]
+struct Names {
+    /// Begun since the mount, and not removed by the vault.
+    begun: BTreeSet<SegmentId>,
+    /// Needed and absent already when the vault was opened.
+    absent_before: BTreeSet<SegmentId>,
+    /// Removed by another program since, and not written again.
+    lost: BTreeSet<SegmentId>,
+    /// Found by the flusher to have lost their names.
+    suspects: BTreeSet<SegmentId>,
+    /// Replaced by another program, and not written again.
+    replaced: BTreeSet<SegmentId>,
 }
 
 impl Segments {
     /// An empty table.
     pub fn new(everywhere: Arc<dyn Backing>, keyring: Arc<Keyring>, suite: SuiteId, vault: VaultId) -> Self {
-        Segments { everywhere, keyring, suite, vault, open: Mutex::default(), written: Mutex::default() }
+        let (open, written, names) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Segments { everywhere, keyring, suite, vault, open, written, names }
     }
 
     /// The master keys, as they are now.
@@ -86,6 +122,7 @@ impl Segments {
     pub fn begin(&self, segment: &Arc<OpenSegment>) {
         let c = &segment.context;
         self.written.held().insert(c.id, c.info());
+        self.names.held().begun.insert(c.id);
         self.add(segment);
     }
 
@@ -95,7 +132,7 @@ impl Segments {
     }
 
     /// A segment that is open already.
-    fn known(&self, id: SegmentId) -> Option<Arc<OpenSegment>> {
+    pub fn known(&self, id: SegmentId) -> Option<Arc<OpenSegment>> {
         self.open.held().get(&id).cloned()
     }
 
@@ -117,9 +154,79 @@ impl Segments {
         Ok(segment)
     }
 
+    /// Replaces the file of an open segment by another with the same bytes.
+    pub fn go_over_to(&self, segment: &OpenSegment, file: Arc<dyn BackingFile>) {
+        let context = Arc::clone(&segment.context);
+        self.open.held().insert(context.id, Arc::new(OpenSegment { context, file }));
+    }
+
     /// Forgets an open segment: the next reader opens it where it lies then.
     pub fn forget(&self, id: SegmentId) {
         self.open.held().remove(&id);
+    }
+
+    /// Forgets a segment whose file the vault is about to remove: nobody shall look for it.
+    pub fn forget_removed(&self, id: SegmentId) {
+        self.names.held().begun.remove(&id);
+        self.forget(id);
+    }
+
+    /// Segments begun since the mount that the vault has not removed.
+    pub fn begun(&self) -> BTreeSet<SegmentId> {
+        self.names.held().begun.clone()
+    }
+
+    /// Takes note that the name of a segment does not lead to its file.
+    pub fn suspect(&self, id: SegmentId) {
+        self.names.held().suspects.insert(id);
+    }
+
+    /// Gives the segments that were suspected since the last call, as far as the vault has not removed them itself.
+    pub fn take_suspects(&self) -> BTreeSet<SegmentId> {
+        let mut names = self.names.held();
+        let suspects = std::mem::take(&mut names.suspects);
+        suspects.intersection(&names.begun).copied().collect()
+    }
+
+    /// Takes note that another file has the name of a segment, which could not be written again.
+    pub fn lose_to_another(&self, id: SegmentId) {
+        self.names.held().replaced.insert(id);
+    }
+
+    /// Whether another program has removed the file of a segment that is open, or may have.
+    pub fn needs_look(&self) -> bool {
+        if !self.names.held().suspects.is_empty() {
+            return true;
+        }
+        let open: Vec<_> = self.open.held().values().cloned().collect();
+        open.iter().any(|segment| segment.file.links().is_ok_and(|links| links == 0))
+    }
+
+    /// Sets which needed segments were absent when the vault was opened.
+    pub fn set_absent_before(&self, absent: BTreeSet<SegmentId>) {
+        self.names.held().absent_before = absent;
+    }
+
+    /// Takes note that a segment was removed by another program, and could not be written again.
+    pub fn lose(&self, id: SegmentId) {
+        self.names.held().lost.insert(id);
+    }
+
+    /// Keeps only those lost segments that are still absent.
+    pub fn keep_lost(&self, is_absent: impl Fn(SegmentId) -> bool) {
+        self.names.held().lost.retain(|id| is_absent(*id));
+    }
+
+    /// Whether the absence of a segment was reported before.
+    pub fn is_known_absent(&self, id: SegmentId) -> bool {
+        let names = self.names.held();
+        names.lost.contains(&id) || names.absent_before.contains(&id)
+    }
+
+    /// Segments that another program has removed since the mount, and whose data is lost.
+    pub fn lost(&self) -> Vec<SegmentId> {
+        let names = self.names.held();
+        names.lost.union(&names.replaced).copied().collect()
     }
 
     /// Forgets every open segment: their directory was opened anew.

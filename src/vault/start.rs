@@ -7,6 +7,7 @@
 use super::ahead::{Prefetcher, Wishes};
 use super::checkpoint::{self, Housekeeper};
 use super::cleaner::Cleaner;
+use super::fault::names_of;
 use super::flusher::{Flusher, Flushes};
 use super::handover::InForce;
 use super::holes::Maps;
@@ -28,7 +29,7 @@ use super::state::{Event, Machine};
 use super::step::{Actor, Stepper};
 use super::verifier::Verifier;
 use super::window::Windows;
-use super::{OpenFault, OpenOptions, Running, Vault, cache, snapshot, stats, totals};
+use super::{OpenFault, OpenOptions, Running, Vault, cache, presence, snapshot, stats, totals};
 use crate::backing::Backing;
 use crate::base::id::SegmentId;
 use crate::base::limits::CHUNK_BYTES;
@@ -211,6 +212,18 @@ pub(super) fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sy
     shared.index.seal_derived();
     checkpoint::store(&shared, found.position, found.counters, first, false)
         .inspect_err(|e| log::error!("what was recovered could not be stored in the first checkpoint: {e}"))?;
+    let absent = presence::note_absent(&shared).unwrap_or_else(|fault| {
+        log::warn!("the segments cannot be looked for: {fault}");
+        Vec::new()
+    });
+    if !absent.is_empty() {
+        let names = names_of(&absent);
+        let said = format!(
+            "missing from the vault, so that the data in there cannot be read: {names}. Put this back from a copy, \
+             or restore the files that strongroom check names"
+        );
+        shared.stats.error(shared.world.now(), said);
+    }
     if is_away {
         shared.happened(Event::OpenedAway, "segments lie in the emergency directory");
         shared.bring_home.store(true, std::sync::atomic::Ordering::SeqCst);

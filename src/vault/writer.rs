@@ -26,6 +26,8 @@ use std::time::Instant;
 pub struct Writer {
     /// The segment.
     pub segment: Arc<OpenSegment>,
+    /// Whether the filesystem tells by its path that the file is the one that is open.
+    pub is_comparable: bool,
     /// Where its next group goes.
     pub position: u64,
     /// Commits since the last look at how small they are.
@@ -78,11 +80,23 @@ impl Writer {
         shared.space.set_prepared(0);
         drop(making);
         let segment = Arc::new(OpenSegment { context: Arc::clone(context), file });
+        let is_comparable = segment.keeps_name(|| shared.places.of(place), true);
         let builder = GroupBuilder::new(context, spare_buffer(shared));
         let (position, step_end, next_group, samples) = (0, 0, 0, Vec::new());
         let (taken, watch) = (0, (place == Place::Primary).then(|| Arc::clone(&shared.space)));
-        let mut writer =
-            Writer { segment, position, step_commits, allocated, taken, watch, step_end, next_group, builder, samples };
+        let mut writer = Writer {
+            segment,
+            is_comparable,
+            position,
+            step_commits,
+            allocated,
+            taken,
+            watch,
+            step_end,
+            next_group,
+            builder,
+            samples,
+        };
         writer.look_what_is_taken();
         Ok(writer)
     }

@@ -195,6 +195,12 @@ impl BackingFile for HeldFile {
         (self.before)(Call::Punch, &self.path);
         self.file.punch(offset, len)
     }
+    fn links(&self) -> io::Result<u64> {
+        self.file.links()
+    }
+    fn identity(&self) -> io::Result<Option<(u64, u64)>> {
+        self.file.identity()
+    }
     fn is_direct(&self) -> bool {
         true
     }

@@ -564,6 +564,12 @@ impl BackingFile for MemoryFile {
     fn taken_bytes(&self) -> io::Result<u64> {
         Ok(self.disk.held().files.get(&self.id).map_or(0, |f| f.bytes.held_bytes()))
     }
+    fn links(&self) -> io::Result<u64> {
+        Ok(self.disk.held().names.values().filter(|node| **node == Node::File(self.id)).count() as u64)
+    }
+    fn identity(&self) -> io::Result<Option<(u64, u64)>> {
+        Ok(Some((0, self.id)))
+    }
     fn is_direct(&self) -> bool {
         !self.directness.has_refused()
     }
