@@ -142,9 +142,11 @@ fn with_allow_root_nobody_comes_in_beside_owner_and_root() {
     let place = tempfile::Builder::new().prefix("user-").tempdir_in("/var/tmp").unwrap();
     fs::set_permissions(place.path(), fs::Permissions::from_mode(0o755)).unwrap();
     fs::copy(strongroom(), place.path().join("strongroom")).unwrap();
-    // In a mount namespace of its own, so that the machine's configuration stays as it is.
+    // In a mount namespace of its own, so that the machine's configuration stays as it is. Mounts of other tests, which the
+    // namespace begins with as well, are not held.
     let script = r#"
         set -eu; cd "$0"
+        awk '/ - fuse.strongroom / { print $5 }' /proc/self/mountinfo | xargs -r -n1 umount -l
         echo user_allow_other > fuse.conf; mount --bind fuse.conf /etc/fuse.conf
         mknod -m 666 fuse c 10 229; mount --bind fuse /dev/fuse
         mkdir mnt state; echo 'a passphrase for a user' > password; chmod 600 password
