@@ -79,7 +79,7 @@ impl Ground<'_> {
 
 /// Writes that the vault of a mount has refused so far; `None` if it does not say.
 pub fn refused(mountpoint: &Path) -> Option<u64> {
-    let stats = mountpoint.join(".storage/stats.json");
+    let stats = mounts::storage(mountpoint).join("stats.json");
     let look = reach::within(ANSWER_WAIT, &[], || Ok(Look::at(&stats).line().into_bytes()), || ());
     let line = look.ok().flatten()?.ok()?;
     Look::of_line(str::from_utf8(&line).ok()?).refused
