@@ -452,7 +452,7 @@ fn data_that_lies_in_a_missing_segment_does_not_read() {
 }
 
 #[test]
-fn a_damaged_index_is_rebuilt_or_said_and_never_a_panic() {
+fn a_damaged_index_is_found_and_mended_and_never_a_panic() {
     let disk = &healthy().disk;
     let [name] = &disk.list("index").unwrap()[..] else { panic!("one index file") };
     let path = format!("index/{name}");
@@ -463,6 +463,12 @@ fn a_damaged_index_is_rebuilt_or_said_and_never_a_panic() {
         hurt.flip_bit(&path, (page * 4096 + 1000) * 8);
         let found = checked(&hurt, false);
         assert!(found.iter().all(|f| f.kind().starts_with("index-")), "page {page}: {found:?}");
+        let Repaired { mended, left } = repaired(&hurt);
+        assert!(
+            left.is_empty() && mended.is_empty() == found.is_empty(),
+            "page {page}: left {left:?} after {mended:?}"
+        );
+        assert_eq!(checked(&hurt, true), [], "page {page}");
     }
 }
 

@@ -1004,7 +1004,7 @@ fn what_the_parser_refuses_is_a_complaint_of_ours_and_json_if_asked() {
 fn the_callers_limits_do_not_bind_the_daemon() {
     let desk = Desk::new();
     let script = r#"
-        ulimit -S -n 20; ulimit -S -f 8; umask 0777
+        ulimit -S -n 20; ulimit -S -f 8; ulimit -S -v 150000; ulimit -S -d 100000; umask 0777
         "$0" mount --password-file pass vault mnt
         ulimit -S -f unlimited
         head -c 3000000 /dev/zero | tr '\0' x >mnt/big; chmod 600 mnt/big; cmp <(head -c 3000000 /dev/zero | tr '\0' x) mnt/big

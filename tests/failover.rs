@@ -685,3 +685,23 @@ fn segments_that_another_program_removes_from_the_emergency_directory_are_writte
     }
     vault.close().unwrap();
 }
+
+#[test]
+fn header_files_that_are_removed_below_an_open_vault_are_written_again() {
+    for closed in [true, false] {
+        let pair = Pair::new();
+        let vault = pair.open();
+        write(&vault, 9, 0, b"kept").unwrap();
+        for name in ["vault.toml", "vault.toml.copy"] {
+            pair.home.remove(name).unwrap();
+        }
+        if closed {
+            vault.close().unwrap();
+        } else {
+            vault.sync_wait().unwrap();
+            vault.checkpoint().unwrap();
+        }
+        assert!(vault.stats().errors().iter().any(|line| line.text.contains("vault.toml was gone")));
+        assert_eq!(read(&pair.cut().open(), 9, 4), b"kept", "closed: {closed}");
+    }
+}

@@ -171,3 +171,24 @@ fn any_one_file_lost_or_overwritten_is_named_by_the_paths_it_costs() {
     assert_eq!(segments, LEASES);
     assert!(costly >= 3 * LEASES, "the damage to {segments} segments was felt {costly} times");
 }
+
+#[test]
+fn a_whole_directory_that_is_lost_is_made_anew() {
+    let whole = tempfile::tempdir().unwrap();
+    vault::create(&backing(whole.path()), &unlock(), &CreateOptions::default(), &world()).unwrap();
+    let fs = opened(whole.path());
+    write(&fs, 1);
+    fs.vault().close().unwrap();
+    drop(fs);
+    for lost in ["index", "snapshots"] {
+        let dir = copied(whole.path());
+        fs::remove_dir_all(dir.path().join(lost)).unwrap();
+        let fs = opened(dir.path());
+        assert!(reads(&fs, 1, lost), "without {lost}");
+        write(&fs, 2);
+        fs.vault().close().unwrap();
+        drop(fs);
+        let again = opened(dir.path());
+        assert!(reads(&again, 1, lost) && reads(&again, 2, lost));
+    }
+}

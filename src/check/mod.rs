@@ -69,10 +69,31 @@ pub fn check_locked(
     let copies = locked.spoiled_copies(unlock)?;
     let locked = locked.shadow();
     let options = OpenOptions { workers: 1, read_only: true, ..OpenOptions::default() };
-    let vault = locked.open(unlock, &options, Arc::clone(world))?;
-    let (findings, _) = look(&vault, read_data, progress)?;
-    vault.close()?;
+    let vault = match locked.open(unlock, &options, Arc::clone(world)) {
+        Err(OpenFault::Index(why)) => {
+            return Ok(copies.into_iter().map(copy_finding).chain([Finding::IndexUnreadable { why }]).collect());
+        }
+        opened => opened?,
+    };
+    let (mut findings, _) = look(&vault, read_data, progress)?;
+    if let Some(unread) = unread_index(vault.close())?
+        && !findings.iter().any(is_unread_index)
+    {
+        findings.push(unread);
+    }
     Ok(copies.into_iter().map(copy_finding).chain(findings).collect())
+}
+
+/// Makes a finding of an index that does not read: the rest of it is out of reach, and what was found until then holds.
+fn unread_index(did: Result<(), VaultFault>) -> Result<Option<Finding>, OpenFault> {
+    match did {
+        Err(VaultFault::Index(why)) => Ok(Some(Finding::IndexUnreadable { why: why.to_string() })),
+        other => Ok(other.map(|()| None)?),
+    }
+}
+
+fn is_unread_index(finding: &Finding) -> bool {
+    matches!(finding, Finding::IndexUnreadable { .. })
 }
 
 /// Looks an open vault over.
@@ -87,7 +108,7 @@ fn look(vault: &Vault, read_data: Share, progress: &dyn Fn(u64, u64)) -> Result<
     for file in vault.stray_files()? {
         survey.found(Finding::StrayFile { file });
     }
-    let looked = survey.run();
+    let looked = unread_index(survey.run());
     // As much of them as of the data: nothing but their beginning, or all.
     for SpoiledSnapshot { number, why, is_unread } in vault.spoiled_snapshots(read_data != Share::Nothing)? {
         survey.found(match is_unread {
@@ -96,11 +117,7 @@ fn look(vault: &Vault, read_data: Share, progress: &dyn Fn(u64, u64)) -> Result<
         });
     }
     let (mut findings, nodes) = survey.finish();
-    match looked {
-        // The rest of the index is out of reach; what was found until then holds.
-        Err(VaultFault::Index(why)) => findings.push(Finding::IndexUnreadable { why: why.to_string() }),
-        other => other?,
-    }
+    findings.extend(looked?);
     Ok((findings, nodes))
 }
 

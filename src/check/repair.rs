@@ -10,7 +10,7 @@
 use super::finding::Finding;
 use super::mender::{Mender, Owner, PHASE_LAST, phase};
 use super::share::Share;
-use super::{copy_finding, derived, look};
+use super::{copy_finding, derived, is_unread_index, look, unread_index};
 use crate::base::world::World;
 use crate::seal::Unlock;
 use crate::vault::{Locked, OpenFault, OpenOptions, ROOTS, SpoiledSnapshot, Vault};
@@ -118,7 +118,7 @@ impl Repair<'_> {
         }
         // The log as it is, with another index; then, with the index as it is, what contradicts itself passed over; then both.
         for (rebuild_index, salvage) in [(true, false), (false, true), (true, true)] {
-            let Err(OpenFault::Damaged(why)) = &opened else { break };
+            let Err(OpenFault::Damaged(why) | OpenFault::Index(why)) = &opened else { break };
             log::warn!("the vault does not open: {why}");
             means = OpenOptions { rebuild_index, salvage, ..means };
             opened = self.try_open((self.again)()?, &means);
@@ -144,17 +144,18 @@ impl Repair<'_> {
     fn derive_anew(&mut self, vault: Arc<Vault>) -> Result<Arc<Vault>, OpenFault> {
         let (before, _) = self.look(&vault, Share::Nothing)?;
         self.first = before.clone();
-        let wrong = |f: &Finding| derived::is_about(f) || matches!(f, Finding::IndexUnreadable { .. });
+        let wrong = |f: &Finding| derived::is_about(f) || is_unread_index(f);
         if !before.iter().any(wrong) {
             return Ok(vault);
         }
-        vault.close()?;
+        // Its last checkpoint may need a page that does not read.
+        unread_index(vault.close())?;
         drop(vault);
         let again = |options: OpenOptions| self.try_open((self.again)()?, &options);
         // From all of the log, where it is all there: a snapshot has what the index had when it was taken.
         let vault = match again(OpenOptions { rebuild_index: true, whole_log: true, ..options() }) {
             // The log has lost what this needs: the index as it is knows more.
-            Err(OpenFault::Damaged(why)) => {
+            Err(OpenFault::Damaged(why) | OpenFault::Index(why)) => {
                 log::warn!("the index cannot be made anew from the log: {why}");
                 return again(options());
             }

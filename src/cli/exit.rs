@@ -108,9 +108,11 @@ impl Failure {
             OpenFault::Header(short @ HeaderFault::KeyFileTooShort { .. }) => {
                 Failure::new(Exit::NoKey, format!("{at}: {short}"))
             }
-            OpenFault::Header(_) | OpenFault::Damaged(_) | OpenFault::RootsLost | OpenFault::KeyMissing { .. } => {
-                Failure::new(Exit::Damaged, format!("{at}: {fault}"))
-            }
+            OpenFault::Header(_)
+            | OpenFault::Damaged(_)
+            | OpenFault::Index(_)
+            | OpenFault::RootsLost
+            | OpenFault::KeyMissing { .. } => Failure::new(Exit::Damaged, format!("{at}: {fault}")),
             OpenFault::RolledBack { .. } | OpenFault::HeaderPutBack { .. } | OpenFault::OlderKey { .. } => {
                 Failure::new(Exit::RolledBack, format!("{at}: {fault}"))
             }

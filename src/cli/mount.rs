@@ -197,7 +197,7 @@ fn plan(args: &Args) -> Result<Plan, Failure> {
     let mountpoint = usable_mountpoint(&args.mountpoint, &vault)?;
     // Before anybody is asked for a passphrase.
     places::refuse_mounted(&vault)?;
-    process::refuse_narrow(&vault)?;
+    process::refuse_narrow(&vault, options.budget_bytes.unwrap_or(BUDGET_BYTES_DEFAULT))?;
     let log = log_place(&options, args.foreground, &vault, &mountpoint)?;
     if let Some(options::Emergency::Dir(dir)) = &options.emergency {
         emergency::refuse_hidden(dir, &mountpoint)?;

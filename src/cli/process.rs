@@ -1,8 +1,8 @@
 //! Frees this process from the limits and habits of its caller.
 //!
 //! Promise: files are made for their owner alone, whatever the caller's umask; a file-size limit that can be raised is
-//! raised, and one that cannot is an error of the write (EFBIG) and never a signal; as many files may be open as the
-//! system allows. A daemon knows when the terminal of its foreground is gone.
+//! raised, and one that cannot is an error of the write (EFBIG) and never a signal; as many files may be open, and as much
+//! memory be had, as the system allows. A daemon knows when the terminal of its foreground is gone.
 //! Called by: `cli::run`, first; `mount`. On failure: what cannot be raised stays, and `mount` names it.
 
 use super::exit::{Exit, Failure};
@@ -15,6 +15,8 @@ const FILE_BYTES_MIN: u64 = 1 << 30;
 /// Files that a mount has open at once: one per thread for the kernel's device, the log, the index, and segments being
 /// read, with much to spare.
 const FILES_MIN: u64 = 128;
+/// Memory that a mount has beside its budget, most of it addresses that are never touched: stacks and holes of the allocator.
+const MEMORY_BESIDE_BUDGET_BYTES: u64 = 512 << 20;
 
 /// Prepares this process, before anything is opened or made.
 pub fn prepare() {
@@ -23,10 +25,10 @@ pub fn prepare() {
         libc::umask(0o077);
         libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
     }
-    for limit in [libc::RLIMIT_FSIZE, libc::RLIMIT_NOFILE] {
+    for limit in [libc::RLIMIT_FSIZE, libc::RLIMIT_NOFILE, libc::RLIMIT_AS, libc::RLIMIT_DATA] {
         let Some(mut now) = limit_of(limit) else { continue };
         // SAFETY: only asks, and cannot fail.
-        if limit == libc::RLIMIT_FSIZE && unsafe { libc::geteuid() } == 0 {
+        if limit != libc::RLIMIT_NOFILE && unsafe { libc::geteuid() } == 0 {
             now.rlim_max = libc::RLIM_INFINITY;
         }
         now.rlim_cur = now.rlim_max;
@@ -36,7 +38,7 @@ pub fn prepare() {
 }
 
 /// Refuses to mount where a limit of the caller would make the vault fail later.
-pub fn refuse_narrow(vault: &Path) -> Result<(), Failure> {
+pub fn refuse_narrow(vault: &Path, budget_bytes: u64) -> Result<(), Failure> {
     let below = |limit, least: u64| limit_of(limit).map(|now| now.rlim_cur).filter(|most| *most < least);
     let refuse = |what: String| Err(Failure::new(Exit::Unexpected, format!("{}: {what}", vault.display())));
     if let Some(most) = below(libc::RLIMIT_FSIZE, FILE_BYTES_MIN) {
@@ -49,6 +51,16 @@ pub fn refuse_narrow(vault: &Path) -> Result<(), Failure> {
         return refuse(format!(
             "this process may open {most} files at most (ulimit -H -n), and a mount needs {FILES_MIN}: raise the limit"
         ));
+    }
+    let least = budget_bytes.saturating_add(MEMORY_BESIDE_BUDGET_BYTES);
+    for (limit, letter) in [(libc::RLIMIT_AS, 'v'), (libc::RLIMIT_DATA, 'd')] {
+        if let Some(most) = below(limit, least) {
+            let (most, least) = (size::show(most), size::show(least));
+            return refuse(format!(
+                "this process may have {most} of memory at most (ulimit -H -{letter}), and a mount with this budget needs {least}: \
+                 raise the limit, or name a smaller budget (-o budget=)"
+            ));
+        }
     }
     Ok(())
 }
@@ -89,6 +101,6 @@ mod tests {
         prepare();
         let files = limit_of(libc::RLIMIT_NOFILE).expect("every system has this limit");
         assert_eq!(files.rlim_cur, files.rlim_max);
-        refuse_narrow(Path::new("/v")).expect("this machine lets a vault be mounted");
+        refuse_narrow(Path::new("/v"), 1 << 30).expect("this machine lets a vault be mounted");
     }
 }

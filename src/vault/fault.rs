@@ -208,6 +208,8 @@ pub enum OpenFault {
     Backing(io::Error),
     /// What is stored contradicts itself.
     Damaged(String),
+    /// The index, which the log can give anew, holds something that cannot be, or its pages are not the ones that were written.
+    Index(String),
     /// Neither root holds; they can be made anew.
     RootsLost,
     /// The emergency directory that the vault was last used with is not there, and may hold what was acknowledged.
@@ -260,6 +262,12 @@ impl fmt::Display for OpenFault {
                 write!(
                     f,
                     "the vault is damaged: {why}; strongroom check --repair on the vault keeps what is left of it"
+                )
+            }
+            OpenFault::Index(why) => {
+                write!(
+                    f,
+                    "the index is damaged: {why}; strongroom check --repair on the vault makes it anew from the log"
                 )
             }
             OpenFault::EmergencyNeeded { path } => write!(
@@ -329,9 +337,8 @@ impl From<io::Error> for OpenFault {
 impl From<VaultFault> for OpenFault {
     fn from(fault: VaultFault) -> Self {
         match fault {
-            VaultFault::Damaged { .. } | VaultFault::Index(_) | VaultFault::Log(_) => {
-                OpenFault::Damaged(fault.to_string())
-            }
+            VaultFault::Damaged { .. } | VaultFault::Log(_) => OpenFault::Damaged(fault.to_string()),
+            VaultFault::Index(why) => OpenFault::Index(why.to_string()),
             VaultFault::KeyMissing { segment, key } => OpenFault::KeyMissing { segment, key },
             VaultFault::Backing(e) => OpenFault::Backing(same_error(&e)),
             VaultFault::BackingFull => OpenFault::Backing(io::Error::from_raw_os_error(libc::ENOSPC)),
@@ -416,6 +423,6 @@ mod tests {
         }
         let damaged = Unreadable::Damaged { position_bytes: 0, what: "the frame's tag" };
         assert!(matches!(OpenFault::from(damaged), OpenFault::Damaged(_)));
-        assert!(matches!(OpenFault::from(IndexFault::Damaged("x".to_owned())), OpenFault::Damaged(_)));
+        assert!(matches!(OpenFault::from(IndexFault::Damaged("x".to_owned())), OpenFault::Index(_)));
     }
 }

@@ -12,7 +12,7 @@
 use super::shared::Shared;
 use super::writer::is_full;
 use super::{HEADER, HEADER_COPY, HeaderRefused, Vault, VaultFault, header_file, root};
-use crate::backing::read_file;
+use crate::backing::{Cache, Open, read_file};
 use crate::base::lock::Held;
 use crate::format::header::HEADER_BYTES_MAX;
 use crate::seal::{Header, HeaderFault, MasterKey, Unlock, header_mark, open_header, read_header, write_header};
@@ -51,13 +51,24 @@ impl InForce {
         self.shown == Shown::This
     }
 
-    /// Before a root is written: writes the header into its files again if a write of them failed. While that does not succeed,
-    /// a crash may leave the one or the other; an error only if no root may be written then.
+    /// Before a root is written: writes the header into its files again if a write of them failed, or somebody has removed
+    /// one. While that does not succeed, a crash may leave the one or the other; an error only if no root may be written then.
     pub fn settle(&mut self, shared: &Shared) -> Result<(), VaultFault> {
-        if self.shown == Shown::This {
+        let is_gone = |name: &&str| {
+            let opened = shared.backing.open(name, Open::Read, Cache::Buffered);
+            opened.is_err_and(|e| e.kind() == io::ErrorKind::NotFound)
+        };
+        let gone = [HEADER, HEADER_COPY].into_iter().find(is_gone);
+        if self.shown == Shown::This && gone.is_none() {
             return Ok(());
         }
-        match self.restore(shared) {
+        let restored = self.restore(shared);
+        if let (Some(name), Ok(())) = (gone, &restored) {
+            shared
+                .stats
+                .error(shared.world.now(), format!("{name} was gone from the backing directory: it is written again"));
+        }
+        match restored {
             Err(fault) if self.shown == Shown::PerhapsOther => {
                 log::warn!("the header could not be written again: {fault}");
                 Ok(())

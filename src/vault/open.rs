@@ -449,9 +449,15 @@ fn open_index(
                 match covered(&index, root) {
                     Ok(Some(at)) if !options.rebuild_index => {
                         let at = From { salvage: options.salvage, ..at };
-                        keys_learnt(&index, from.everywhere, header, from.keys)?;
-                        let found = recover(from.everywhere, from.keys, header.suite, header.vault, &index, &at)?;
-                        return Ok(OpenedIndex { index, found, lost, spared, made: None });
+                        let found = keys_learnt(&index, from.everywhere, header, from.keys).and_then(|()| {
+                            recover(from.everywhere, from.keys, header.suite, header.vault, &index, &at)
+                        });
+                        match found {
+                            Ok(found) => return Ok(OpenedIndex { index, found, lost, spared, made: None }),
+                            // A page that taking the log in needs.
+                            Err(OpenFault::Index(why)) => Some(why),
+                            Err(fault) => return Err(fault),
+                        }
                     }
                     Ok(Some(_)) => {
                         spared = true;
@@ -483,6 +489,12 @@ fn open_index(
     }
     root.index_file += 1;
     let path = index_path(root.index_file);
+    match backing.make_dir("index") {
+        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e.into()),
+        // Somebody has removed it.
+        Ok(()) => backing.sync_dir("")?,
+        Err(_) => {}
+    }
     let new_table =
         || RedbTable::create(backing, &path, key(), Arc::clone(world), cache_bytes).map_err(OpenFault::from);
     let Anew { index, found, snapshot, said } = make_anew(from, &new_table)?;

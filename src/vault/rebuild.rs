@@ -72,7 +72,7 @@ pub fn make_anew(
             Ok((index, found)) if found.lost_records == 0 => {
                 return Ok(Anew { index, found, snapshot: None, said: Vec::new() });
             }
-            Ok(_) | Err(OpenFault::Damaged(_)) => {}
+            Ok(_) | Err(OpenFault::Damaged(_) | OpenFault::Index(_)) => {}
             Err(fault) => return Err(fault),
         }
     }
@@ -116,7 +116,7 @@ pub fn make_anew(
                 said.push("without them the log has lost changes of names and attributes".to_owned());
             }
             Ok((index, found)) => return Ok(Anew { index, found, snapshot: None, said }),
-            Err(OpenFault::Damaged(why)) => said.push(why),
+            Err(OpenFault::Damaged(why) | OpenFault::Index(why)) => said.push(why),
             Err(fault) => return Err(fault),
         }
     }
@@ -148,7 +148,7 @@ fn from_snapshot(
     let from = From { covered: position, replay_from, counters, trusted, salvage, rebuilding: true };
     match replay(sources, &index, &from) {
         Ok(found) => Ok((index, found)),
-        Err(OpenFault::Damaged(why)) => Err(Unfit::Refused(why)),
+        Err(OpenFault::Damaged(why) | OpenFault::Index(why)) => Err(Unfit::Refused(why)),
         Err(fault) => Err(Unfit::Fault(fault)),
     }
 }
