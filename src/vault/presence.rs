@@ -8,7 +8,8 @@
 
 use super::VaultFault;
 use super::home::copy_file;
-use super::place::Place;
+use super::place::{Everywhere, Place};
+use super::recover::list_segments;
 use super::shared::Shared;
 use crate::backing::{Backing, Cache, Open};
 use crate::base::id::SegmentId;
@@ -17,6 +18,7 @@ use crate::format::segment::SegmentInfo;
 use crate::segment::{parse_file_name, path};
 use std::collections::BTreeSet;
 use std::io;
+use std::sync::Arc;
 
 const SEGMENTS: &str = "segments";
 
@@ -67,11 +69,11 @@ fn absent(shared: &Shared, place: Place) -> Result<Vec<SegmentId>, VaultFault> {
     Ok(suspects.into_iter().filter(is_absent).collect())
 }
 
-/// Takes note of the segments that are absent already when the vault is opened, and gives them.
-pub fn note_absent(shared: &Shared) -> Result<Vec<SegmentId>, VaultFault> {
-    let absent = absent(shared, Place::Primary)?;
-    shared.segments.set_absent_before(absent.iter().copied().collect());
-    Ok(absent)
+/// Takes note of the segments that are there when the vault is opened, and gives those that are needed and absent.
+pub fn note_present(shared: &Shared) -> Result<Vec<SegmentId>, VaultFault> {
+    let everywhere = Everywhere(Arc::clone(&shared.places));
+    shared.segments.set_present_before(list_segments(&everywhere)?.into_iter().collect());
+    absent(shared, Place::Primary)
 }
 
 /// Looks for every segment that is needed. What is gone is written again from its open file, or reported as lost.

@@ -85,8 +85,8 @@ pub struct Segments {
 struct Names {
     /// Begun since the mount, and not removed by the vault.
     begun: BTreeSet<SegmentId>,
-    /// Needed and absent already when the vault was opened.
-    absent_before: BTreeSet<SegmentId>,
+    /// There when the vault was opened.
+    present_before: BTreeSet<SegmentId>,
     /// Removed by another program since, and not written again.
     lost: BTreeSet<SegmentId>,
     /// Found by the flusher to have lost their names.
@@ -202,9 +202,9 @@ impl Segments {
         open.iter().any(|segment| segment.file.links().is_ok_and(|links| links == 0))
     }
 
-    /// Sets which needed segments were absent when the vault was opened.
-    pub fn set_absent_before(&self, absent: BTreeSet<SegmentId>) {
-        self.names.held().absent_before = absent;
+    /// Sets which segments were there when the vault was opened.
+    pub fn set_present_before(&self, present: BTreeSet<SegmentId>) {
+        self.names.held().present_before = present;
     }
 
     /// Takes note that a segment was removed by another program, and could not be written again.
@@ -217,10 +217,10 @@ impl Segments {
         self.names.held().lost.retain(|id| is_absent(*id));
     }
 
-    /// Whether the absence of a segment was reported before.
+    /// Whether the absence of a segment was reported before, or it was not there either when the vault was opened.
     pub fn is_known_absent(&self, id: SegmentId) -> bool {
         let names = self.names.held();
-        names.lost.contains(&id) || names.absent_before.contains(&id)
+        names.lost.contains(&id) || !names.present_before.contains(&id) && !names.begun.contains(&id)
     }
 
     /// Segments that another program has removed since the mount, and whose data is lost.

@@ -212,7 +212,7 @@ pub(super) fn start(parts: Parts, options: &OpenOptions, lock: Box<dyn Send + Sy
     shared.index.seal_derived();
     checkpoint::store(&shared, found.position, found.counters, first, false)
         .inspect_err(|e| log::error!("what was recovered could not be stored in the first checkpoint: {e}"))?;
-    let absent = presence::note_absent(&shared).unwrap_or_else(|fault| {
+    let absent = presence::note_present(&shared).unwrap_or_else(|fault| {
         log::warn!("the segments cannot be looked for: {fault}");
         Vec::new()
     });
