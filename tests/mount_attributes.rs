@@ -721,3 +721,34 @@ fn chown_takes_set_id_bits_as_on_ext4_also_where_it_changes_no_owner() {
         assert_eq!(modes_after_chown(&v.mnt), expected);
     }
 }
+
+/// Modes after root has written to a file that has capabilities, which a write takes, and whether these are gone.
+fn modes_after_write(dir: &Path) -> Vec<(u32, bool)> {
+    // CAP_NET_RAW, permitted.
+    let capability: Vec<u8> = [0x0200_0001u32, 1 << 13, 0, 0, 0].iter().flat_map(|word| word.to_le_bytes()).collect();
+    let one = |mode: u32| {
+        let path = dir.join(format!("capable-{mode:o}"));
+        fs::write(&path, b"before").unwrap();
+        fs::set_permissions(&path, PermissionsExt::from_mode(mode)).unwrap();
+        let at = CString::new(path.as_os_str().as_bytes()).unwrap();
+        let (name, value) = (c"security.capability".as_ptr(), capability.as_ptr().cast());
+        // SAFETY: terminated strings, and as many bytes as are named.
+        assert_eq!(unsafe { libc::setxattr(at.as_ptr(), name, value, capability.len(), 0) }, 0);
+        File::options().write(true).open(&path).unwrap().write_all(b"after").unwrap();
+        // SAFETY: terminated strings; only the length is asked for.
+        let has = unsafe { libc::getxattr(at.as_ptr(), name, std::ptr::null_mut(), 0) } >= 0;
+        (fs::metadata(&path).unwrap().mode() & 0o7777, has)
+    };
+    [0o777, 0o6777, 0o6766, 0o2766, 0o4755].map(one).to_vec()
+}
+
+#[test]
+fn a_write_by_root_takes_capabilities_and_leaves_set_id_bits_as_on_ext4() {
+    let _alone = alone();
+    needs_root("set capabilities");
+    let disk = Disk::ext4(16);
+    let expected = modes_after_write(&disk.at);
+    assert!(expected.contains(&(0o6777, false)), "{expected:?}");
+    let v = keyed(&["suid"]);
+    assert_eq!(modes_after_write(&v.mnt), expected);
+}

@@ -246,7 +246,7 @@ impl Filesystem for Requests {
         let task = request.pid();
         self.answer(request, Waits::Changing, ino, move |ground, admitted| {
             let Ground { fs, writes, set_ids, .. } = ground;
-            set_ids.decide(fs, task, Ino(ino.0), &mut set);
+            set_ids.decide(fs, writes.writeback.load(Relaxed), task, Ino(ino.0), &mut set);
             // Who asks was just looked up, since the request may not name the user.
             match ground.run(admitted, OpKind::Setattr, ino, |fs, ino| fs.setattr(&Caller::default(), ino, &set)) {
                 Ok(a) => {

@@ -32,13 +32,17 @@ pub(super) fn dropped_by(fs: &FileSystem, task: u32, ino: Ino) -> bool {
 
 impl SetIds {
     /// Decides for a change of attributes, before it is made.
-    pub(super) fn decide(&self, fs: &FileSystem, task: u32, ino: Ino, set: &mut SetAttr) {
+    pub(super) fn decide(&self, fs: &FileSystem, writeback: bool, task: u32, ino: Ino, set: &mut SetAttr) {
         let times = set.atime.is_some() || set.mtime.is_some();
         // The kernel asks for no change at all where it removes privileges before a write, also one through overlayfs,
         // and for `chown` to nobody. `chown` takes the bits also from a task that a write would let keep them, and that
         // task's writes ask for nothing.
         let no_change = set.mode.is_none() && set.uid.is_none() && set.gid.is_none() && set.size.is_none();
-        set.drop_set_id = no_change && !times || set.size.is_some() && dropped_by(fs, task, ino);
+        // Where the kernel owns the times, `chown` comes with a change time, and a write does not. Elsewhere the two look alike.
+        let is_write = writeback && set.ctime.is_none();
+        let takes_from_all = no_change && !times && !is_write;
+        let asks_the_task = no_change && !times || set.size.is_some();
+        set.drop_set_id = takes_from_all || asks_the_task && dropped_by(fs, task, ino);
         let ends_copy = self.ends_copy(ino, task);
         set.keep_set_id = ends_copy && set.mode.is_none() && set.size.is_none();
     }
