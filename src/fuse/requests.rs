@@ -3,7 +3,7 @@
 //! Promise: decides nothing; every request is answered, also when the call panics (the reply, dropped, answers EIO).
 //! What is not offered is answered with ENOSYS once, and the kernel then does it by itself or does without: open,
 //! opendir, create (the kernel makes the file with MKNOD, since we are the only writer nothing can come between), flush,
-//! access, copy_file_range. Called by: `fuser`'s threads. On failure: the errno that `fs::errno` decided.
+//! access. Called by: `fuser`'s threads. On failure: the errno that `fs::errno` decided.
 
 use super::attr::{GENERATION, KEEP, file_attr, no_entry, sent, set_time};
 use super::background::Background;
